@@ -1,0 +1,27 @@
+"""Exact deep-metric-learning losses at large batch: the N×N matrix never exists."""
+
+from . import _backend, _library
+from ._backend import get_backend, get_float32_precision, set_backend, set_float32_precision, use_backend
+from ._version import __version__
+from .ops import nearest_positive, pairwise, ranked_list
+
+for _namespace in _backend.namespaces.values():
+    _library.define(_namespace)
+for _op in (pairwise, ranked_list, nearest_positive):
+    _op.register()
+_library.load_native()
+_backend.read_environment()
+
+from . import functional, losses, miners  # noqa: E402  (they call operators that the lines above define)
+
+__all__ = [
+    "__version__",
+    "functional",
+    "get_backend",
+    "get_float32_precision",
+    "losses",
+    "miners",
+    "set_backend",
+    "set_float32_precision",
+    "use_backend",
+]

@@ -1,0 +1,106 @@
+"""Checks of the public functions: each error names the function, the argument, what was expected and what came."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class PairInputs(NamedTuple):
+    """The pair arguments as the operators take them: one dtype, int64 labels and ids."""
+
+    embeddings: Tensor  # (M, D)
+    labels: Tensor  # (M,)
+    ref_emb: Tensor | None  # (N, D)
+    ref_labels: Tensor | None  # (N,)
+    ids: Tensor | None  # (M,)
+    ref_ids: Tensor | None  # (N,)
+    ignore_index: int | None
+    normalize: bool
+
+
+def fail(op: str, argument: str, expected: str, got: object) -> None:
+    raise ValueError(f"{op}: {argument} must be {expected}, got {got}")
+
+
+def one_of(op: str, argument: str, value: object, choices: Sequence[str]) -> None:
+    if value not in choices:
+        fail(op, argument, " or ".join(repr(c) for c in choices), repr(value))
+
+
+def matrix(op: str, argument: str, value: object, columns: str = "(M, D)") -> Tensor:
+    """A floating (rows, D) tensor."""
+    if not isinstance(value, Tensor):
+        fail(op, argument, f"a {columns} tensor", type(value).__name__)
+    assert isinstance(value, Tensor)
+    if value.ndim != 2:
+        fail(op, argument, columns, tuple(value.shape))
+    if value.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        fail(op, argument, "float64, float32, bfloat16 or float16", value.dtype)
+    return value
+
+
+def same_width(op: str, x: Tensor, y: Tensor, argument: str, columns: str) -> None:
+    if y.shape[1] != x.shape[1]:
+        fail(op, argument, f"{columns} with D={x.shape[1]}", tuple(y.shape))
+    if y.device != x.device:
+        fail(op, argument, f"on {x.device} like the first argument", y.device)
+
+
+def integers(op: str, argument: str, value: object, like: Tensor, rows: str) -> Tensor:
+    """A (rows,) integer or bool tensor, as int64."""
+    if not isinstance(value, Tensor):
+        fail(op, argument, f"a ({rows},) integer tensor", type(value).__name__)
+    assert isinstance(value, Tensor)
+    if value.is_floating_point() or value.is_complex():
+        fail(op, argument, f"a ({rows},) tensor of integers (one class per row)", value.dtype)
+    if value.ndim != 1 or value.shape[0] != like.shape[0]:
+        fail(op, argument, f"({rows},) with {rows}={like.shape[0]}", tuple(value.shape))
+    if value.device != like.device:
+        fail(op, argument, f"on {like.device} like the embeddings", value.device)
+    return value.to(torch.int64)
+
+
+def pair_inputs(
+    op: str,
+    embeddings: object,
+    labels: object,
+    ref_emb: object = None,
+    ref_labels: object = None,
+    ids: object = None,
+    ref_ids: object = None,
+    ignore_index: int | None = None,
+    normalize: bool = True,
+) -> PairInputs:
+    """Check and promote what every pair function takes (DESIGN of the public API: self mode without `ref_emb`)."""
+    x = matrix(op, "embeddings", embeddings)
+    y = integers(op, "labels", labels, x, "M")
+    query_ids = None if ids is None else integers(op, "ids", ids, x, "M")
+    if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, int)):
+        fail(op, "ignore_index", "an int or None", repr(ignore_index))
+    if ref_emb is None:
+        for name, value in (("ref_labels", ref_labels), ("ref_ids", ref_ids)):
+            if value is not None:
+                fail(op, name, "None without ref_emb", "a tensor")
+        return PairInputs(x, y, None, None, query_ids, None, ignore_index, normalize)
+
+    g = matrix(op, "ref_emb", ref_emb, "(N, D)")
+    same_width(op, x, g, "ref_emb", "(N, D)")
+    if ref_labels is None:
+        fail(op, "ref_labels", "given with ref_emb", None)
+    h = integers(op, "ref_labels", ref_labels, g, "N")
+    if (ids is None) != (ref_ids is None):
+        fail(op, "ref_ids" if ref_ids is None else "ids", "given together with the other one in reference mode", None)
+    gallery_ids = None if ref_ids is None else integers(op, "ref_ids", ref_ids, g, "N")
+    common = torch.promote_types(x.dtype, g.dtype)
+    return PairInputs(x.to(common), y, g.to(common), h, query_ids, gallery_ids, ignore_index, normalize)
+
+
+def finite(op: str, *tensors: Tensor | None) -> None:
+    """The reference's `check_finite=True`; the kernels check inside the operator."""
+    for tensor in tensors:
+        if tensor is not None and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{op}: embeddings and ref_emb must be finite (check_finite=True), got NaN or Inf")

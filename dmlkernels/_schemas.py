@@ -1,0 +1,60 @@
+"""Every operator's schema, once. C++, CUDA and Triton register implementations of exactly these strings.
+
+M queries, N gallery rows (N = M and the pair (i, i) is left out when `ref_emb` is None), D features. A forward returns
+what its backward needs; every output but the first of a loss, and the distances of a selection, is non-differentiable.
+"""
+
+TILE = 128
+"""Side of the tiles of pairs of which `tile_active` keeps one byte each; the same in every backend."""
+
+ROW_STATS = ("log_denom_pos", "log_denom_neg", "loss_pos", "loss_neg", "count_pos", "count_neg", "dist_pos", "dist_neg")
+"""Rows of ranked_list's `row_stats (8, M)`: log of the weights' denominators, the two losses, then size and summed
+distance of the non-trivial sets."""
+
+_PAIR = (
+    "Tensor embeddings, "  # (M, D) float64 | float32 | bfloat16 | float16
+    "Tensor labels, "  # (M,) int64
+    "Tensor? ref_emb, "  # (N, D), dtype of embeddings
+    "Tensor? ref_labels, "  # (N,) int64
+    "Tensor? ids, "  # (M,) int64; pairs of equal ids are excluded
+    "Tensor? ref_ids, "  # (N,) int64
+    "int? ignore_index, "
+    "bool normalize"
+)
+
+_RANKED_LIST = (
+    "float alpha, float margin, float pos_temperature, float neg_temperature, float pos_weight, float neg_weight, "
+    "bool weight_grad, str grad, str positive, str eps_mode, str precision, bool deterministic"
+)
+
+SCHEMAS = {
+    # x (M, D), y (N, D) | None -> out (M, N), dtype of x
+    "pairwise_fwd": "(Tensor x, Tensor? y, str metric, bool normalize, str precision) -> Tensor",
+    # grad_out (M, N) -> grad_x (M, D), grad_y (N, D) | (0, D) without y
+    "pairwise_bwd": (
+        "(Tensor grad_out, Tensor x, Tensor? y, str metric, bool normalize, str precision) -> (Tensor, Tensor)"
+    ),
+    # -> loss (M,), row_stats (8, M), easy_index (M,) | (0,), tile_active (ceil(M/TILE), ceil(N/TILE)) uint8
+    "ranked_list_fwd": f"({_PAIR}, {_RANKED_LIST}, bool check_finite) -> (Tensor, Tensor, Tensor, Tensor)",
+    # grad_loss (M,) -> grad_embeddings (M, D), grad_ref (N, D) | (0, D) unless need_grad_ref
+    "ranked_list_bwd": (
+        f"(Tensor grad_loss, {_PAIR}, Tensor row_stats, Tensor easy_index, Tensor tile_active, {_RANKED_LIST}, "
+        "bool need_grad_ref) -> (Tensor, Tensor)"
+    ),
+    # -> distance (M,), index (M,) int64
+    "nearest_positive_fwd": f"({_PAIR}, str precision, bool check_finite) -> (Tensor, Tensor)",
+    # grad_distance (M,), index (M,) -> grad_embeddings (M, D), grad_ref (N, D) | (0, D) unless need_grad_ref
+    "nearest_positive_bwd": (
+        "(Tensor grad_distance, Tensor embeddings, Tensor? ref_emb, Tensor index, bool normalize, bool need_grad_ref)"
+        " -> (Tensor, Tensor)"
+    ),
+    # -> pos_distance (M,), pos_index (M,) int64, neg_distance (M,), neg_index (M,) int64
+    "mine_fwd": (
+        f"({_PAIR}, str positive, str negative, str precision, bool check_finite) -> (Tensor, Tensor, Tensor, Tensor)"
+    ),
+    # grad_pos, grad_neg (M,) -> grad_embeddings (M, D), grad_ref (N, D) | (0, D) unless need_grad_ref
+    "mine_bwd": (
+        "(Tensor grad_pos, Tensor grad_neg, Tensor embeddings, Tensor? ref_emb, Tensor pos_index, Tensor neg_index, "
+        "bool normalize, bool need_grad_ref) -> (Tensor, Tensor)"
+    ),
+}

@@ -1,0 +1,50 @@
+"""What every pair loss shares: the constructor's options of the pair functions, and `last_stats`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def mean_of(total: Tensor, count: Tensor) -> Tensor:
+    """total / count, 0 where the count is 0."""
+    return total / count.clamp_min(1)
+
+
+class PairLoss(nn.Module):
+    """A loss of (embeddings, labels), optionally against a gallery (ref_emb, ref_labels).
+
+    Args:
+        normalize: L2-normalise the rows.
+        ignore_index: rows of this label take no part.
+        check_finite: raise for NaN or Inf; by default they make the loss NaN.
+
+    Attributes:
+        last_stats: what people watch in training, from the last forward: a dict of detached () tensors, which costs no
+            synchronisation until it is read.
+    """
+
+    def __init__(self, normalize: bool = True, ignore_index: int | None = None, check_finite: bool = False) -> None:
+        super().__init__()
+        self.normalize, self.ignore_index, self.check_finite = normalize, ignore_index, check_finite
+        self.last_stats: dict[str, Tensor] = {}
+
+    def pair_options(self, ids: Tensor | None, ref_ids: Tensor | None) -> dict:
+        """Keyword arguments that end every pair function."""
+        return {
+            "normalize": self.normalize,
+            "ids": ids,
+            "ref_ids": ref_ids,
+            "ignore_index": self.ignore_index,
+            "check_finite": self.check_finite,
+        }
+
+    @torch.no_grad()
+    def set_stats(self, pos_count: Tensor, neg_count: Tensor, pos_distance: Tensor, neg_distance: Tensor) -> None:
+        """Keep counts and mean distances, from counts and summed distances of the pairs that took part."""
+        self.last_stats = {
+            "active_positives": pos_count,
+            "active_negatives": neg_count,
+            "mean_pos_distance": mean_of(pos_distance, pos_count),
+            "mean_neg_distance": mean_of(neg_distance, neg_count),
+        }

@@ -1,0 +1,53 @@
+"""Pairs and triplets that a miner lists (`indices_tuple`): gathered rows, memory in the length of the list."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import _checks
+from ..reference.pairwise import rows
+
+
+def listed_distance(left: Tensor, right: Tensor, normalize: bool) -> Tensor:
+    """Distance (L,) between the rows of left and right (L, D), in difference form; 0 gradient where they coincide."""
+    f, g = rows(left, normalize), rows(right, normalize)
+    squared = (f - g).square().sum(1)
+    tiny = (4 * torch.finfo(f.dtype).eps) ** 2 * (f.detach().square().sum(1) + g.detach().square().sum(1)) / 2
+    apart = squared.detach() > tiny
+    return torch.where(apart, torch.where(apart, squared, 1).sqrt(), squared.detach().sqrt())
+
+
+def _check(op: str, indices_tuple: object) -> tuple[Tensor, ...]:
+    if not isinstance(indices_tuple, (tuple, list)) or len(indices_tuple) not in (3, 4):
+        _checks.fail(
+            op, "indices_tuple", "(anchors, positives, negatives) or (a1, positives, a2, negatives)", indices_tuple
+        )
+    assert isinstance(indices_tuple, (tuple, list))
+    return tuple(indices_tuple)
+
+
+def listed_pairs(op: str, indices_tuple: object, columns: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(a1, p, a2, n) as two sets: a pair that several triplets share counts once."""
+    listed = _check(op, indices_tuple)
+    a1, p, a2, n = listed if len(listed) == 4 else (listed[0], listed[1], listed[0], listed[2])
+    ends = []
+    for anchor, other in ((a1, p), (a2, n)):
+        key = torch.unique(anchor * columns + other)
+        ends += [torch.div(key, columns, rounding_mode="floor"), key % columns]
+    return ends[0], ends[1], ends[2], ends[3]
+
+
+def listed_triplets(op: str, indices_tuple: object) -> tuple[Tensor, Tensor, Tensor]:
+    """(a, p, n); from lists of pairs, every positive of an anchor with every negative of it."""
+    listed = _check(op, indices_tuple)
+    if len(listed) == 3:
+        return listed[0], listed[1], listed[2]
+    a1, p, a2, n = listed
+    order = torch.argsort(a2, stable=True)
+    a2, n = a2[order].contiguous(), n[order]
+    first = torch.searchsorted(a2, a1.contiguous())
+    count = torch.searchsorted(a2, a1.contiguous(), right=True) - first
+    pair = torch.repeat_interleave(torch.arange(len(a1), device=a1.device), count)
+    start = torch.repeat_interleave(first - count.cumsum(0) + count, count)
+    return a1[pair], p[pair], n[start + torch.arange(len(pair), device=a1.device)]

@@ -1,0 +1,1 @@
+"""One file per operation: its fake, its autograd and its public functions."""

@@ -1,0 +1,104 @@
+"""pairwise: the (M, N) similarities or distances of rows, normalised on the fly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _backend, _checks, _library
+from ..reference import pairwise as reference
+
+
+def _fake_fwd(x: Tensor, y: Tensor | None, metric: str, normalize: bool, precision: str) -> Tensor:
+    return x.new_empty(x.shape[0], (x if y is None else y).shape[0])
+
+
+def _fake_bwd(
+    grad_out: Tensor, x: Tensor, y: Tensor | None, metric: str, normalize: bool, precision: str
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty((0, x.shape[1]) if y is None else y.shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    x, y, ctx.metric, ctx.normalize, ctx.precision = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, y)
+
+
+def _backward(bwd: Callable) -> Callable:
+    def backward(ctx: Any, grad_out: Tensor | None) -> tuple:
+        if grad_out is None:
+            return (None,) * 5
+        x, y = ctx.saved_tensors
+        grad_x, grad_y = bwd(grad_out.contiguous(), x, y, ctx.metric, ctx.normalize, ctx.precision)
+        return grad_x, None if y is None else grad_y, None, None, None
+
+    return backward
+
+
+def register() -> None:
+    _library.register(
+        "pairwise", fake_fwd=_fake_fwd, fake_bwd=_fake_bwd, setup_context=_setup_context, backward=_backward
+    )
+
+
+def _pairwise(op: str, x: Tensor, y: Tensor | None, metric: str, normalize: bool) -> Tensor:
+    x = _checks.matrix(op, "x", x)
+    if y is not None:
+        y = _checks.matrix(op, "y", y, "(N, D)")
+        _checks.same_width(op, x, y, "y", "(N, D)")
+        common = torch.promote_types(x.dtype, y.dtype)
+        x, y = x.to(common), y.to(common)
+    namespace = _backend.namespace(op, x.device)
+    if namespace is None:
+        return reference.pairwise(x, y, metric, normalize)
+    return getattr(torch.ops, namespace).pairwise_fwd(x, y, metric, normalize, _backend.get_float32_precision())
+
+
+def pairwise_similarity(x: Tensor, y: Tensor | None = None, *, metric: str = "cosine") -> Tensor:
+    """Similarity of every row of x with every row of y.
+
+    Args:
+        x: (M, D) floating.
+        y: (N, D); None compares x with itself.
+        metric: "cosine" (rows are L2-normalised inside; a zero row has similarity 0) or "dot".
+
+    Returns:
+        (M, N) in the common dtype of x and y; products accumulate in float32 (float64 for float64).
+
+    Raises:
+        ValueError: for a wrong shape, dtype, device or metric.
+
+    Example:
+        >>> F.pairwise_similarity(torch.eye(2))
+        tensor([[1., 0.],
+                [0., 1.]])
+    """
+    _checks.one_of("pairwise_similarity", "metric", metric, ("cosine", "dot"))
+    return _pairwise("pairwise_similarity", x, y, "dot", metric == "cosine")
+
+
+def pairwise_distance(x: Tensor, y: Tensor | None = None, *, squared: bool = False, normalize: bool = False) -> Tensor:
+    """Euclidean distance of every row of x to every row of y, accurate for near-duplicates too.
+
+    Args:
+        x: (M, D) floating.
+        y: (N, D); None compares x with itself, with an exactly zero diagonal.
+        squared: return squared distances.
+        normalize: L2-normalise the rows first.
+
+    Returns:
+        (M, N) in the common dtype of x and y. Coincident rows get no gradient.
+
+    Raises:
+        ValueError: for a wrong shape, dtype or device.
+
+    Example:
+        >>> F.pairwise_distance(torch.tensor([[0.0, 0.0], [3.0, 4.0]]))
+        tensor([[0., 5.],
+                [5., 0.]])
+    """
+    return _pairwise("pairwise_distance", x, y, "squared" if squared else "euclidean", normalize)
