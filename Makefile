@@ -1,0 +1,80 @@
+PYTHON ?= python3
+# `make setup TORCH=torch==2.11.0` and the like; the package itself asks for torch>=2.11.
+TORCH ?= torch==2.13.0
+# Parallel test processes, one thread each.
+WORKERS ?= 2
+DEMO_ARGS ?=
+TEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+DEPENDENCIES := $(VENV)/.dependencies
+BUILD := $(VENV)/.build
+LINT := $(VENV)/.lint
+NATIVE := CMakeLists.txt setup.py $(wildcard csrc/*.cpp csrc/*/*.h csrc/*/*.cuh csrc/*/*.cpp csrc/*/*.cu csrc/*/*/*.h csrc/*/*/*.cpp)
+CXX_FILES := $(filter-out CMakeLists.txt setup.py,$(NATIVE)) $(wildcard tests/*/*.cpp tests/*/*.h)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: setup demo test trust bench bench-peers lint format wheel clean
+
+setup: $(BUILD)
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "dmlkernels needs Python 3.10 or newer")'
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+$(DEPENDENCIES): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet "setuptools>=77" wheel cmake ninja pybind11 numpy "$(TORCH)"
+	touch $@
+
+# $(call install,EXTRAS): the package in place, with its native part.
+define install
+@if [ -z "$$DMLKERNELS_CUDA" ] && ! nvidia-smi -L >/dev/null 2>&1; then \
+  echo "No GPU here: building without CUDA (DMLKERNELS_CUDA=on builds it all the same)"; export DMLKERNELS_CUDA=off; \
+fi; \
+echo "Installing dmlkernels[$(1)] and building its native part"; \
+$(BIN)/python -m pip install --quiet -e ".[$(1)]" --no-build-isolation
+endef
+
+$(BUILD): $(DEPENDENCIES) $(NATIVE) dmlkernels/_version.py
+	$(call install,test)
+	@test -e dmlkernels/lib/libdmlkernels_cpu.so || echo "dmlkernels: NO native kernels were built: a C++ compiler or" \
+	  "Python's headers are missing; install them and run make again. Until then the reference backend does the work"
+	touch $@
+
+demo: setup
+	$(BIN)/python -m dmlkernels demo --out runs/demo $(DEMO_ARGS)
+
+test: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(TEST_ARGS)
+
+trust: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow $(TEST_ARGS)
+
+bench: setup
+	$(BIN)/python bench/run.py
+
+bench-peers: setup
+	$(call install,bench)
+	$(BIN)/python bench/run.py --peers
+
+$(LINT): $(BUILD)
+	$(call install,lint)
+	touch $@
+
+lint: $(LINT)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+
+format: $(LINT)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+wheel: setup
+	$(BIN)/python -m pip wheel . --no-build-isolation --no-deps -w wheelhouse
+
+clean:
+	rm -rf build dist wheelhouse *.egg-info $(BUILD) dmlkernels/lib dmlkernels/_C*.so

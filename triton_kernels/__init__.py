@@ -1,0 +1,1 @@
+"""Triton kernels, installed as dmlkernels.triton_kernels: one file per operation."""
