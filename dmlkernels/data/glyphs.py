@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .images import ArrayImages, RetrievalData, require
+from .images import ArrayImages, DataError, RetrievalData, require
 
 SIDE = 32
 FONT_SIZE = 20  # the largest size at which almost no glyph of these fonts leaves the 32-pixel cell
@@ -58,6 +58,8 @@ def render_glyphs() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     matplotlib, ft2font = require("matplotlib"), require("matplotlib.ft2font")
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     files = sorted(file for pattern in FONTS for file in folder.glob(pattern))
+    if not files:
+        raise DataError(f"{folder} holds no DejaVu and STIX fonts: reinstall matplotlib with pip, which carries them.")
     charmaps = [sorted(ft2font.FT2Font(str(file)).get_charmap()) for file in files]
     characters = [[code for code in codes if unicodedata.category(chr(code))[0] in CATEGORIES] for codes in charmaps]
     fonts_of = Counter(code for codes in characters for code in codes)

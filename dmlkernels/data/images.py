@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch.nn.functional import interpolate
 
 FILE_SIZE = 64
 _T = TypeVar("_T")
+_Key = TypeVar("_Key", int, str)
 
 
 class DataError(ValueError):
@@ -177,7 +179,7 @@ def merge_classes(labels: Tensor, group: int, seed: int) -> Tensor:
 
 
 def number_classes(
-    name: str, train: Sequence[_T], test: Sequence[_T], gallery: Sequence[_T] | None = None
+    name: str, train: Sequence[_Key], test: Sequence[_Key], gallery: Sequence[_Key] | None = None
 ) -> tuple[list[str], Tensor, Tensor, Tensor | None]:
     """Turn class keys into labels, training classes first, and check that training and testing on them is possible.
 
@@ -190,22 +192,22 @@ def number_classes(
     Returns:
         class names, train labels, test labels and gallery labels (None without a gallery).
     """
-    counts = {part: _count(keys) for part, keys in (("training", train), ("test", test), ("gallery", gallery or []))}
-    for part in ("training", "test"):
-        if len(counts[part]) < 2:
-            raise DataError(f"{name} has {len(counts[part])} {part} classes: at least 2 are needed.")
-    for key in counts["training"]:
-        if key in counts["test"] or key in counts["gallery"]:
-            raise DataError(f"{name}: class {key} is both a training and a test class; keep the two disjoint.")
-    for part in ("training",) if gallery is not None else ("training", "test"):
-        for key, count in counts[part].items():
-            if count < 2:
+    trained: Counter[_Key] = Counter(train)
+    tested: Counter[_Key] = Counter(test)
+    stored: Counter[_Key] = Counter(gallery or [])
+    for part, counts in (("training", trained), ("test", tested)):
+        if len(counts) < 2:
+            raise DataError(f"{name}: {len(counts)} {part} classes are too few, at least 2 are needed; add more.")
+        for key, count in counts.items():
+            if count < 2 and (counts is trained or gallery is None):
                 raise DataError(f"{name}: {part} class {key} has 1 image, at least 2 are needed; add one or drop it.")
-    if gallery is not None:
-        for key in counts["test"]:
-            if key not in counts["gallery"]:
-                raise DataError(f"{name}: class {key} has query images but none in the gallery; add one or drop it.")
-    ordered = [*sorted(counts["training"]), *sorted(counts["test"].keys() | counts["gallery"].keys())]
+    for key in trained:
+        if key in tested or key in stored:
+            raise DataError(f"{name}: class {key} is both a training and a test class; keep the two disjoint.")
+    for key in tested:
+        if gallery is not None and key not in stored:
+            raise DataError(f"{name}: class {key} has query images but none in the gallery; add one or drop it.")
+    ordered = [*sorted(trained), *sorted(tested | stored)]
     label = {key: index for index, key in enumerate(ordered)}
     train_labels, test_labels, gallery_labels = (
         torch.tensor([label[key] for key in keys], dtype=torch.int64) for keys in (train, test, gallery or [])
@@ -213,19 +215,12 @@ def number_classes(
     return [str(key) for key in ordered], train_labels, test_labels, None if gallery is None else gallery_labels
 
 
-def first_half(name: str, keys: Sequence[_T]) -> set[_T]:
+def first_half(name: str, keys: Sequence[_Key]) -> set[_Key]:
     """Return the first half of the sorted classes, which is the training half of CUB (100) and Cars (98)."""
-    classes = sorted(set(keys))  # type: ignore[type-var]
+    classes = sorted(set(keys))
     if len(classes) < 4:
         raise DataError(f"{name} has {len(classes)} classes: at least 4 are needed, half of them for testing.")
     return set(classes[: len(classes) // 2])
-
-
-def _count(keys: Sequence[_T]) -> dict[_T, int]:
-    counts: dict[_T, int] = {}
-    for key in keys:
-        counts[key] = counts.get(key, 0) + 1
-    return counts
 
 
 def _in_threads(work: Callable[[Path], _T], paths: Sequence[Path]) -> list[_T]:
