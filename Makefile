@@ -39,7 +39,7 @@ endef
 $(BUILD): $(DEPENDENCIES) $(NATIVE) dmlkernels/_version.py
 	$(call install,test)
 	@test -e dmlkernels/lib/libdmlkernels_cpu.so || echo "dmlkernels: NO native kernels were built: a C++ compiler or" \
-	  "Python's headers are missing; install them and run make again. Until then the reference backend does the work"
+	  "Python's headers are missing; install them, then 'make clean setup'. Until then the reference backend does the work"
 	touch $@
 
 demo: setup
