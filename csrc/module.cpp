@@ -46,6 +46,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("build_info", &build_info, "How the compiled libraries were built.");
   module.def(
       "cpu_capability", [] { return dml::isa_name(dml::cpu_isa()); },
-      "The kernel units in use: 'plain', 'avx2' or 'avx512'. ValueError: DMLKERNELS_CPU_ISA asks for what is not there.");
+      "The kernel units in use: 'plain', 'avx2' or 'avx512'. ValueError: DMLKERNELS_CPU_ISA asks for what is not "
+      "there.");
   module.def("constants", &constants, "Compile-time constants shared by all kernels.");
 }

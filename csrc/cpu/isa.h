@@ -9,9 +9,7 @@ namespace dml {
 
 enum class Isa { plain, avx2, avx512 };
 
-inline const char* isa_name(Isa isa) {
-  return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "plain";
-}
+inline const char* isa_name(Isa isa) { return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "plain"; }
 
 // The best instruction set that was compiled and that processor and operating system support.
 inline Isa best_isa() {
