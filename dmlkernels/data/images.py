@@ -16,7 +16,6 @@ from torch.nn.functional import interpolate
 
 FILE_SIZE = 64
 _T = TypeVar("_T")
-_Key = TypeVar("_Key", int, str)
 
 
 class DataError(ValueError):
@@ -118,6 +117,10 @@ class FileImages(ImageSet):
         def to_bytes(image: Any) -> Tensor:
             # A JPEG decoder can stop at 1/2, 1/4 or 1/8 of the full side, which costs a fraction of the time.
             image.draft("RGB", (self.size, self.size))
+            if image.mode == "F":
+                raise ValueError("its pixels are floats; save it with 8 bits")
+            if image.mode.startswith("I"):  # Pillow would clip 16 bits to 8 instead of scaling them
+                image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
             upright = self._ops.exif_transpose(image).convert("RGB")
             square = self._ops.fit(upright, (self.size, self.size), self._pil.Resampling.BILINEAR)
             return torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8).view(self.size, self.size, 3)
@@ -179,7 +182,7 @@ def merge_classes(labels: Tensor, group: int, seed: int) -> Tensor:
 
 
 def number_classes(
-    name: str, train: Sequence[_Key], test: Sequence[_Key], gallery: Sequence[_Key] | None = None
+    name: str, train: Sequence[Any], test: Sequence[Any], gallery: Sequence[Any] | None = None
 ) -> tuple[list[str], Tensor, Tensor, Tensor | None]:
     """Turn class keys into labels, training classes first, and check that training and testing on them is possible.
 
@@ -192,9 +195,7 @@ def number_classes(
     Returns:
         class names, train labels, test labels and gallery labels (None without a gallery).
     """
-    trained: Counter[_Key] = Counter(train)
-    tested: Counter[_Key] = Counter(test)
-    stored: Counter[_Key] = Counter(gallery or [])
+    trained, tested, stored = Counter(train), Counter(test), Counter(gallery or [])
     for part, counts in (("training", trained), ("test", tested)):
         if len(counts) < 2:
             raise DataError(f"{name}: {len(counts)} {part} classes are too few, at least 2 are needed; add more.")
@@ -215,7 +216,7 @@ def number_classes(
     return [str(key) for key in ordered], train_labels, test_labels, None if gallery is None else gallery_labels
 
 
-def first_half(name: str, keys: Sequence[_Key]) -> set[_Key]:
+def first_half(name: str, keys: Sequence[Any]) -> set[Any]:
     """Return the first half of the sorted classes, which is the training half of CUB (100) and Cars (98)."""
     classes = sorted(set(keys))
     if len(classes) < 4:

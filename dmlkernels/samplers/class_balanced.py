@@ -14,8 +14,8 @@ class ClassBalancedSampler(Sampler[list[int]]):
     """Batch sampler that draws P classes and K samples of each, sorted by label.
 
     Classes and, within a class, samples are dealt like cards: each comes once before any comes again, and none comes
-    twice in a batch. The batches are one endless stream, cut into epochs; an epoch continues where the one before ended,
-    so that short epochs reach every sample too.
+    twice in a batch. The batches are one endless stream, cut into epochs; an epoch continues where the one before it
+    ended, so that short epochs reach every sample too.
 
     Args:
         labels: (n,) integers, the class of each row of the data set.
