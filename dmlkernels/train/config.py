@@ -1,0 +1,96 @@
+"""What a run is: its settings, the sentence it stops with, and how its files reach the disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+
+class JobError(ValueError):
+    """A run that cannot go on; its message is one sentence for the user."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Settings of one run; a run's checkpoint carries them, so that it resumes as it was started.
+
+    Args:
+        data: what to train on, as ``dmlkernels.data.load`` reads it (``glyphs``, ``folder:PATH``, ...).
+        image_size: side of the square images; None takes the data set's own.
+        model: ``small`` or ``timm:NAME``.
+        pretrained: load timm's weights.
+        loss: a name of ``dmlkernels.train.losses.LOSSES``.
+        loss_options: its constructor arguments where they differ from its defaults.
+        easy_positive: pull every anchor towards its nearest positive only.
+        merge_classes: how many training classes share one label, at random (1: none).
+        batch: images in a batch; None takes 2,048, or all classes where there are fewer.
+        samples_per_class: images of a class in a batch.
+        steps: optimizer steps of the whole run.
+        epoch_steps: steps between two evaluations; None divides the run by eight.
+        lr: the highest learning rate of the one-cycle schedule.
+        flip: mirror half of the training images.
+        seed: of everything that is drawn.
+        device: ``cpu`` or ``cuda``.
+        backend: of the loss: ``auto``, ``native``, ``triton`` or ``reference``; None: what ``dmlkernels`` is set to.
+    """
+
+    data: str
+    image_size: int | None = None
+    model: str = "small"
+    pretrained: bool = False
+    loss: str = "ranked_list"
+    loss_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    easy_positive: bool = False
+    merge_classes: int = 1
+    batch: int | None = None
+    samples_per_class: int = 8
+    steps: int = 480
+    epoch_steps: int | None = None
+    lr: float = 3e-3
+    flip: bool = False
+    seed: int = 0
+    device: str = "cpu"
+    backend: str | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.epoch_steps or max(1, -(-self.steps // 8))
+
+    @property
+    def default_folder(self) -> Path:
+        data = re.sub(r"[^A-Za-z0-9]+", "-", self.data).strip("-")
+        return Path("runs") / f"{data}-{self.loss}-{self.seed}"
+
+
+FIELDS = tuple(field.name for field in dataclasses.fields(TrainConfig))
+
+
+def require(module: str, source: str = "dmlkernels[train]") -> ModuleType:
+    """Import a package that the job needs and the library does not, or say how to get it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        package = module.partition(".")[0]
+        raise JobError(f"{package} is missing: run `pip install {source}`.") from None
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a neighbour of ``path`` and rename it: ``path`` is whole or absent, never half-written."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        write(part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))

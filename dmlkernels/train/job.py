@@ -1,0 +1,298 @@
+"""The loop: batches of P classes × K images, one loss, an evaluation and a checkpoint per epoch, results at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from torch import Tensor, nn
+
+import dmlkernels
+from dmlkernels import _backend, metrics
+from dmlkernels.data import RetrievalData, load, merge_classes
+from dmlkernels.samplers import ClassBalancedSampler
+from dmlkernels.train import checkpoint, losses, measure, model, pictures, report
+from dmlkernels.train.augment import Augment
+from dmlkernels.train.checkpoint import Progress, State
+from dmlkernels.train.config import JobError, TrainConfig, require, write_json
+
+BATCH = 2048
+WEIGHT_DECAY = 1e-4
+RESULTS = ("metrics.json", "curves.png", "spectrum.png", "neighbors.png")
+KS = (1, 2, 4, 8)
+
+
+def one_cycle(steps: int) -> Callable[[int], float]:
+    """Factor of the learning rate at each step: a cosine up over the first 30 %, a cosine down to 1e-3 after it."""
+    rise = max(1.0, 0.3 * steps)
+
+    def factor(step: int) -> float:
+        if step < rise:
+            return 1.0 - 0.96 * 0.5 * (1.0 + math.cos(math.pi * step / rise))
+        return 1e-3 + 0.999 * 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - rise) / max(1.0, steps - rise))))
+
+    return factor
+
+
+def _batch_classes(config: TrainConfig, labels: Tensor) -> int:
+    """Classes in a batch, or a sentence why the batch that was asked for cannot be made."""
+    per_class = config.samples_per_class
+    classes = len(labels.unique())
+    size = config.batch or min(BATCH, classes * per_class)
+    if per_class < 2 or size < 2 * per_class or size % per_class:
+        raise JobError(f"a batch of {size} is not at least two classes of {per_class} images each, 2 or more")
+    if size > len(labels) or size // per_class > classes:
+        raise JobError(
+            f"a batch of {size} images ({size // per_class} classes × {per_class}) is larger than the training data, "
+            f"{len(labels)} images of {classes} classes: choose a smaller --batch or --samples-per-class"
+        )
+    return size // per_class
+
+
+@dataclasses.dataclass
+class Outcome:
+    """A finished run: what ``metrics.json`` holds, and the embeddings of the queries and of a separate gallery."""
+
+    result: dict[str, Any]
+    queries: Tensor
+    gallery: Tensor | None
+
+
+class Job:
+    """One run: everything is loaded, built and checked here, before the first file is written.
+
+    Args:
+        config: its settings.
+        folder: where its files go.
+        data: the data set, where the caller has loaded it; otherwise ``config.data`` is.
+        saved: content of a checkpoint to go on from.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        folder: Path,
+        data: RetrievalData | None = None,
+        saved: dict[str, Any] | None = None,
+    ) -> None:
+        require("matplotlib")
+        self.config, self.folder = config, folder
+        self.device = torch.device(config.device)
+        self.backend = config.backend or dmlkernels.get_backend()
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise JobError(f"--device {config.device}: this PyTorch sees no CUDA device")
+        self.data = data or load(config.data, size=config.image_size, seed=config.seed)
+        self.labels = self.data.train.labels
+        if config.merge_classes > 1:
+            self.labels = merge_classes(self.labels, config.merge_classes, config.seed)
+        classes = _batch_classes(config, self.labels)
+        # Copies of an image must share an id, or each would be the other's nearest positive.
+        self.copies = int(self.labels.unique(return_counts=True)[1].min()) < config.samples_per_class
+        torch.manual_seed(config.seed)
+        network = model.build(config.model, self.data.train.channels, config.pretrained).to(self.device)
+        self.loss_arguments: dict[str, Any] = {
+            "name": config.loss,
+            "options": config.loss_options,
+            "easy_positive": config.easy_positive,
+            "num_classes": int(self.labels.max()) + 1,
+            "embedding_size": model.FEATURES,
+        }
+        loss = losses.build(**self.loss_arguments).to(self.device)
+        self.fused = self._try_loss(loss)
+        optimizer = torch.optim.AdamW(
+            [*network.parameters(), *loss.parameters()], lr=config.lr, weight_decay=WEIGHT_DECAY
+        )
+        self.sampler = ClassBalancedSampler(
+            self.labels,
+            classes,
+            config.samples_per_class,
+            batches=config.steps_per_epoch,
+            seed=config.seed,
+            replacement=self.copies,
+        )
+        self.state = State(
+            model=network,
+            loss=loss,
+            optimizer=optimizer,
+            scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, one_cycle(config.steps)),
+            sampler=self.sampler,
+            generator=torch.Generator().manual_seed(config.seed),
+            progress=Progress(),
+        )
+        self.augment = Augment(flip=config.flip)
+        if saved is not None:
+            checkpoint.restore(saved, self.state)
+
+    def _try_loss(self, loss: nn.Module) -> bool:
+        """Whether kernels, not the reference, run this loss; one that cannot run stops the job before it starts."""
+        rows = torch.eye(4, model.FEATURES, device=self.device)
+        try:
+            with dmlkernels.use_backend(self.backend):
+                copy.deepcopy(loss)(rows, torch.tensor([0, 0, 1, 1], device=self.device))
+                return _backend.namespace(self.config.loss, self.device) is not None
+        except (RuntimeError, ValueError) as error:
+            raise JobError(str(error)) from None
+
+    def retrieval(self) -> tuple[dict[str, float], Tensor, Tensor | None]:
+        """Metrics on the unseen classes, with the embeddings of the queries and of the gallery (None: the queries)."""
+        queries = model.embed(self.state.model, self.data.test, self.device)
+        gallery = None if self.data.gallery is None else model.embed(self.state.model, self.data.gallery, self.device)
+        gallery_labels = None if self.data.gallery is None else self.data.gallery.labels
+        if not all(part.isfinite().all() for part in (queries, gallery) if part is not None):
+            step = self.state.progress.step
+            raise JobError(f"the embeddings are not finite after step {step}; try a lower --lr")
+        found = metrics.retrieval(queries, self.data.test.labels, gallery, gallery_labels, ks=KS)
+        return {name: float(value) for name, value in found.items()}, queries, gallery
+
+    def batch(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        chosen = torch.as_tensor(indices)
+        images = self.data.train.batch(chosen).to(self.device)
+        return self.augment(images, self.state.generator), self.labels[chosen].to(self.device)
+
+    def train_step(self, indices: list[int]) -> float:
+        state = self.state
+        state.model.train()
+        images, labels = self.batch(indices)
+        ids = {"ids": torch.as_tensor(indices).to(self.device)} if self.copies else {}
+        with dmlkernels.use_backend(self.backend):
+            value = state.loss(state.model(images), labels, **ids)
+        number = float(value.detach())
+        if not math.isfinite(number):
+            raise JobError(f"the loss became {number} at step {state.progress.step + 1}; try a lower --lr")
+        state.optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        state.optimizer.step()
+        state.scheduler.step()
+        state.progress.step += 1
+        state.progress.losses.append(number)
+        return number
+
+    def train(self, log: TextIO) -> None:
+        """All the epochs that are still to do, each closed by an evaluation and a checkpoint."""
+        progress, config = self.state.progress, self.config
+        size = self.sampler.classes_per_batch * config.samples_per_class
+        bar = require("tqdm").tqdm(
+            total=config.steps,
+            initial=progress.step,
+            unit="step",
+            file=log,
+            disable=not log.isatty(),
+            dynamic_ncols=True,
+        )
+        with bar:
+            while progress.step < config.steps:
+                start = time.perf_counter()
+                first = progress.step
+                self.sampler.set_epoch(progress.epoch)
+                for indices in self._remaining():
+                    number = self.train_step(indices)
+                    rate = size * (progress.step - first) / (time.perf_counter() - start)
+                    bar.set_postfix_str(f"loss {number:.4f}  R@1 {progress.recall[-1][1]:.3f}  {rate:,.0f} images/s")
+                    bar.update()
+                rate = size * (progress.step - first) / (time.perf_counter() - start)
+                found, _, _ = self.retrieval()
+                progress.recall.append((progress.step, found["recall_at_1"]))
+                progress.epoch += 1
+                progress.seconds += time.perf_counter() - start
+                checkpoint.save(self.folder, config, self.state)
+                if bar.disable:
+                    log.write(
+                        f"step {progress.step}/{config.steps}  loss {progress.losses[-1]:.4f}  "
+                        f"R@1 {progress.recall[-1][1]:.3f}  {rate:,.0f} images/s\n"
+                    )
+                    log.flush()
+
+    def _remaining(self) -> Iterator[list[int]]:
+        left = self.config.steps - self.state.progress.step
+        for _, indices in zip(range(min(left, self.config.steps_per_epoch)), self.sampler, strict=False):
+            yield indices
+
+    def start(self) -> None:
+        """Measure the untrained network, then make the run's folder, without the results of an earlier run."""
+        found, queries, _ = self.retrieval()
+        self.state.progress.before = found
+        self.state.progress.recall = [(0, found["recall_at_1"])]
+        self.state.progress.spectrum_before = metrics.singular_values(queries).tolist()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for name in (*RESULTS, checkpoint.NAME):
+                (self.folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise JobError(f"--out {self.folder}: {error.strerror}") from None
+
+    def finish(self) -> Outcome:
+        """Measure the trained network and the loss, and write the pictures and, last of all, ``metrics.json``."""
+        progress, config = self.state.progress, self.config
+        after, queries, gallery = self.retrieval()
+        spectrum = metrics.singular_values(queries).tolist()
+        images, labels = self.batch(next(iter(self.sampler)))
+        with torch.no_grad():
+            batch = self.state.model.eval()(images)
+        costs = measure.compare_backends(self.loss_arguments, batch, labels, (self.backend, "reference"), config.device)
+        fused, reference = costs[self.backend], costs["reference"]
+        result: dict[str, Any] = {f"{name}_before": value for name, value in progress.before.items()}
+        result |= {f"{name}_after": value for name, value in after.items()}
+        result |= {
+            "effective_rank": after["effective_rank"],
+            "step_time_fused": fused["step_time"],
+            "step_time_reference": reference["step_time"],
+            "peak_extra_bytes_fused": fused["peak_extra_bytes"],
+            "peak_extra_bytes_reference": reference["peak_extra_bytes"],
+            "fused_kernels": self.fused,
+            "batch": len(labels),
+            "train_images": len(self.labels),
+            "train_classes": len(self.labels.unique()),
+            "test_images": len(self.data.test),
+            "test_classes": len(self.data.test.labels.unique()),
+            "seconds_training": progress.seconds,
+            "seed": config.seed,
+            "config": dataclasses.asdict(config),
+            "history": {"loss": progress.losses, "recall_at_1": progress.recall},
+            "versions": report.versions(),
+        }
+        pictures.curves(self.folder / "curves.png", result)
+        pictures.spectrum(self.folder / "spectrum.png", progress.spectrum_before, spectrum, result)
+        pictures.neighbors(self.folder / "neighbors.png", self.data, queries, gallery, config.seed)
+        write_json(self.folder / "metrics.json", result)
+        return Outcome(result, queries, gallery)
+
+
+def run(
+    config: TrainConfig,
+    folder: Path,
+    *,
+    saved: dict[str, Any] | None = None,
+    data: RetrievalData | None = None,
+    log: TextIO | None = None,
+) -> Outcome:
+    """Train, evaluate and report one run.
+
+    Args:
+        config: the settings.
+        folder: the run's folder; results of an earlier run there are replaced.
+        saved: content of a checkpoint (``checkpoint.read``) to go on from.
+        data: the data set, if it is loaded already.
+        log: where the progress goes; None: stderr.
+
+    Raises:
+        JobError: settings, data or this machine do not allow the run; nothing half-written is left behind.
+        DataError: the same, for the images.
+    """
+    job = Job(config, folder, data, saved)
+    try:
+        if saved is None:
+            job.start()
+        job.train(log or sys.stderr)
+        return job.finish()
+    except BaseException:
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # refused, as it should be, where a checkpoint is in it
+        raise
