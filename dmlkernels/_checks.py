@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import _backend
+
 
 class PairInputs(NamedTuple):
     """The pair arguments as the operators take them: one dtype, int64 labels and ids."""
@@ -99,8 +101,23 @@ def pair_inputs(
     return PairInputs(x.to(common), y, g.to(common), h, query_ids, gallery_ids, ignore_index, normalize)
 
 
-def finite(op: str, *tensors: Tensor | None) -> None:
-    """The reference's `check_finite=True`; the kernels check inside the operator."""
-    for tensor in tensors:
-        if tensor is not None and not bool(torch.isfinite(tensor).all()):
+def pair_namespace(op: str, inputs: PairInputs, check_finite: bool) -> str | None:
+    """`_backend.namespace` for checked inputs; with `check_finite`, first raise for NaN or Inf in rows that count.
+
+    A compiled graph cannot branch on data: there the operator itself checks, and raises a RuntimeError.
+    """
+    namespace = _backend.namespace(op, inputs.embeddings.device)
+    if check_finite and (namespace is None or not torch.compiler.is_compiling()):
+        _finite(op, inputs)
+    return namespace
+
+
+def _finite(op: str, inputs: PairInputs) -> None:
+    for x, labels in ((inputs.embeddings, inputs.labels), (inputs.ref_emb, inputs.ref_labels)):
+        if x is None or labels is None:
+            continue
+        good = torch.isfinite(x).all(1)
+        if inputs.ignore_index is not None:
+            good = good | (labels == inputs.ignore_index)
+        if not bool(good.all()):
             raise ValueError(f"{op}: embeddings and ref_emb must be finite (check_finite=True), got NaN or Inf")

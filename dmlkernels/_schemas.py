@@ -7,9 +7,11 @@ what its backward needs; every output but the first of a loss, and the distances
 TILE = 128
 """Side of the tiles of pairs of which `tile_active` keeps one byte each; the same in every backend."""
 
-ROW_STATS = ("log_denom_pos", "log_denom_neg", "loss_pos", "loss_neg", "count_pos", "count_neg", "dist_pos", "dist_neg")
-"""Rows of ranked_list's `row_stats (8, M)`: log of the weights' denominators, the two losses, then size and summed
-distance of the non-trivial sets."""
+ROW_STATS = ("log_denom_pos", "log_denom_neg", "loss_pos", "loss_neg")
+"""Rows of ranked_list's `row_stats (4, M)`: log of the weights' denominators, and the losses of the two sets."""
+
+TOTALS = ("count_pos", "count_neg", "dist_pos", "dist_neg")
+"""Entries of ranked_list's `totals (4,)`: ordered pairs in the non-trivial sets, and their summed distances."""
 
 _PAIR = (
     "Tensor embeddings, "  # (M, D) float64 | float32 | bfloat16 | float16
@@ -34,8 +36,8 @@ SCHEMAS = {
     "pairwise_bwd": (
         "(Tensor grad_out, Tensor x, Tensor? y, str metric, bool normalize, str precision) -> (Tensor, Tensor)"
     ),
-    # -> loss (M,), row_stats (8, M), easy_index (M,) | (0,), tile_active (ceil(M/TILE), ceil(N/TILE)) uint8
-    "ranked_list_fwd": f"({_PAIR}, {_RANKED_LIST}, bool check_finite) -> (Tensor, Tensor, Tensor, Tensor)",
+    # -> loss (M,), row_stats (4, M), totals (4,), easy_index (M,) | (0,), tile_active (ceil(M/TILE), ceil(N/TILE)) uint8
+    "ranked_list_fwd": f"({_PAIR}, {_RANKED_LIST}, bool check_finite) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     # grad_loss (M,) -> grad_embeddings (M, D), grad_ref (N, D) | (0, D) unless need_grad_ref
     "ranked_list_bwd": (
         f"(Tensor grad_loss, {_PAIR}, Tensor row_stats, Tensor easy_index, Tensor tile_active, {_RANKED_LIST}, "

@@ -5,9 +5,9 @@
 #include <stdexcept>
 #include <string>
 
-namespace dml {
+#include "cpu/kernel_table.h"
 
-enum class Isa { plain, avx2, avx512 };
+namespace dml {
 
 inline const char* isa_name(Isa isa) { return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "plain"; }
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._schemas import ROW_STATS
-from ..ops.ranked_list import ranked_list_loss_and_stats, resolve_options
+from ..ops.ranked_list import ranked_list_loss_and_totals, resolve_options
 from ..reference.ranked_list import PML_EPS
 from ._base import PairLoss
 from ._listed import listed_distance, listed_pairs
@@ -77,9 +76,8 @@ class RankedListLoss(PairLoss):
         if indices_tuple is not None:
             return self._listed(embeddings, indices_tuple, ref_emb)
         pair = (embeddings, labels, ref_emb, ref_labels)
-        loss, stats = ranked_list_loss_and_stats(*pair, **self.settings, **self.pair_options(ids, ref_ids))
-        count_pos, count_neg, dist_pos, dist_neg = stats[ROW_STATS.index("count_pos") :].sum(1)
-        self.set_stats(count_pos, count_neg, dist_pos, dist_neg)
+        loss, totals = ranked_list_loss_and_totals(*pair, **self.settings, **self.pair_options(ids, ref_ids))
+        self.set_stats(*totals.unbind())
         return loss
 
     def _listed(self, embeddings: Tensor, indices_tuple: tuple[Tensor, ...], ref_emb: Tensor | None) -> Tensor:

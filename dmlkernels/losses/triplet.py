@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from .. import _backend, _checks
+from .. import _checks
 from ..ops.nearest_positive import mine
 from ..reference import triplet as reference
 from ._base import PairLoss
@@ -50,12 +50,12 @@ def _all_terms(
     embeddings, labels, ref_emb, ref_labels = arguments
     pair = {name: options[name] for name in ("ids", "ref_ids", "ignore_index", "normalize")}
     inputs = _checks.pair_inputs("triplet_loss", embeddings, labels, ref_emb, ref_labels, **pair)
-    if _backend.namespace("triplet_loss", inputs.embeddings.device) is not None:
+    if _checks.pair_namespace("triplet_loss", inputs, options["check_finite"]) is not None:
         raise ValueError(
             f"triplet_loss: positive={positive!r} with negative={negative!r} has no kernel yet; choose easy or hard with "
             'hard or semihard, or run it N×N with dmlkernels.use_backend("reference")'
         )
-    return reference.triplet(inputs, positive, negative, margin, soft, swap, options["check_finite"])
+    return reference.triplet(inputs, positive, negative, margin, soft, swap)
 
 
 def triplet_loss(

@@ -138,9 +138,9 @@ def nearest_positive(
     """
     op = "nearest_positive"
     inputs = _checks.pair_inputs(op, embeddings, labels, ref_emb, ref_labels, ids, ref_ids, ignore_index, normalize)
-    namespace = _backend.namespace(op, inputs.embeddings.device)
+    namespace = _checks.pair_namespace(op, inputs, check_finite)
     if namespace is None:
-        return NearestPositive(*reference.nearest_positive(inputs, check_finite))
+        return NearestPositive(*reference.nearest_positive(inputs))
     forward = getattr(torch.ops, namespace).nearest_positive_fwd
     return NearestPositive(*forward(*inputs, _backend.get_float32_precision(), check_finite))
 
@@ -184,8 +184,8 @@ def mine(
     _checks.one_of(op, "positive", positive, ("easy", "hard"))
     _checks.one_of(op, "negative", negative, ("hard", "semihard"))
     inputs = _checks.pair_inputs(op, embeddings, labels, ref_emb, ref_labels, ids, ref_ids, ignore_index, normalize)
-    namespace = _backend.namespace(op, inputs.embeddings.device)
+    namespace = _checks.pair_namespace(op, inputs, check_finite)
     if namespace is None:
-        return Mined(*reference.mine(inputs, positive, negative, check_finite))
+        return Mined(*reference.mine(inputs, positive, negative))
     forward = getattr(torch.ops, namespace).mine_fwd
     return Mined(*forward(*inputs, positive, negative, _backend.get_float32_precision(), check_finite))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _backend, _checks, _library
-from .._schemas import ROW_STATS, TILE
+from .._schemas import ROW_STATS, TILE, TOTALS
 from ..reference import ranked_list as reference
 from ..reference.pairwise import compute_dtype
 
@@ -23,6 +23,7 @@ def _fake_fwd(embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None, *argum
     return (
         embeddings.new_empty(m, dtype=dtype),
         embeddings.new_empty(len(ROW_STATS), m, dtype=dtype),
+        embeddings.new_empty(len(TOTALS), dtype=dtype),
         embeddings.new_empty(m if easy else 0, dtype=torch.int64),
         embeddings.new_empty((m + TILE - 1) // TILE, (n + TILE - 1) // TILE, dtype=torch.uint8),
     )
@@ -39,7 +40,8 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
     embeddings, labels, ref_emb, ref_labels, ids, ref_ids, ignore_index, normalize, *options, check_finite = inputs
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(embeddings, labels, ref_emb, ref_labels, ids, ref_ids, *output[1:])
+    row_stats, _, *selected = output[1:]
+    ctx.save_for_backward(embeddings, labels, ref_emb, ref_labels, ids, ref_ids, row_stats, *selected)
     ctx.rows, ctx.options, ctx.arguments = (ignore_index, normalize), options, len(inputs)
 
 
@@ -109,7 +111,7 @@ def resolve_options(
     return Options(*numbers, weight_grad, grad, positive, eps_mode)
 
 
-def ranked_list_loss_and_stats(
+def ranked_list_loss_and_totals(
     embeddings: Tensor,
     labels: Tensor,
     ref_emb: Tensor | None = None,
@@ -132,7 +134,7 @@ def ranked_list_loss_and_stats(
     ignore_index: int | None = None,
     check_finite: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """`ranked_list_loss` and its row statistics (8, M), rows as `_schemas.ROW_STATS` names them."""
+    """`ranked_list_loss` and its totals (4,), entries as `_schemas.TOTALS` names them."""
     op = "ranked_list_loss"
     options = resolve_options(
         alpha,
@@ -148,21 +150,21 @@ def ranked_list_loss_and_stats(
         reduction,
     )
     inputs = _checks.pair_inputs(op, embeddings, labels, ref_emb, ref_labels, ids, ref_ids, ignore_index, normalize)
-    namespace = _backend.namespace(op, inputs.embeddings.device)
+    namespace = _checks.pair_namespace(op, inputs, check_finite)
     if namespace is None:
-        loss, stats = reference.ranked_list(inputs, *options, check_finite)
+        loss, totals = reference.ranked_list(inputs, *options)
     else:
         forward = getattr(torch.ops, namespace).ranked_list_fwd
         precision, deterministic = _backend.get_float32_precision(), torch.are_deterministic_algorithms_enabled()
-        loss, stats, _, _ = forward(*inputs, *options, precision, deterministic, check_finite)
+        loss, _, totals, _, _ = forward(*inputs, *options, precision, deterministic, check_finite)
     if reduction == "none":
-        return loss, stats
+        return loss, totals
     total = loss.sum()
     if reduction == "sum":
-        return total, stats
+        return total, totals
     if ignore_index is None:
-        return total / max(inputs.labels.shape[0], 1), stats
-    return total / (inputs.labels != ignore_index).sum().clamp_min(1), stats
+        return total / max(inputs.labels.shape[0], 1), totals
+    return total / (inputs.labels != ignore_index).sum().clamp_min(1), totals
 
 
 def ranked_list_loss(
@@ -220,7 +222,7 @@ def ranked_list_loss(
         >>> loss = F.ranked_list_loss(torch.randn(64, 16, requires_grad=True), torch.arange(64) // 8)
         >>> loss.backward()
     """
-    return ranked_list_loss_and_stats(
+    return ranked_list_loss_and_totals(
         embeddings,
         labels,
         ref_emb,

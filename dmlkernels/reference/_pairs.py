@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._checks import PairInputs, finite
+from .._checks import PairInputs
 from .pairwise import rows
 
 
@@ -20,7 +20,7 @@ class Pairs(NamedTuple):
     gallery_size: Tensor  # (): gallery rows that ignore_index leaves
 
 
-def pairs(op: str, inputs: PairInputs, check_finite: bool) -> Pairs:
+def pairs(inputs: PairInputs) -> Pairs:
     """Normalised rows and masks. Rows that `ignore_index` names are replaced by zeros and belong to no pair."""
     x, labels, y, ref_labels, ids, ref_ids, ignore_index, normalize = inputs
     self_mode = y is None
@@ -32,8 +32,6 @@ def pairs(op: str, inputs: PairInputs, check_finite: bool) -> Pairs:
 
     x = torch.where(kept_x[:, None], x, 0)
     y = None if y is None else torch.where(kept_y[:, None], y, 0)
-    if check_finite:
-        finite(op, x, y)
     f = rows(x, normalize)
     g = f if y is None else rows(y, normalize)
 

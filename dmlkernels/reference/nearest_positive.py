@@ -34,9 +34,9 @@ def select_positive(p: Pairs, d: Tensor, positive: str) -> tuple[Tensor, Tensor]
     return _select(d, p.positive, positive == "hard", p.bad)
 
 
-def mine(inputs: PairInputs, positive: str, negative: str, check_finite: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def mine(inputs: PairInputs, positive: str, negative: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """pos_distance, pos_index, neg_distance, neg_index, each (M,)."""
-    p = pairs("mine", inputs, check_finite)
+    p = pairs(inputs)
     d = distance(p.f, p.g, p.positive | p.negative)
     pos_distance, pos_index = select_positive(p, d, positive)
     candidates = p.negative
@@ -46,7 +46,7 @@ def mine(inputs: PairInputs, positive: str, negative: str, check_finite: bool) -
     return pos_distance, pos_index, neg_distance, neg_index
 
 
-def nearest_positive(inputs: PairInputs, check_finite: bool) -> tuple[Tensor, Tensor]:
+def nearest_positive(inputs: PairInputs) -> tuple[Tensor, Tensor]:
     """distance (M,), index (M,)."""
-    p = pairs("nearest_positive", inputs, check_finite)
+    p = pairs(inputs)
     return select_positive(p, distance(p.f, p.g, p.positive), "easy")

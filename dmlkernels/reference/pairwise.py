@@ -21,12 +21,12 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def rows(x: Tensor, normalize: bool) -> Tensor:
-    """(M, D) rows in the compute dtype, L2-normalised if asked; a zero row stays zero and gets no gradient."""
+    """(M, D) rows in the compute dtype, L2-normalised if asked; a row of norm up to 1e-12 gets no gradient."""
     x = x.to(compute_dtype(x.dtype))
     if not normalize:
         return x
     norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    return torch.where(norm > 0, x / norm.clamp_min(1e-12), x.detach())
+    return torch.where(norm > 1e-12, x / norm.clamp_min(1e-12), x.detach() / 1e-12)
 
 
 def squared_distance(f: Tensor, g: Tensor, wanted: Tensor | None = None) -> Tensor:

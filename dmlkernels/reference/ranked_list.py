@@ -21,17 +21,17 @@ from .pairwise import distance
 PML_EPS = 1e-5
 
 
-def _set_loss(v: Tensor, members: Tensor, temperature: float, eps: Tensor, weight_grad: bool) -> tuple[Tensor, Tensor]:
-    """Loss (M,) of one set and the log of its weights' denominator."""
+def _set_loss(v: Tensor, members: Tensor, temperature: float, eps: Tensor, weight_grad: bool) -> Tensor:
+    """Loss (M,) of one set."""
     scores = torch.where(members, temperature * v, -torch.inf)
     if not weight_grad:
         scores = scores.detach()
     log_eps = torch.where(eps > 0, eps, 1).log().masked_fill(eps == 0, -torch.inf).expand(len(v), 1)
     log_denom = torch.logsumexp(torch.cat([scores, log_eps], 1), 1)
-    occupied = members.any(1)
-    # An empty row is computed on zeros: log_denom would be -inf, and its gradient NaN.
-    weights = torch.where(members, (scores - torch.where(occupied, log_denom, 0)[:, None]), -torch.inf).exp()
-    return torch.where(members, weights * v, 0).sum(1), log_denom.detach()
+    # An empty row is computed on zeros: log_denom is -inf there, and its gradient NaN.
+    log_denom = torch.where(members.any(1), log_denom, 0)
+    weights = torch.where(members, scores - log_denom[:, None], -torch.inf).exp()
+    return torch.where(members, weights * v, 0).sum(1)
 
 
 def ranked_list(
@@ -46,10 +46,9 @@ def ranked_list(
     grad: str,
     positive: str,
     eps_mode: str,
-    check_finite: bool,
 ) -> tuple[Tensor, Tensor]:
-    """loss (M,), row_stats (8, M) as `_schemas.ROW_STATS` names them."""
-    p = pairs("ranked_list_loss", inputs, check_finite)
+    """loss (M,), totals (4,) as `_schemas.TOTALS` names them."""
+    p = pairs(inputs)
     g = p.g.detach() if grad == "query" else p.g
     d = distance(p.f, g, p.positive | p.negative)
     is_positive = p.positive
@@ -64,10 +63,9 @@ def ranked_list(
     if eps_mode == "pml":
         in_pos, in_neg = in_pos & (d.detach() > 0), in_neg & (d.detach() > 0)
         eps = PML_EPS * p.gallery_size.to(d.dtype)
-    loss_pos, log_denom_pos = _set_loss(d - boundary, in_pos, pos_temperature, eps, weight_grad)
-    loss_neg, log_denom_neg = _set_loss(alpha - d, in_neg, neg_temperature, eps, weight_grad)
-
+    loss_pos = _set_loss(d - boundary, in_pos, pos_temperature, eps, weight_grad)
+    loss_neg = _set_loss(alpha - d, in_neg, neg_temperature, eps, weight_grad)
     loss = torch.where(p.bad, torch.nan, pos_weight * loss_pos + neg_weight * loss_neg)
-    measured = [log_denom_pos, log_denom_neg, loss_pos, loss_neg, in_pos.sum(1), in_neg.sum(1)]
-    measured += [torch.where(members, d, 0).sum(1) for members in (in_pos, in_neg)]
-    return loss, torch.stack([row.detach().to(d.dtype) for row in measured])
+    totals = [members.sum() for members in (in_pos, in_neg)]
+    totals += [torch.where(members, d.detach(), 0).sum() for members in (in_pos, in_neg)]
+    return loss, torch.stack([total.to(d.dtype) for total in totals])

@@ -24,10 +24,10 @@ def _nearest(d: Tensor, candidates: Tensor) -> Tensor:
 
 
 def triplet(
-    inputs: PairInputs, positive: str, negative: str, margin: float, soft: bool, swap: bool, check_finite: bool
+    inputs: PairInputs, positive: str, negative: str, margin: float, soft: bool, swap: bool
 ) -> tuple[Tensor, Tensor]:
     """terms (T, N) and the mask (T, N) of those that are triplets; T anchor-positive pairs."""
-    p = pairs("triplet_loss", inputs, check_finite)
+    p = pairs(inputs)
     d = distance(p.f, p.g, p.positive | p.negative)
     if positive == "all":
         anchor, chosen = p.positive.nonzero(as_tuple=True)

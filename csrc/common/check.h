@@ -1,0 +1,68 @@
+#pragma once
+// Checks of the operators, for calls that bypass the public functions. Errors name op, argument, expected and got.
+
+#include <string>
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#define DML_CHECK(condition, op, argument, expected, got)                \
+  do {                                                                   \
+    if (!(condition)) dml::fail(op, argument, expected, dml::text(got)); \
+  } while (0)
+
+namespace dml {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline std::string text(const std::string& value) { return value; }
+inline std::string text(int64_t value) { return std::to_string(value); }
+inline std::string text(ScalarType value) { return torch::headeronly::toString(value); }
+inline std::string text(const Tensor& tensor) {
+  std::string shape = "(";
+  for (int64_t k = 0; k < tensor.dim(); ++k) shape += (k ? ", " : "") + std::to_string(tensor.size(k));
+  return shape + ")";
+}
+
+[[noreturn]] inline void fail(const char* op, const char* argument, const std::string& expected,
+                              const std::string& got) {
+  throw std::runtime_error(std::string(op) + ": " + argument + " must be " + expected + ", got " + got);
+}
+
+inline bool is_floating(ScalarType type) {
+  return type == ScalarType::Double || type == ScalarType::Float || type == ScalarType::BFloat16 ||
+         type == ScalarType::Half;
+}
+
+inline void check_matrix(const char* op, const char* argument, const Tensor& x) {
+  DML_CHECK(x.dim() == 2, op, argument, "(rows, D)", x);
+  DML_CHECK(is_floating(x.scalar_type()), op, argument, "float64, float32, bfloat16 or float16", x.scalar_type());
+  DML_CHECK(x.size(0) <= INT32_MAX, op, argument, "at most 2^31 - 1 rows", x);
+}
+
+inline void check_like(const char* op, const char* argument, const Tensor& y, const Tensor& x) {
+  check_matrix(op, argument, y);
+  DML_CHECK(y.size(1) == x.size(1), op, argument, "(N, D) with D=" + text(x.size(1)), y);
+  DML_CHECK(y.scalar_type() == x.scalar_type(), op, argument, text(x.scalar_type()) + " like the embeddings",
+            y.scalar_type());
+}
+
+inline void check_vector(const char* op, const char* argument, const Tensor& v, int64_t length, ScalarType type) {
+  DML_CHECK(v.dim() == 1 && v.size(0) == length, op, argument, "(" + text(length) + ",)", v);
+  DML_CHECK(v.scalar_type() == type, op, argument, text(type), v.scalar_type());
+}
+
+inline void check_choice(const char* op, const char* argument, const std::string& value,
+                         std::initializer_list<const char*> choices) {
+  std::string expected;
+  for (const char* choice : choices) {
+    if (value == choice) return;
+    expected += (expected.empty() ? "" : " or ") + std::string(choice);
+  }
+  fail(op, argument, expected, value);
+}
+
+}  // namespace dml

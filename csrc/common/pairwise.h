@@ -1,0 +1,30 @@
+#pragma once
+// Distance of a pair from its dot product (MATH: "Distances and their numerics"). V is a number type or a vector of
+// them.
+
+#include "common/hd.h"
+
+namespace dml {
+inline namespace DML_ISA {
+
+// Squared distances up to this share of ||f||^2 + ||g||^2 are recomputed in difference form: the product form cancels.
+constexpr double kNear = 0.005;
+// norms = ||f||^2 + ||g||^2.
+template <class V>
+DML_INLINE V product_form(V dot, V norms) {
+  return max(fma(V(-2), dot, norms), V(0));
+}
+
+template <class V>
+DML_INLINE auto is_near(V squared, V norms) {
+  return squared <= norms * V(kNear);
+}
+
+// 1/d as the weight of a gradient; coincident points, up to 4 eps of the rows' norm, get none.
+template <class V>
+DML_INLINE V gradient_scale(V squared, V norms, double eps) {
+  return select(squared > norms * V(8 * eps * eps), V(1) / sqrt(squared), V(0));
+}
+
+}  // namespace DML_ISA
+}  // namespace dml

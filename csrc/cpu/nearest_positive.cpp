@@ -1,0 +1,288 @@
+#include "cpu/nearest_positive.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <tuple>
+
+#include <torch/csrc/stable/library.h>
+
+#include "cpu/dispatch.h"
+#include "cpu/nearest_positive_kernels.h"
+#include "cpu/rows_kernels.h"
+#include "cpu/tiles.h"
+
+namespace dml {
+namespace {
+
+using Selection = std::tuple<Tensor, Tensor>;
+
+template <class T>
+struct Winners {
+  Buffer<T> squared;
+  Buffer<int32_t> row;
+  Winners(int64_t length, T worst) : squared(length), row(length) {
+    std::fill_n(squared.data(), length, worst);
+    std::fill_n(row.data(), length, -1);
+  }
+};
+
+template <class T>
+constexpr T kWorst = kFar<T> / 2;  // nearer than the padding, farther than any row
+
+// Nearest negatives, the caller's gallery rows; `beyond` (packed queries) is the squared distance to exceed, or null.
+template <class T>
+Winners<T> choose_negatives(const PairRows<T>& rows, const T* beyond) {
+  const RowsView<T>&q = rows.queries.view, &g = rows.gallery().view;
+  const TileSchedule schedule = TileSchedule::make(q.n, g.n, rows.self);
+  Winners<T> found(std::max<int64_t>(1, schedule.parts) * q.padded, kWorst<T>);
+  const SelectionProblem<T> problem{
+      q, g, rows.self, false, nullptr, nullptr, beyond, found.squared.data(), found.row.data()};
+  const auto& kernel = kernels<SelectionKernels<T>>();
+  for_each_tile(schedule, [&](const TilePair& t) { kernel.negatives(problem, t.row, t.col, t.part); });
+  for (int64_t part = 1; part < schedule.parts; ++part)
+    for (int64_t i = 0; i < q.n; ++i) {
+      const int64_t other = part * q.padded + i;
+      const bool better =
+          found.squared[other] < found.squared[i] ||
+          (found.squared[other] == found.squared[i] && found.row[other] >= 0 && found.row[other] < found.row[i]);
+      if (!better) continue;
+      found.squared[i] = found.squared[other];
+      found.row[i] = found.row[other];
+    }
+  return found;
+}
+
+// distance (M,) and index (M,) of the caller's rows.
+template <class T>
+Selection to_tensors(const PairArguments& a, const PairRows<T>& rows, const T* squared, const int32_t* row) {
+  const int64_t m = a.embeddings.size(0);
+  const bool all_nan = rows.gallery().any_non_finite;
+  Tensor distance = filled(a.embeddings, {m}, compute_type(a.embeddings), std::numeric_limits<double>::infinity());
+  Tensor index = filled(a.embeddings, {m}, ScalarType::Long, -1);
+  T* d = static_cast<T*>(distance.mutable_data_ptr());
+  int64_t* at = index.mutable_data_ptr<int64_t>();
+  for (int64_t i = 0; i < m; ++i) {
+    const RowState state = rows.queries.state[i];
+    if (state == RowState::non_finite || (all_nan && state == RowState::kept))
+      d[i] = std::numeric_limits<T>::quiet_NaN();
+  }
+  if (all_nan) return {distance, index};
+  const RowsView<T>& q = rows.queries.view;
+  for (int64_t i = 0; i < q.n; ++i) {
+    if (row[i] < 0) continue;
+    d[q.index[i]] = std::sqrt(squared[i]);
+    at[q.index[i]] = row[i];
+  }
+  return {distance, index};
+}
+
+// The caller's rows of packed gallery rows.
+template <class T>
+void to_caller_rows(const RowsView<T>& g, Buffer<int32_t>& row, int64_t n) {
+  for (int64_t i = 0; i < n; ++i)
+    if (row[i] >= 0) row[i] = g.index[row[i]];
+}
+
+template <class T>
+Selection nearest_positive_as(const PairArguments& a, bool check) {
+  const PairRows<T> rows = prepare_pairs<T>(a, Layout::panels);
+  if (check) check_finite(a.op, rows.queries.any_non_finite || rows.gallery().any_non_finite);
+  ChosenPositives<T> chosen = choose_positives(rows, false);
+  to_caller_rows(rows.gallery().view, chosen.row, rows.queries.view.n);
+  return to_tensors(a, rows, chosen.squared.data(), chosen.row.data());
+}
+
+template <class T>
+std::tuple<Tensor, Tensor, Tensor, Tensor> mine_as(const PairArguments& a, bool farthest, bool semihard, bool check) {
+  const PairRows<T> rows = prepare_pairs<T>(a, Layout::panels);
+  if (check) check_finite(a.op, rows.queries.any_non_finite || rows.gallery().any_non_finite);
+  ChosenPositives<T> chosen = choose_positives(rows, farthest);
+  const int64_t n = rows.queries.view.n;
+  // Nothing is farther than the positive that a row does not have.
+  for (int64_t i = 0; i < n; ++i)
+    if (chosen.row[i] < 0) chosen.squared[i] = std::numeric_limits<T>::infinity();
+  const Winners<T> negative = choose_negatives(rows, semihard ? chosen.squared.data() : nullptr);
+  to_caller_rows(rows.gallery().view, chosen.row, n);
+  const Selection pos = to_tensors(a, rows, chosen.squared.data(), chosen.row.data());
+  const Selection neg = to_tensors(a, rows, negative.squared.data(), negative.row.data());
+  return std::tuple_cat(pos, neg);
+}
+
+Selection nearest_positive_fwd(const Tensor& embeddings, const Tensor& labels, std::optional<Tensor> ref_emb,
+                               std::optional<Tensor> ref_labels, std::optional<Tensor> ids,
+                               std::optional<Tensor> ref_ids, std::optional<int64_t> ignore_index, bool normalize,
+                               std::string, bool check) {
+  const PairArguments a("nearest_positive", embeddings, labels, ref_emb, ref_labels, ids, ref_ids, ignore_index,
+                        normalize);
+  return compute_type(embeddings) == ScalarType::Double ? nearest_positive_as<double>(a, check)
+                                                        : nearest_positive_as<float>(a, check);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> mine_fwd(const Tensor& embeddings, const Tensor& labels,
+                                                    std::optional<Tensor> ref_emb, std::optional<Tensor> ref_labels,
+                                                    std::optional<Tensor> ids, std::optional<Tensor> ref_ids,
+                                                    std::optional<int64_t> ignore_index, bool normalize,
+                                                    std::string positive, std::string negative, std::string,
+                                                    bool check) {
+  check_choice("mine", "positive", positive, {"easy", "hard"});
+  check_choice("mine", "negative", negative, {"hard", "semihard"});
+  const PairArguments a("mine", embeddings, labels, ref_emb, ref_labels, ids, ref_ids, ignore_index, normalize);
+  const bool farthest = positive == "hard", semihard = negative == "semihard";
+  return compute_type(embeddings) == ScalarType::Double ? mine_as<double>(a, farthest, semihard, check)
+                                                        : mine_as<float>(a, farthest, semihard, check);
+}
+
+// Gradient of a distance as a weight of (f_i - g_j): grad / d, 0 for coincident points.
+template <class T>
+Buffer<T> distance_weights(const RowsView<T>& q, const RowsView<T>& g, const int32_t* to, const T* grad) {
+  const auto& kernel = kernels<RowsKernels<T>>();
+  const T eps = std::numeric_limits<T>::epsilon();
+  Buffer<T> weight(q.padded);
+  torch::stable::parallel_for(0, q.n, 64, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      if (to[i] < 0) continue;
+      const T *f = q.rows + i * q.stride, *other = g.rows + to[i] * g.stride;
+      const T squared = kernel.squared_difference(f, other, q.d);
+      const T norms = kernel.sum_squares(f, q.d) + kernel.sum_squares(other, q.d);
+      weight[i] = squared > norms * (8 * eps * eps) ? grad[i] / std::sqrt(squared) : T(0);
+    }
+  });
+  return weight;
+}
+
+struct Listed {
+  Tensor index, grad;
+};
+
+template <class T>
+Selection listed_bwd_as(const Tensor& embeddings, const std::optional<Tensor>& ref_emb,
+                        std::initializer_list<Listed> lists, bool normalize, bool need_grad_ref) {
+  const Rows<T> queries = prepare_rows<T>(embeddings, normalize, Layout::rows);
+  const std::optional<Rows<T>> own_gallery =
+      ref_emb ? std::make_optional(prepare_rows<T>(*ref_emb, normalize, Layout::rows)) : std::nullopt;
+  const RowsView<T>&q = queries.view, &g = own_gallery ? own_gallery->view : q;
+  Buffer<T> sums_q(q.padded * q.stride), weights_q(q.padded), sums_g, weights_g;
+  if (need_grad_ref) {
+    sums_g = Buffer<T>(g.padded * g.stride);
+    weights_g = Buffer<T>(g.padded);
+  }
+  const bool self = !own_gallery;
+  for (const Listed& list : lists) {
+    const Buffer<int32_t> to(q.padded);
+    const int64_t* index = list.index.const_data_ptr<int64_t>();
+    for (int64_t i = 0; i < q.n; ++i) to[i] = static_cast<int32_t>(index[i]);
+    const Buffer<T> weight = distance_weights(q, g, to.data(), static_cast<const T*>(list.grad.const_data_ptr()));
+    add_listed_pairs(q, g, to.data(), weight.data(), sums_q, weights_q,
+                     self            ? &sums_q
+                     : need_grad_ref ? &sums_g
+                                     : nullptr,
+                     self            ? &weights_q
+                     : need_grad_ref ? &weights_g
+                                     : nullptr);
+  }
+  Tensor grad_emb = finish_gradient<T>(embeddings, queries, sums_q, weights_q, 1, T(-1), normalize);
+  if (!need_grad_ref) return {grad_emb, filled(embeddings, {0, embeddings.size(1)}, embeddings.scalar_type(), 0)};
+  return {grad_emb, finish_gradient<T>(*ref_emb, *own_gallery, sums_g, weights_g, 1, T(-1), normalize)};
+}
+
+Selection listed_bwd(const char* op, const Tensor& embeddings, const std::optional<Tensor>& ref_emb,
+                     std::initializer_list<Listed> lists, bool normalize, bool need_grad_ref) {
+  check_matrix(op, "embeddings", embeddings);
+  if (ref_emb) check_like(op, "ref_emb", *ref_emb, embeddings);
+  DML_CHECK(ref_emb || !need_grad_ref, op, "need_grad_ref", "false without ref_emb", std::string("true"));
+  const int64_t m = embeddings.size(0), n = ref_emb ? ref_emb->size(0) : m;
+  for (const Listed& list : lists) {
+    check_vector(op, "grad", list.grad, m, compute_type(embeddings));
+    check_vector(op, "index", list.index, m, ScalarType::Long);
+    const int64_t* index = list.index.const_data_ptr<int64_t>();
+    for (int64_t i = 0; i < m; ++i) DML_CHECK(index[i] >= -1 && index[i] < n, op, "index", "in [-1, N)", index[i]);
+  }
+  const Tensor x = torch::stable::contiguous(embeddings);
+  const std::optional<Tensor> y = ref_emb ? std::make_optional(torch::stable::contiguous(*ref_emb)) : std::nullopt;
+  return compute_type(x) == ScalarType::Double ? listed_bwd_as<double>(x, y, lists, normalize, need_grad_ref)
+                                               : listed_bwd_as<float>(x, y, lists, normalize, need_grad_ref);
+}
+
+Selection nearest_positive_bwd(const Tensor& grad, const Tensor& embeddings, std::optional<Tensor> ref_emb,
+                               const Tensor& index, bool normalize, bool need_grad_ref) {
+  using torch::stable::contiguous;
+  return listed_bwd("nearest_positive_bwd", embeddings, ref_emb, {{contiguous(index), contiguous(grad)}}, normalize,
+                    need_grad_ref);
+}
+
+Selection mine_bwd(const Tensor& grad_pos, const Tensor& grad_neg, const Tensor& embeddings,
+                   std::optional<Tensor> ref_emb, const Tensor& pos_index, const Tensor& neg_index, bool normalize,
+                   bool need_grad_ref) {
+  using torch::stable::contiguous;
+  return listed_bwd("mine_bwd", embeddings, ref_emb,
+                    {{contiguous(pos_index), contiguous(grad_pos)}, {contiguous(neg_index), contiguous(grad_neg)}},
+                    normalize, need_grad_ref);
+}
+
+}  // namespace
+
+template <class T>
+ChosenPositives<T> choose_positives(const PairRows<T>& rows, bool farthest) {
+  const RowsView<T>&q = rows.queries.view, &g = rows.gallery().view;
+  Winners<T> found(q.padded, farthest ? T(-1) : kWorst<T>);
+  // Both sides are sorted by class: one walk finds each query's range of gallery rows.
+  const Buffer<int64_t> begin(q.n + 1), end(q.n + 1);
+  for (int64_t i = 0, j = 0; i < q.n; ++i) {
+    if (i > 0 && q.classes[i] == q.classes[i - 1]) {
+      begin[i] = begin[i - 1];
+      end[i] = end[i - 1];
+      continue;
+    }
+    while (j < g.n && g.classes[j] < q.classes[i]) ++j;
+    begin[i] = j;
+    while (j < g.n && g.classes[j] == q.classes[i]) ++j;
+    end[i] = j;
+  }
+  const SelectionProblem<T> problem{
+      q, g, rows.self, farthest, begin.data(), end.data(), nullptr, found.squared.data(), found.row.data()};
+  const auto& kernel = kernels<SelectionKernels<T>>();
+  torch::stable::parallel_for(0, (q.n + kTile - 1) / kTile, 1, [&](int64_t first, int64_t last) {
+    for (int64_t tile = first; tile < last; ++tile) kernel.positives(problem, tile);
+  });
+  return ChosenPositives<T>{std::move(found.row), std::move(found.squared)};
+}
+
+template <class T>
+void add_listed_pairs(const RowsView<T>& q, const RowsView<T>& g, const int32_t* to, const T* weight, Buffer<T>& sums_q,
+                      Buffer<T>& weights_q, Buffer<T>* sums_g, Buffer<T>* weights_g) {
+  const auto& kernel = kernels<RowsKernels<T>>();
+  for (int64_t i = 0; i < q.n; ++i) {
+    if (to[i] < 0 || weight[i] == 0) continue;
+    weights_q[i] += weight[i];
+    if (weights_g != nullptr) (*weights_g)[to[i]] += weight[i];
+  }
+  // Two queries may choose one gallery row: threads share the columns, not the rows.
+  constexpr int64_t kChunk = 64;
+  torch::stable::parallel_for(0, (q.d + kChunk - 1) / kChunk, 1, [&](int64_t first, int64_t last) {
+    const int64_t k = first * kChunk, width = std::min(last * kChunk, q.d) - k;
+    for (int64_t i = 0; i < q.n; ++i) {
+      if (to[i] < 0 || weight[i] == 0) continue;
+      kernel.add_scaled(sums_q.data() + i * q.stride + k, g.rows + to[i] * g.stride + k, width, weight[i]);
+      if (sums_g != nullptr)
+        kernel.add_scaled(sums_g->data() + to[i] * g.stride + k, q.rows + i * q.stride + k, width, weight[i]);
+    }
+  });
+}
+
+#define DML_INSTANTIATE(T)                                                                                        \
+  template ChosenPositives<T> choose_positives<T>(const PairRows<T>&, bool);                                      \
+  template void add_listed_pairs<T>(const RowsView<T>&, const RowsView<T>&, const int32_t*, const T*, Buffer<T>&, \
+                                    Buffer<T>&, Buffer<T>*, Buffer<T>*);
+DML_INSTANTIATE(float)
+DML_INSTANTIATE(double)
+#undef DML_INSTANTIATE
+
+}  // namespace dml
+
+STABLE_TORCH_LIBRARY_IMPL(dmlkernels, CPU, m) {
+  m.impl("nearest_positive_fwd", TORCH_BOX(&dml::nearest_positive_fwd));
+  m.impl("nearest_positive_bwd", TORCH_BOX(&dml::nearest_positive_bwd));
+  m.impl("mine_fwd", TORCH_BOX(&dml::mine_fwd));
+  m.impl("mine_bwd", TORCH_BOX(&dml::mine_bwd));
+}

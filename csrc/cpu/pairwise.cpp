@@ -1,0 +1,124 @@
+#include <algorithm>
+#include <tuple>
+
+#include <torch/csrc/stable/library.h>
+
+#include "cpu/dispatch.h"
+#include "cpu/pairwise_kernels.h"
+#include "cpu/rows.h"
+#include "cpu/tiles.h"
+
+namespace dml {
+namespace {
+
+Metric metric_of(const char* op, const std::string& name) {
+  check_choice(op, "metric", name, {"dot", "euclidean", "squared"});
+  return name == "dot" ? Metric::dot : name == "euclidean" ? Metric::euclidean : Metric::squared;
+}
+
+template <class T>
+struct Operands {
+  Rows<T> x;
+  std::optional<Rows<T>> own_y;
+  const Rows<T>& y() const { return own_y ? *own_y : x; }
+
+  Operands(const Tensor& left, const std::optional<Tensor>& right, bool normalize, Layout layout)
+      : x(prepare_rows<T>(left, normalize, layout)) {
+    if (right) own_y = prepare_rows<T>(*right, normalize, layout);
+  }
+};
+
+template <class T>
+Tensor forward_as(const Tensor& x, const std::optional<Tensor>& y, Metric metric, bool normalize) {
+  const Operands<T> rows(x, y, normalize, Layout::panels);
+  const RowsView<T>&q = rows.x.view, &g = rows.y().view;
+  Tensor out = torch::stable::new_empty(x, std::vector<int64_t>{q.n, g.n}, x.scalar_type());
+  const auto& kernel = kernels<PairwiseKernels<T>>();
+  PairwiseProblem<T> problem{};
+  problem.q = q;
+  problem.g = g;
+  problem.same = !y.has_value();
+  problem.metric = metric;
+  // No sums here: every tile has its own results, so any order will do.
+  const int64_t col_tiles = (g.n + kTile - 1) / kTile, tiles = (q.n + kTile - 1) / kTile * col_tiles;
+  torch::stable::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
+    const Buffer<T> result(kTile * kernel.tile_stride);
+    for (int64_t tile = begin; tile < end; ++tile) {
+      const int64_t i = tile / col_tiles, j = tile % col_tiles;
+      kernel.forward(problem, i, j, result.data());
+      const int64_t cols = std::min<int64_t>(kTile, g.n - j * kTile);
+      for (int64_t r = 0; r < std::min<int64_t>(kTile, q.n - i * kTile); ++r)
+        write_row(result.data() + r * kernel.tile_stride, out, i * kTile + r, j * kTile, cols);
+    }
+  });
+  return out;
+}
+
+template <class T>
+std::tuple<Tensor, Tensor> backward_as(const Tensor& grad_out, const Tensor& x, const std::optional<Tensor>& y,
+                                       Metric metric, bool normalize) {
+  const Operands<T> rows(x, y, normalize, Layout::both);
+  const RowsView<T>&q = rows.x.view, &g = rows.y().view;
+  // With y = x too, row tile i and column tile i of different pairs would meet: the two sides are added afterwards.
+  const TileSchedule schedule = TileSchedule::make(q.n, g.n, false);
+  const int64_t parts = std::max<int64_t>(schedule.parts, 1);
+  Buffer<T> sums_q(parts * q.padded * q.stride), weights_q(parts * q.padded);
+  Buffer<T> sums_g(g.padded * g.stride), weights_g(g.padded);
+  const PairwiseProblem<T> problem{
+      q, g, !y.has_value(), metric, sums_q.data(), sums_g.data(), weights_q.data(), weights_g.data()};
+  const auto& kernel = kernels<PairwiseKernels<T>>();
+  for_each_tile(schedule, [&](const TilePair& t) {
+    const Buffer<T> grad(kTile * kernel.tile_stride);
+    const int64_t i0 = t.row * kTile, j0 = t.col * kTile, cols = std::min<int64_t>(kTile, g.n - j0);
+    for (int64_t r = 0; r < std::min<int64_t>(kTile, q.n - i0); ++r)
+      read_row(grad_out, i0 + r, grad.data() + r * kernel.tile_stride, j0, cols);
+    kernel.backward(problem, t.row, t.col, t.part, grad.data());
+  });
+  const T sign = metric == Metric::dot ? T(1) : T(-1);
+  if (y)
+    return {finish_gradient<T>(x, rows.x, sums_q, weights_q, parts, sign, normalize),
+            finish_gradient<T>(*y, rows.y(), sums_g, weights_g, 1, sign, normalize)};
+  for (int64_t k = 0; k < g.padded * g.stride; ++k) sums_q[k] += sums_g[k];
+  for (int64_t k = 0; k < g.padded; ++k) weights_q[k] += weights_g[k];
+  return {finish_gradient<T>(x, rows.x, sums_q, weights_q, parts, sign, normalize),
+          filled(x, {0, x.size(1)}, x.scalar_type(), 0)};
+}
+
+void check_operands(const char* op, const Tensor& x, const std::optional<Tensor>& y) {
+  check_matrix(op, "x", x);
+  if (y) check_like(op, "y", *y, x);
+}
+
+std::optional<Tensor> contiguous(const std::optional<Tensor>& y) {
+  return y ? std::make_optional(torch::stable::contiguous(*y)) : std::nullopt;
+}
+
+Tensor pairwise_fwd(const Tensor& x, std::optional<Tensor> y, std::string metric, bool normalize, std::string) {
+  const char* op = "pairwise";
+  check_operands(op, x, y);
+  const Metric m = metric_of(op, metric);
+  const Tensor left = torch::stable::contiguous(x);
+  return compute_type(x) == ScalarType::Double ? forward_as<double>(left, contiguous(y), m, normalize)
+                                               : forward_as<float>(left, contiguous(y), m, normalize);
+}
+
+std::tuple<Tensor, Tensor> pairwise_bwd(const Tensor& grad_out, const Tensor& x, std::optional<Tensor> y,
+                                        std::string metric, bool normalize, std::string) {
+  const char* op = "pairwise_bwd";
+  check_operands(op, x, y);
+  const Metric m = metric_of(op, metric);
+  check_matrix(op, "grad_out", grad_out);
+  DML_CHECK(grad_out.size(0) == x.size(0) && grad_out.size(1) == (y ? *y : x).size(0), op, "grad_out", "(M, N)",
+            grad_out);
+  const Tensor grad = torch::stable::contiguous(grad_out), left = torch::stable::contiguous(x);
+  return compute_type(x) == ScalarType::Double ? backward_as<double>(grad, left, contiguous(y), m, normalize)
+                                               : backward_as<float>(grad, left, contiguous(y), m, normalize);
+}
+
+}  // namespace
+}  // namespace dml
+
+STABLE_TORCH_LIBRARY_IMPL(dmlkernels, CPU, m) {
+  m.impl("pairwise_fwd", TORCH_BOX(&dml::pairwise_fwd));
+  m.impl("pairwise_bwd", TORCH_BOX(&dml::pairwise_bwd));
+}

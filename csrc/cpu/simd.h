@@ -1,0 +1,58 @@
+#pragma once
+// Vectors of one instruction set: Vec<float>, Vec<double>, their masks, and the few functions that csrc/common asks of
+// a number type. DML_ISA (plain, avx2, avx512) names the set; plain is one lane, the scalar itself.
+
+#include <math.h>
+#include <stdint.h>
+
+#include "common/hd.h"
+
+#if defined(__AVX512F__)
+#include "cpu/simd_avx512.h"
+#elif defined(__AVX2__)
+#include "cpu/simd_avx2.h"
+#else
+#include "cpu/simd_plain.h"
+#endif
+
+namespace dml {
+inline namespace DML_ISA {
+
+template <class T>
+using Vec = typename Simd<T>::V;
+
+// e^x as 2^n e^r, n = round(x log2 e), |r| <= ln(2)/2, e^r by its Taylor series (remainder under half an ulp at degree
+// 7 and 13). Below the normal range the result is 0.
+template <class V>
+DML_INLINE V exp_scaled(V x, V lo, V hi, V log2e, V ln2_hi, V ln2_lo, const double* inverse_factorial, int degree) {
+  const V clamped = max(min(x, hi), lo);
+  const V n = round(clamped * log2e);
+  const V r = fma(n, V(0) - ln2_lo, fma(n, V(0) - ln2_hi, clamped));
+  V p = V(inverse_factorial[degree]);
+#pragma GCC unroll 16
+  for (int i = degree - 1; i >= 0; --i) p = fma(p, r, V(inverse_factorial[i]));
+  p = scale_by_power_of_two(p, n);
+  p = select(x < lo, V(0), p);
+  p = select(x > hi, V(INFINITY), p);
+  return select(x != x, x, p);
+}
+
+constexpr double inverse_factorial[] = {
+    1.0,        1.0,         1.0 / 2,      1.0 / 6,       1.0 / 24,       1.0 / 120,       1.0 / 720,
+    1.0 / 5040, 1.0 / 40320, 1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800.0};
+
+DML_INLINE Vec<float> exp(Vec<float> x) {
+  using V = Vec<float>;
+  // ln 2 in two parts: the first has 11 trailing zero bits, so n times it is exact.
+  return exp_scaled<V>(x, V(-87.0f), V(88.5f), V(1.44269504f), V(0.693359375f), V(-2.12194440e-4f), inverse_factorial,
+                       7);
+}
+
+DML_INLINE Vec<double> exp(Vec<double> x) {
+  using V = Vec<double>;
+  return exp_scaled<V>(x, V(-708.0), V(709.5), V(1.4426950408889634), V(0.693145751953125), V(1.42860682030941723e-6),
+                       inverse_factorial, 13);
+}
+
+}  // namespace DML_ISA
+}  // namespace dml
