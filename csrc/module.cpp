@@ -6,6 +6,7 @@
 #include <sstream>
 #include <string>
 
+#include "common/tile_schedule.h"
 #include "cpu/isa.h"
 
 namespace py = pybind11;
@@ -36,7 +37,23 @@ py::dict constants() {
   constexpr unsigned long long target = TORCH_TARGET_VERSION;
   py::dict values;
   values["torch_target_version"] = py::make_tuple(target >> 56, (target >> 48) & 0xff);
+  values["tile"] = dml::kTile;
   return values;
+}
+
+// Rounds of (row tile, column tile, part): what runs at the same time.
+py::list tile_schedule(int64_t rows, int64_t cols, bool self) {
+  const auto schedule = dml::TileSchedule::make(rows, cols, self);
+  py::list rounds;
+  for (int64_t round = 0; round < schedule.rounds(); ++round) {
+    py::list pairs;
+    for (int64_t task = 0; task < schedule.tasks(round); ++task) {
+      const auto pair = schedule.at(round, task);
+      if (pair.valid) pairs.append(py::make_tuple(pair.row, pair.col, pair.part));
+    }
+    rounds.append(pairs);
+  }
+  return rounds;
 }
 
 }  // namespace
@@ -48,5 +65,8 @@ PYBIND11_MODULE(_C, module) {
       "cpu_capability", [] { return dml::isa_name(dml::cpu_isa()); },
       "The kernel units in use: 'plain', 'avx2' or 'avx512'. ValueError: DMLKERNELS_CPU_ISA asks for what is not "
       "there.");
+  module.def("tile_schedule", &tile_schedule, py::arg("rows"), py::arg("cols"), py::arg("self_mode"),
+             "Rounds of tiles (row tile, column tile, part) for rows x cols pairs; no two tiles of a round write to the "
+             "same rows.");
   module.def("constants", &constants, "Compile-time constants shared by all kernels.");
 }
