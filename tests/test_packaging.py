@@ -68,13 +68,19 @@ def test_same_name_in_every_layer(op, layer):
     assert (ROOT / layer.format(op=op)).is_file()
 
 
+def registered(source: Path) -> set[str]:
+    return set(re.findall(r'\bimpl\(\s*"(\w+)"', source.read_text()))
+
+
 @pytest.mark.parametrize("op", OPS)
-def test_registered_operators_have_a_schema(op):
+def test_operators_are_registered_in_their_file(op):
+    assert {f"{op}_fwd", f"{op}_bwd"} <= registered(CSRC / "cpu" / f"{op}.cpp")
+
+
+def test_every_schema_is_registered_and_nothing_else():
     from dmlkernels._schemas import SCHEMAS
 
-    registered = set(re.findall(r'\bimpl\(\s*"(\w+)"', (CSRC / "cpu" / f"{op}.cpp").read_text()))
-    assert registered == {f"{op}_fwd", f"{op}_bwd"}
-    assert registered <= set(SCHEMAS)
+    assert set().union(*map(registered, CSRC.glob("cpu/*.cpp"))) == set(SCHEMAS)
 
 
 @pytest.mark.parametrize("unit", [*KERNEL_UNITS, CSRC / "module.cpp"], ids=lambda path: path.stem)
@@ -123,6 +129,14 @@ def test_build_info():
     assert info["cpu_isas"][0] == "plain"
     assert info["cuda"] == bool(info["cuda_architectures"]) == any("cuda" in path.name for path in LIBRARIES)
     assert _C.constants()["torch_target_version"] == (2, 11)
+
+
+@needs_native
+def test_stub_names_what_the_module_has():
+    from dmlkernels import _C
+
+    stub = re.findall(r"^def (\w+)", (ROOT / "dmlkernels" / "_C.pyi").read_text(), re.MULTILINE)
+    assert sorted(stub) == sorted(name for name in vars(_C) if not name.startswith("_"))
 
 
 def cpu_capability(requested: str) -> subprocess.CompletedProcess[str]:
