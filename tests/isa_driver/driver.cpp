@@ -1,0 +1,155 @@
+// Runs the kernels that this processor chooses against loops in double, without torch, so that it starts under an
+// emulated older processor: an instruction that leaked from another unit ends it with SIGILL. Prints the instruction
+// set.
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <vector>
+
+#include "common/tile_schedule.h"
+#include "cpu/dispatch.h"
+#include "cpu/nearest_positive_kernels.h"
+#include "cpu/pairwise_kernels.h"
+#include "cpu/ranked_list_kernels.h"
+#include "cpu/rows_kernels.h"
+
+namespace {
+
+using namespace dml;
+
+constexpr int64_t kRows = 203, kWidth = 37, kClasses = 17;
+constexpr double kAlpha = 1.3, kMargin = 0.5, kTemperature = 3;
+int failures = 0;
+
+void expect(bool good, const char* what, double got, double wanted) {
+  if (good) return;
+  ++failures;
+  std::printf("%s: got %.9g, wanted %.9g\n", what, got, wanted);
+}
+
+template <class T>
+T* aligned(size_t n) {
+  T* p = static_cast<T*>(std::aligned_alloc(64, (n * sizeof(T) + 63) / 64 * 64));
+  for (size_t i = 0; i < n; ++i) p[i] = 0;
+  return p;
+}
+
+template <class T>
+RowsView<T> make_rows(const RowsKernels<T>& kernel, std::vector<double>& unit) {
+  const int64_t width = kernel.panel_width, padded = (kRows + width - 1) / width * width;
+  const int64_t stride = (kWidth + width - 1) / width * width + 64 / static_cast<int64_t>(sizeof(T));
+  T *panels = aligned<T>(padded * kWidth), *rows = aligned<T>(padded * stride), *norms = aligned<T>(padded);
+  int32_t *classes = aligned<int32_t>(padded), *index = aligned<int32_t>(padded);
+  unsigned state = 1;
+  for (int64_t i = 0; i < padded; ++i) {
+    classes[i] = i < kRows ? static_cast<int32_t>(i * kClasses / kRows) : -1;
+    index[i] = i < kRows ? static_cast<int32_t>(i) : -1;
+    for (int64_t k = 0; k < kWidth && i < kRows; ++k) {
+      state = state * 1664525u + 1013904223u;
+      rows[i * stride + k] = static_cast<T>((state >> 8) / 16777216.0 - 0.5);
+    }
+    const T norm = std::sqrt(kernel.sum_squares(rows + i * stride, kWidth));
+    if (i < kRows) kernel.scale(rows + i * stride, kWidth, 1 / norm);
+    for (int64_t k = 0; k < kWidth && i < kRows; ++k) unit.push_back(rows[i * stride + k]);
+  }
+  for (int64_t p = 0; p < padded; p += width)
+    kernel.pack_panel(rows + p * stride, stride, kWidth, panels + p * kWidth, norms + p);
+  for (int64_t i = kRows; i < padded; ++i) norms[i] = kFar<T>;
+  return {kRows, padded, kWidth, stride, panels, rows, norms, classes, nullptr, index};
+}
+
+double distance(const std::vector<double>& unit, int64_t i, int64_t j) {
+  double squared = 0;
+  for (int64_t k = 0; k < kWidth; ++k) squared += std::pow(unit[i * kWidth + k] - unit[j * kWidth + k], 2);
+  return std::sqrt(squared);
+}
+
+template <class T>
+void run(double tolerance) {
+  std::vector<double> unit;
+  const RowsView<T> rows = make_rows(kernels<RowsKernels<T>>(), unit);
+  const TileSchedule schedule = TileSchedule::make(kRows, kRows, true);
+  const auto each_tile = [&](auto&& body) {
+    for (int64_t round = 0; round < schedule.rounds(); ++round)
+      for (int64_t task = 0; task < schedule.tasks(round); ++task)
+        if (const TilePair t = schedule.at(round, task); t.valid) body(t);
+  };
+
+  RankedListProblem<T> p{};
+  p.q = p.g = rows;
+  p.pos = make_ranked_set(true, kAlpha - kMargin, 0, false);
+  p.neg = make_ranked_set(false, kAlpha, kTemperature, false);
+  p.self = p.both_ends = true;
+  p.col_tiles = schedule.col_tiles;
+  std::vector<unsigned char> active(schedule.row_tiles * schedule.col_tiles);
+  p.active = active.data();
+  p.sums = aligned<T>(kRankedSums * rows.padded);
+  T *factors = aligned<T>(kRankedFactors * rows.padded), *sums = aligned<T>(rows.padded * rows.stride);
+  for (int64_t i = 0; i < kRows; ++i) factors[kPosScale * rows.padded + i] = factors[kNegScale * rows.padded + i] = 1;
+  p.factors = factors;
+  p.rows_q = p.rows_g = sums;
+  p.weights_q = p.weights_g = aligned<T>(rows.padded);
+  const auto& ranked = kernels<RankedListKernels<T>>();
+  each_tile([&](const TilePair& t) { ranked.forward(p, t.row, t.col, t.part, 1); });
+  each_tile([&](const TilePair& t) { ranked.backward(p, t.row, t.col, t.part); });
+
+  T *best = aligned<T>(rows.padded), *nearest = aligned<T>(rows.padded);
+  int32_t *best_index = aligned<int32_t>(rows.padded), *nearest_index = aligned<int32_t>(rows.padded);
+  std::vector<int64_t> begin(kRows), end(kRows);
+  for (int64_t i = 0; i < kRows; ++i) {
+    for (begin[i] = i; begin[i] > 0 && rows.classes[begin[i] - 1] == rows.classes[i];) --begin[i];
+    for (end[i] = i; end[i] < kRows && rows.classes[end[i]] == rows.classes[i];) ++end[i];
+    best[i] = nearest[i] = kFar<T> / 2;
+    best_index[i] = nearest_index[i] = -1;
+  }
+  const auto& select = kernels<SelectionKernels<T>>();
+  const SelectionProblem<T> positive{rows, rows, true, false, begin.data(), end.data(), nullptr, best, best_index};
+  for (int64_t i = 0; i < schedule.row_tiles; ++i) select.positives(positive, i);
+  const SelectionProblem<T> negative{rows, rows, true, false, nullptr, nullptr, nullptr, nearest, nearest_index};
+  each_tile([&](const TilePair& t) { select.negatives(negative, t.row, t.col, t.part); });
+
+  const auto& pairwise = kernels<PairwiseKernels<T>>();
+  T* tile = aligned<T>(kTile * pairwise.tile_stride);
+  const PairwiseProblem<T> distances{rows, rows, true, Metric::euclidean, nullptr, nullptr, nullptr, nullptr};
+  pairwise.forward(distances, 0, 1, tile);
+  for (int64_t j = kTile; j < kRows; ++j) {
+    const T got = tile[3 * pairwise.tile_stride + j - kTile];
+    expect(std::fabs(got - distance(unit, 3, j)) < tolerance, "distance", got, distance(unit, 3, j));
+  }
+
+  for (int64_t i = 0; i < kRows; ++i) {
+    double pos = 0, weighted = 0, moment = 0, gradient = 0, near_pos = 1e9, near_neg = 1e9;
+    for (int64_t j = 0; j < kRows; ++j) {
+      if (j == i) continue;
+      const double d = distance(unit, i, j), v = kAlpha - d;
+      if (rows.classes[i] == rows.classes[j]) {
+        near_pos = std::fmin(near_pos, d);
+        if (d > kAlpha - kMargin) pos += d - kAlpha + kMargin, gradient += 2 / d * unit[j * kWidth];
+      } else {
+        near_neg = std::fmin(near_neg, d);
+        const double e = std::exp(kTemperature * v);
+        if (v > 0) weighted += e, moment += e * v, gradient -= 2 * e / d * unit[j * kWidth];
+      }
+    }
+    const double scale = 1 + weighted;
+    const auto sum = [&](int k) { return static_cast<double>(p.sums[k * rows.padded + i]); };
+    expect(std::fabs(sum(kPosMoment) - pos) < tolerance * scale, "positives' moment", sum(kPosMoment), pos);
+    expect(std::fabs(sum(kNegSum) - weighted) < tolerance * scale, "negatives' sum", sum(kNegSum), weighted);
+    expect(std::fabs(sum(kNegMoment) - moment) < tolerance * scale, "negatives' moment", sum(kNegMoment), moment);
+    const double got = sums[i * rows.stride];
+    expect(std::fabs(got - gradient) < 10 * tolerance * scale, "gradient", got, gradient);
+    expect(std::fabs(std::sqrt(best[i]) - near_pos) < tolerance, "nearest positive", std::sqrt(best[i]), near_pos);
+    expect(std::fabs(std::sqrt(nearest[i]) - near_neg) < tolerance, "nearest negative", std::sqrt(nearest[i]),
+           near_neg);
+  }
+}
+
+}  // namespace
+
+int main() {
+  run<float>(2e-5);
+  run<double>(1e-12);
+  std::printf("%s\n", isa_name(cpu_isa()));
+  return failures == 0 ? 0 : 1;
+}
