@@ -59,4 +59,30 @@ SCHEMAS = {
         "(Tensor grad_pos, Tensor grad_neg, Tensor embeddings, Tensor? ref_emb, Tensor pos_index, Tensor neg_index, "
         "bool normalize, bool need_grad_ref) -> (Tensor, Tensor)"
     ),
+    # A (B, n, n), lower triangle read -> logdet (B,), inverse (B, n, n) | (0, n, n) unless need_inverse
+    "cholesky_fwd": "(Tensor A, bool check, bool need_inverse) -> (Tensor, Tensor)",
+    # grad_logdet (B,), inverse (B, n, n) -> grad_A (B, n, n)
+    "cholesky_bwd": "(Tensor grad_logdet, Tensor inverse) -> Tensor",
+    # z (M, D), labels (M,) int64 | None (the rate of all rows) -> rate (), rate_grad (M, D) | (0, D) unless need_grad
+    "coding_rate_fwd": (
+        "(Tensor z, Tensor? labels, float eps_squared, float gain, str scale, bool normalize, str precision, "
+        "bool need_grad) -> (Tensor, Tensor)"
+    ),
+    # grad_rate (), rate_grad (M, D) -> grad_z (M, D)
+    "coding_rate_bwd": "(Tensor grad_rate, Tensor rate_grad) -> Tensor",
+    # z, proxies (k, D): row i of proxies belongs to row i of z; noise (k, n-1, D) -> embeddings (k*n, D), valid (k,) bool
+    "spherical_expansion_fwd": "(Tensor z, Tensor proxies, Tensor noise, int n) -> (Tensor, Tensor)",
+    # grad (k*n, D) -> grad_z (k, D)
+    "spherical_expansion_bwd": "(Tensor grad, Tensor z, Tensor proxies, Tensor noise, int n) -> Tensor",
+    # embeddings (M, D), labels (M,) int64 in [0, C), proxies (C, D) -> loss (), proxy_stats (2, C): log(1 + sum) of the
+    # positives and of the negatives
+    "proxy_anchor_fwd": (
+        "(Tensor embeddings, Tensor labels, Tensor proxies, float margin, float alpha, bool normalize, str precision)"
+        " -> (Tensor, Tensor)"
+    ),
+    # grad_loss () -> grad_embeddings (M, D), grad_proxies (C, D)
+    "proxy_anchor_bwd": (
+        "(Tensor grad_loss, Tensor embeddings, Tensor labels, Tensor proxies, Tensor proxy_stats, float margin, "
+        "float alpha, bool normalize, str precision) -> (Tensor, Tensor)"
+    ),
 }

@@ -1,0 +1,392 @@
+#include "common/coding_rate.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+#include <tuple>
+#include <vector>
+
+#include <torch/csrc/stable/library.h>
+
+#include "cpu/coding_rate_kernels.h"
+#include "cpu/dispatch.h"
+#include "cpu/rows.h"
+#include "cpu/rows_kernels.h"
+
+namespace dml {
+namespace {
+
+using torch::stable::detail::from;
+using torch::stable::detail::to;
+
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+
+template <class T>
+constexpr ScalarType kType = sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float;
+
+template <class T>
+T* data(const Tensor& x) {
+  return static_cast<T*>(x.mutable_data_ptr());
+}
+
+// L of A = L L^T for one or many matrices, by LAPACK, and the info of each (0: positive definite).
+std::tuple<Tensor, Tensor> lapack_factor(const Tensor& a) {
+  std::array<StableIValue, 3> stack{from(a), from(false), from(false)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linalg_cholesky_ex", "", stack.data(), TORCH_ABI_VERSION));
+  return {to<Tensor>(stack[0]), to<Tensor>(stack[1])};
+}
+
+Tensor lapack_solve(const Tensor& b, const Tensor& l) {
+  std::array<StableIValue, 3> stack{from(b), from(l), from(false)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::cholesky_solve", "", stack.data(), TORCH_ABI_VERSION));
+  return to<Tensor>(stack[0]);
+}
+
+Tensor lapack_inverse(const Tensor& l) {
+  std::array<StableIValue, 2> stack{from(l), from(false)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::cholesky_inverse", "", stack.data(), TORCH_ABI_VERSION));
+  return to<Tensor>(stack[0]);
+}
+
+template <class T>
+double log_determinant(const T* l, int64_t n) {
+  double sum = 0;
+  for (int64_t i = 0; i < n; ++i) sum += std::log(static_cast<double>(l[i * n + i]));
+  return 2 * sum;
+}
+
+// A vector's worth of small matrices, interleaved; unused lanes hold the identity.
+template <class T>
+struct Lanes {
+  const CholeskyKernels<T>& kernel = kernels<CholeskyKernels<T>>();
+  int n = 0;
+  Buffer<T> a, inverse, scratch;
+  std::vector<double> logdet;
+
+  explicit Lanes(int largest) : logdet(static_cast<size_t>(kernel.lanes)) {
+    const int64_t size = static_cast<int64_t>(largest) * largest * kernel.lanes;
+    a = Buffer<T>(size);
+    inverse = Buffer<T>(size);
+    scratch = Buffer<T>(size);
+  }
+  void reset(int size) {
+    n = size;
+    for (int64_t k = 0; k < static_cast<int64_t>(n) * n * kernel.lanes; ++k) a[k] = 0;
+    for (int i = 0; i < n; ++i)
+      for (int lane = 0; lane < kernel.lanes; ++lane) at(i, i, lane) = 1;
+  }
+  T& at(int i, int j, int lane) const { return a[(static_cast<int64_t>(i) * n + j) * kernel.lanes + lane]; }
+  T inverse_at(int i, int j, int lane) const {
+    return inverse[(static_cast<int64_t>(i) * n + j) * kernel.lanes + lane];
+  }
+  void factor(bool with_inverse) {
+    kernel.factor(a.data(), n, logdet.data(), with_inverse ? inverse.data() : nullptr, scratch.data());
+  }
+};
+
+void fail_not_positive_definite(int64_t matrix) {
+  fail("cholesky_logdet", "A", "positive definite (check=True)", "A[" + text(matrix) + "] that is not");
+}
+
+template <class T>
+std::tuple<Tensor, Tensor> small_matrices(const Tensor& a, bool check, bool need_inverse) {
+  const int64_t batch = a.size(0);
+  const int n = static_cast<int>(a.size(1));
+  Tensor logdet = filled(a, {batch}, kType<T>, 0), inverse = filled(a, {need_inverse ? batch : 0, n, n}, kType<T>, 0);
+  const T* from_data = static_cast<const T*>(a.const_data_ptr());
+  const int64_t lanes = kernels<CholeskyKernels<T>>().lanes, size = static_cast<int64_t>(n) * n;
+  torch::stable::parallel_for(0, (batch + lanes - 1) / lanes, 1, [&](int64_t begin, int64_t end) {
+    Lanes<T> group(n);
+    for (int64_t g = begin; g < end; ++g) {
+      group.reset(n);
+      const int count = static_cast<int>(std::min(lanes, batch - g * lanes));
+      for (int lane = 0; lane < count; ++lane)
+        for (int i = 0; i < n; ++i)
+          for (int j = 0; j <= i; ++j) group.at(i, j, lane) = from_data[(g * lanes + lane) * size + i * n + j];
+      group.factor(need_inverse);
+      for (int lane = 0; lane < count; ++lane) {
+        const int64_t matrix = g * lanes + lane;
+        data<T>(logdet)[matrix] = static_cast<T>(group.logdet[lane]);
+        for (int64_t k = 0; need_inverse && k < size; ++k)
+          data<T>(inverse)[matrix * size + k] = group.inverse[k * lanes + lane];
+      }
+    }
+  });
+  for (int64_t matrix = 0; check && matrix < batch; ++matrix)
+    if (!(data<T>(logdet)[matrix] > -std::numeric_limits<T>::infinity())) fail_not_positive_definite(matrix);
+  return {logdet, inverse};
+}
+
+template <class T>
+std::tuple<Tensor, Tensor> large_matrices(const Tensor& a, bool check, bool need_inverse) {
+  const int64_t batch = a.size(0), n = a.size(1);
+  const auto [factor, info] = lapack_factor(a);
+  // LAPACK may return its factors by columns.
+  const Tensor l = torch::stable::contiguous(factor);
+  Tensor logdet = filled(a, {batch}, kType<T>, 0);
+  const int32_t* failed = static_cast<const int32_t*>(info.const_data_ptr());
+  bool any_failed = false;
+  for (int64_t matrix = 0; matrix < batch; ++matrix) {
+    const double value = log_determinant(data<T>(l) + matrix * n * n, n);
+    const bool bad = failed[matrix] != 0 || !(value > -std::numeric_limits<double>::infinity());
+    if (bad && check) fail_not_positive_definite(matrix);
+    data<T>(logdet)[matrix] = static_cast<T>(bad ? kNaN : value);
+    any_failed = any_failed || bad;
+  }
+  if (!need_inverse) return {logdet, filled(a, {0, n, n}, kType<T>, 0)};
+  Tensor inverse = torch::stable::contiguous(lapack_inverse(l));
+  for (int64_t matrix = 0; any_failed && matrix < batch; ++matrix)
+    if (std::isnan(data<T>(logdet)[matrix]))
+      std::fill_n(data<T>(inverse) + matrix * n * n, n * n, static_cast<T>(kNaN));
+  return {logdet, inverse};
+}
+
+template <class T>
+std::tuple<Tensor, Tensor> cholesky_as(const Tensor& a, bool check, bool need_inverse) {
+  return a.size(1) <= kSmallMatrix ? small_matrices<T>(a, check, need_inverse)
+                                   : large_matrices<T>(a, check, need_inverse);
+}
+
+std::tuple<Tensor, Tensor> cholesky_fwd(const Tensor& A, bool check, bool need_inverse) {
+  const char* op = "cholesky_logdet";
+  DML_CHECK(A.dim() == 3 && A.size(1) == A.size(2), op, "A", "(B, n, n)", A);
+  DML_CHECK(A.scalar_type() == ScalarType::Double || A.scalar_type() == ScalarType::Float, op, "A",
+            "float64 or float32", A.scalar_type());
+  const Tensor a = torch::stable::contiguous(A);
+  return a.scalar_type() == ScalarType::Double ? cholesky_as<double>(a, check, need_inverse)
+                                               : cholesky_as<float>(a, check, need_inverse);
+}
+
+template <class T>
+Tensor scale_matrices(const Tensor& grad, const Tensor& inverse) {
+  const int64_t size = inverse.size(1) * inverse.size(2);
+  Tensor out = torch::stable::empty_like(inverse);
+  const T *g = static_cast<const T*>(grad.const_data_ptr()), *x = static_cast<const T*>(inverse.const_data_ptr());
+  torch::stable::parallel_for(0, inverse.size(0), 64, [&](int64_t begin, int64_t end) {
+    for (int64_t matrix = begin; matrix < end; ++matrix)
+      for (int64_t k = matrix * size; k < (matrix + 1) * size; ++k) data<T>(out)[k] = g[matrix] * x[k];
+  });
+  return out;
+}
+
+Tensor cholesky_bwd(const Tensor& grad_logdet, const Tensor& inverse) {
+  const char* op = "cholesky_bwd";
+  DML_CHECK(inverse.dim() == 3 && inverse.size(1) == inverse.size(2), op, "inverse", "(B, n, n)", inverse);
+  check_vector(op, "grad_logdet", grad_logdet, inverse.size(0), inverse.scalar_type());
+  DML_CHECK(inverse.scalar_type() == ScalarType::Double || inverse.scalar_type() == ScalarType::Float, op, "inverse",
+            "float64 or float32", inverse.scalar_type());
+  const Tensor g = torch::stable::contiguous(grad_logdet), x = torch::stable::contiguous(inverse);
+  return x.scalar_type() == ScalarType::Double ? scale_matrices<double>(g, x) : scale_matrices<float>(g, x);
+}
+
+struct RateOptions {
+  double eps_squared, gain;
+  bool official, normalize, need_grad;
+};
+
+// One row of the gradient: G_i, taken through the normalisation, into the caller's row.
+template <class T>
+void write_gradient(T* g, const Rows<T>& rows, int64_t i, bool normalize, const Tensor& out) {
+  const auto& kernel = kernels<RowsKernels<T>>();
+  const RowsView<T>& view = rows.view;
+  if (normalize) {
+    const T* f = view.rows + i * view.stride;
+    kernel.add_scaled(g, f, view.d, -kernel.dot(g, f, view.d));
+    kernel.scale(g, view.d, rows.inverse[i]);
+  }
+  write_row(g, out, view.index[i], 0, view.d);
+}
+
+// logdet(I + a Z Z^T) of rows begin..end by its smaller Gram matrix, and G = scale (I + a Z Z^T)^-1 Z, by LAPACK.
+template <class T>
+double large_rate(const Rows<T>& rows, int64_t begin, int64_t end, double a, double scale, const RateOptions& o,
+                  const Tensor& like, const Tensor& grad) {
+  using torch::stable::contiguous, torch::stable::matmul, torch::stable::transpose;
+  const RowsView<T>& view = rows.view;
+  const int64_t n = end - begin, d = view.d, side = std::min(n, d);
+  Tensor z = torch::stable::new_empty(like, std::vector<int64_t>{n, d}, kType<T>);
+  for (int64_t i = 0; i < n; ++i) std::copy_n(view.rows + (begin + i) * view.stride, d, data<T>(z) + i * d);
+  const Tensor zt = transpose(z, 0, 1);
+  Tensor gram = contiguous(n <= d ? matmul(z, zt) : matmul(zt, z));
+  for (int64_t k = 0; k < side * side; ++k) data<T>(gram)[k] *= static_cast<T>(a);
+  for (int64_t k = 0; k < side; ++k) data<T>(gram)[k * side + k] += 1;
+  const Tensor l = contiguous(std::get<0>(lapack_factor(gram)));
+  if (o.need_grad) {
+    const Tensor solved = n <= d ? lapack_solve(z, l) : transpose(lapack_solve(zt, l), 0, 1);
+    const Tensor g = contiguous(solved);
+    torch::stable::parallel_for(0, n, 64, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) {
+        kernels<RowsKernels<T>>().scale(data<T>(g) + i * d, d, static_cast<T>(scale));
+        write_gradient(data<T>(g) + i * d, rows, begin + i, o.normalize, grad);
+      }
+    });
+  }
+  return log_determinant(data<T>(l), side);
+}
+
+struct ClassRows {
+  int64_t begin, end;
+  int64_t size() const { return end - begin; }
+};
+
+// A vector's worth of small classes, one to a lane.
+template <class T>
+void small_rates(const Rows<T>& rows, const ClassRows* classes, int count, const RateOptions& o, Lanes<T>& group,
+                 double* logdet, const Tensor& grad) {
+  const auto& kernel = kernels<RowsKernels<T>>();
+  const RowsView<T>& view = rows.view;
+  const auto row = [&](int64_t i) { return view.rows + i * view.stride; };
+  int64_t largest = 0;
+  for (int lane = 0; lane < count; ++lane) largest = std::max(largest, classes[lane].size());
+  group.reset(static_cast<int>(largest));
+  for (int lane = 0; lane < count; ++lane) {
+    const ClassRows& c = classes[lane];
+    const T a = static_cast<T>(o.gain * rate_scale(c.size(), view.d, o.eps_squared, false));
+    for (int i = 0; i < c.size(); ++i)
+      for (int j = 0; j <= i; ++j) group.at(i, j, lane) += a * kernel.dot(row(c.begin + i), row(c.begin + j), view.d);
+  }
+  group.factor(o.need_grad);
+  std::vector<T> g(static_cast<size_t>(view.d));
+  const T scale = static_cast<T>(o.gain * rate_scale(view.n, view.d, o.eps_squared, false));
+  for (int lane = 0; lane < count; ++lane) {
+    logdet[lane] = group.logdet[lane];
+    const ClassRows& c = classes[lane];
+    for (int i = 0; o.need_grad && i < c.size(); ++i) {
+      std::fill(g.begin(), g.end(), T(0));
+      for (int j = 0; j < c.size(); ++j)
+        kernel.add_scaled(g.data(), row(c.begin + j), view.d, scale * group.inverse_at(i, j, lane));
+      write_gradient(g.data(), rows, c.begin + i, o.normalize, grad);
+    }
+  }
+}
+
+std::vector<ClassRows> class_rows(const int32_t* classes, int64_t n) {
+  std::vector<ClassRows> out;
+  for (int64_t i = 0; i < n; ++i) {
+    if (i == 0 || classes[i] != classes[i - 1]) out.push_back({i, i});
+    out.back().end = i + 1;
+  }
+  // Classes of one size share a vector; the larger ones first.
+  std::stable_sort(out.begin(), out.end(), [](const ClassRows& a, const ClassRows& b) { return a.size() > b.size(); });
+  return out;
+}
+
+// sum_c n_c/(2n) logdet(I + a_c Z_c Z_c^T).
+template <class T>
+double class_rate(const Rows<T>& rows, const RateOptions& o, const Tensor& like, const Tensor& grad) {
+  const RowsView<T>& view = rows.view;
+  const std::vector<ClassRows> classes = class_rows(view.classes, view.n);
+  std::vector<double> logdet(classes.size());
+  const double scale = o.gain * rate_scale(view.n, view.d, o.eps_squared, false);
+  size_t first = 0;
+  for (; first < classes.size() && classes[first].size() > kSmallMatrix; ++first) {
+    const ClassRows& c = classes[first];
+    const double a = o.gain * rate_scale(c.size(), view.d, o.eps_squared, false);
+    logdet[first] = large_rate(rows, c.begin, c.end, a, scale, o, like, grad);
+  }
+  const int64_t lanes = kernels<CholeskyKernels<T>>().lanes, small = static_cast<int64_t>(classes.size() - first);
+  torch::stable::parallel_for(0, (small + lanes - 1) / lanes, 1, [&](int64_t begin, int64_t end) {
+    Lanes<T> group(static_cast<int>(classes[first + begin * lanes].size()));
+    for (int64_t g = begin; g < end; ++g) {
+      const size_t at = first + g * lanes;
+      small_rates(rows, classes.data() + at, static_cast<int>(std::min(lanes, small - g * lanes)), o, group,
+                  logdet.data() + at, grad);
+    }
+  });
+  double rate = 0;
+  for (size_t c = 0; c < classes.size(); ++c)
+    rate += static_cast<double>(classes[c].size()) / static_cast<double>(2 * view.n) * logdet[c];
+  return rate;
+}
+
+template <class T>
+std::tuple<Tensor, Tensor> rate_as(const Tensor& z, const std::optional<Tensor>& labels, const RateOptions& o) {
+  Rows<T> rows;
+  if (labels) {
+    const PairArguments a("coding_rate", z, *labels, {}, {}, {}, {}, {}, o.normalize);
+    rows = std::move(prepare_pairs<T>(a, Layout::rows).queries);
+  } else {
+    rows = prepare_rows<T>(z, o.normalize, Layout::rows);
+    const RowsView<T>& view = rows.view;
+    for (int64_t i = 0; i < view.n; ++i) {
+      const T squared = kernels<RowsKernels<T>>().sum_squares(view.rows + i * view.stride, view.d);
+      rows.any_non_finite = rows.any_non_finite || !std::isfinite(squared);
+    }
+  }
+  const int64_t n = rows.view.n, d = z.size(1);
+  Tensor grad = filled(z, {o.need_grad ? z.size(0) : 0, d}, z.scalar_type(), rows.any_non_finite ? kNaN : 0);
+  double rate = 0;
+  if (rows.any_non_finite) {
+    rate = kNaN;
+  } else if (n > 0 && d > 0 && labels) {
+    rate = class_rate(rows, o, z, grad);
+  } else if (n > 0 && d > 0) {
+    const double a = o.gain * rate_scale(n, d, o.eps_squared, o.official);
+    rate = 0.5 * large_rate(rows, 0, n, a, a, o, z, grad);
+  }
+  return {filled(z, {}, compute_type(z), rate), grad};
+}
+
+// Largest eigenvalue of I + a Z Z^T, at most: unit rows have the trace n, other rows their squared norms.
+double condition_bound(const Tensor& z, const RateOptions& o) {
+  const double n = static_cast<double>(std::max<int64_t>(z.size(0), 1)), d = static_cast<double>(z.size(1));
+  double trace = n;
+  if (!o.normalize) {
+    trace = 0;
+    std::vector<double> row(static_cast<size_t>(z.size(1)));
+    for (int64_t i = 0; i < z.size(0); ++i) {
+      read_row(z, i, row.data(), 0, z.size(1));
+      trace += kernels<RowsKernels<double>>().sum_squares(row.data(), z.size(1));
+    }
+  }
+  return 1 + o.gain * (o.official ? n / d : d / n) / o.eps_squared * trace;
+}
+
+std::tuple<Tensor, Tensor> coding_rate_fwd(const Tensor& z, std::optional<Tensor> labels, double eps_squared,
+                                           double gain, std::string scale, bool normalize, std::string,
+                                           bool need_grad) {
+  const char* op = "coding_rate";
+  check_matrix(op, "z", z);
+  check_choice(op, "scale", scale, {"mcr2", "official_proxy"});
+  if (labels) check_vector(op, "labels", *labels, z.size(0), ScalarType::Long);
+  DML_CHECK(eps_squared > 0 && gain > 0, op, "eps_squared and gain", "positive",
+            std::to_string(eps_squared) + ", " + std::to_string(gain));
+  const RateOptions o{eps_squared, gain, scale == "official_proxy", normalize, need_grad};
+  const Tensor x = torch::stable::contiguous(z);
+  // The error of a float32 gradient grows as 1e-8 times the condition number: from 1e5 on, factor in float64.
+  const bool wide = compute_type(x) == ScalarType::Double || condition_bound(x, o) > 1e5;
+  return wide ? rate_as<double>(x, labels, o) : rate_as<float>(x, labels, o);
+}
+
+Tensor coding_rate_bwd(const Tensor& grad_rate, const Tensor& rate_grad) {
+  const char* op = "coding_rate_bwd";
+  check_matrix(op, "rate_grad", rate_grad);
+  DML_CHECK(grad_rate.dim() == 0, op, "grad_rate", "()", grad_rate);
+  DML_CHECK(grad_rate.scalar_type() == compute_type(rate_grad), op, "grad_rate", text(compute_type(rate_grad)),
+            grad_rate.scalar_type());
+  const Tensor x = torch::stable::contiguous(rate_grad);
+  const double g = grad_rate.scalar_type() == ScalarType::Double
+                       ? *static_cast<const double*>(grad_rate.const_data_ptr())
+                       : *static_cast<const float*>(grad_rate.const_data_ptr());
+  Tensor out = torch::stable::empty_like(x);
+  torch::stable::parallel_for(0, x.size(0), 64, [&](int64_t begin, int64_t end) {
+    std::vector<double> row(static_cast<size_t>(x.size(1)));
+    for (int64_t i = begin; i < end; ++i) {
+      read_row(x, i, row.data(), 0, x.size(1));
+      for (double& value : row) value *= g;
+      write_row(row.data(), out, i, 0, x.size(1));
+    }
+  });
+  return out;
+}
+
+}  // namespace
+}  // namespace dml
+
+STABLE_TORCH_LIBRARY_IMPL(dmlkernels, CPU, m) {
+  m.impl("cholesky_fwd", TORCH_BOX(&dml::cholesky_fwd));
+  m.impl("cholesky_bwd", TORCH_BOX(&dml::cholesky_bwd));
+  m.impl("coding_rate_fwd", TORCH_BOX(&dml::coding_rate_fwd));
+  m.impl("coding_rate_bwd", TORCH_BOX(&dml::coding_rate_bwd));
+}
