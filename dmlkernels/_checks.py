@@ -33,6 +33,18 @@ def one_of(op: str, argument: str, value: object, choices: Sequence[str]) -> Non
         fail(op, argument, " or ".join(repr(c) for c in choices), repr(value))
 
 
+def positive(op: str, argument: str, value: float) -> float:
+    """A finite number above 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+        fail(op, argument, "a positive number", repr(value))
+    return float(value)
+
+
+def floating(op: str, argument: str, value: Tensor) -> None:
+    if value.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        fail(op, argument, "float64, float32, bfloat16 or float16", value.dtype)
+
+
 def matrix(op: str, argument: str, value: object, columns: str = "(M, D)") -> Tensor:
     """A floating (rows, D) tensor."""
     if not isinstance(value, Tensor):
@@ -40,8 +52,7 @@ def matrix(op: str, argument: str, value: object, columns: str = "(M, D)") -> Te
     assert isinstance(value, Tensor)
     if value.ndim != 2:
         fail(op, argument, columns, tuple(value.shape))
-    if value.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
-        fail(op, argument, "float64, float32, bfloat16 or float16", value.dtype)
+    floating(op, argument, value)
     return value
 
 
@@ -64,6 +75,17 @@ def integers(op: str, argument: str, value: object, like: Tensor, rows: str) -> 
     if value.device != like.device:
         fail(op, argument, f"on {like.device} like the embeddings", value.device)
     return value.to(torch.int64)
+
+
+def class_labels(op: str, labels: Tensor, classes: int) -> None:
+    """Every label in [0, C). On a GPU, which is not waited for, the result is NaN; in a graph the operator checks."""
+    if classes == 0 and len(labels) > 0:
+        fail(op, "labels", "in [0, C) with C=0", f"{len(labels)} labels")
+    if labels.device.type != "cpu" or torch.compiler.is_compiling() or len(labels) == 0:
+        return
+    low, high = (int(v) for v in labels.aminmax())
+    if low < 0 or high >= classes:
+        fail(op, "labels", f"in [0, C) with C={classes}", low if low < 0 else high)
 
 
 def pair_inputs(

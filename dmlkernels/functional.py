@@ -1,17 +1,35 @@
 """The public functions: `from dmlkernels import functional as F`."""
 
 from .losses.triplet import triplet_loss
+from .ops.coding_rate import (
+    anti_collapse_loss,
+    cholesky_logdet,
+    class_coding_rate,
+    coding_rate,
+    coding_rate_reduction,
+)
 from .ops.nearest_positive import Mined, NearestPositive, mine, nearest_positive
 from .ops.pairwise import pairwise_distance, pairwise_similarity
+from .ops.proxy_anchor import proxy_anchor_loss
 from .ops.ranked_list import ranked_list_loss
+from .ops.spherical_expansion import Expansion, max_mahalanobis_centers, spherical_expansion
 
 __all__ = [
+    "Expansion",
     "Mined",
     "NearestPositive",
+    "anti_collapse_loss",
+    "cholesky_logdet",
+    "class_coding_rate",
+    "coding_rate",
+    "coding_rate_reduction",
+    "max_mahalanobis_centers",
     "mine",
     "nearest_positive",
     "pairwise_distance",
     "pairwise_similarity",
+    "proxy_anchor_loss",
     "ranked_list_loss",
+    "spherical_expansion",
     "triplet_loss",
 ]
