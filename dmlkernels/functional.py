@@ -1,13 +1,8 @@
 """The public functions: `from dmlkernels import functional as F`."""
 
+from .losses.anti_collapse import anti_collapse_loss
 from .losses.triplet import triplet_loss
-from .ops.coding_rate import (
-    anti_collapse_loss,
-    cholesky_logdet,
-    class_coding_rate,
-    coding_rate,
-    coding_rate_reduction,
-)
+from .ops.coding_rate import cholesky_logdet, class_coding_rate, coding_rate, coding_rate_reduction
 from .ops.nearest_positive import Mined, NearestPositive, mine, nearest_positive
 from .ops.pairwise import pairwise_distance, pairwise_similarity
 from .ops.proxy_anchor import proxy_anchor_loss

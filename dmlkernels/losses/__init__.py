@@ -1,6 +1,17 @@
 """Losses as modules: `forward(embeddings, labels, indices_tuple=None, ref_emb=None, ref_labels=None, *, ids, ref_ids)`."""
 
+from .anti_collapse import AntiCollapseLoss
+from .coding_rate import MCR2Loss
+from .proxy_anchor import ProxyAnchorLoss
 from .ranked_list import RankedListLoss
+from .spherical_expansion import SphericalExpansionLoss
 from .triplet import TripletMarginLoss
 
-__all__ = ["RankedListLoss", "TripletMarginLoss"]
+__all__ = [
+    "AntiCollapseLoss",
+    "MCR2Loss",
+    "ProxyAnchorLoss",
+    "RankedListLoss",
+    "SphericalExpansionLoss",
+    "TripletMarginLoss",
+]

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+
+from .. import _checks
 
 
 def mean_of(total: Tensor, count: Tensor) -> Tensor:
     """total / count, 0 where the count is 0."""
     return total / count.clamp_min(1)
+
+
+def refuse_pairs(loss: str, **arguments: object) -> None:
+    """A loss of the batch as a whole has no pairs to list, no gallery and nothing to exclude."""
+    for name, value in arguments.items():
+        if value is not None:
+            _checks.fail(loss, name, "None, since this loss is not one of pairs", type(value).__name__)
+
+
+def call_loss(loss: nn.Module, embeddings: Tensor, labels: Tensor, **arguments: Any) -> Tensor:
+    """Call any loss, pytorch-metric-learning's included, with those of the arguments that were given."""
+    return loss(embeddings, labels, **{name: value for name, value in arguments.items() if value is not None})
 
 
 class PairLoss(nn.Module):

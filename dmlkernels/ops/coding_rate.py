@@ -1,11 +1,10 @@
-"""coding_rate and cholesky: coding rates of features, the losses made of them, and the log-determinant under them."""
+"""coding_rate and cholesky: coding rates of features, and the log-determinant under them."""
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,8 +12,6 @@ from torch import Tensor
 from .. import _backend, _checks, _library
 from ..reference import coding_rate as reference
 from ..reference.pairwise import compute_dtype
-
-_underflow_was_told = False
 
 
 def _fake_cholesky_fwd(A: Tensor, check: bool, need_inverse: bool) -> tuple[Tensor, Tensor]:
@@ -112,26 +109,35 @@ def cholesky_logdet(A: Tensor, *, check: bool = True) -> Tensor:
     return forward(matrices, check, _needs_grad(matrices))[0].reshape(shape)
 
 
-def _rate(
-    op: str, z: Tensor, labels: Tensor | None, eps_squared: float, gain: float, scale: str, normalize: bool
-) -> Tensor:
+class RateOptions(NamedTuple):
+    """The options of a rate as the operator takes them."""
+
+    eps_squared: float
+    gain: float
+    scale: str
+    normalize: bool
+
+
+def rate_options(
+    op: str, eps_squared: float, gain: float = 1.0, scale: str = "mcr2", normalize: bool = True
+) -> RateOptions:
+    """The options, checked."""
+    _checks.one_of(op, "scale", scale, ("mcr2", "official_proxy"))
+    numbers = _checks.positive(op, "eps_squared", eps_squared), _checks.positive(op, "gain", gain)
+    return RateOptions(*numbers, scale, normalize)
+
+
+def rate_of(op: str, z: Tensor, labels: Tensor | None, options: RateOptions) -> Tensor:
     """R, or R_c with labels, of checked arguments."""
     namespace = _backend.namespace(op, z.device)
     if namespace is None:
         if labels is None:
-            return reference.coding_rate(z, eps_squared, gain, scale, normalize)
-        return reference.class_coding_rate(z, labels, eps_squared, normalize)
+            return reference.coding_rate(z, *options)
+        return reference.class_coding_rate(z, labels, options.eps_squared, options.normalize)
     # The gradient is formed before it is scaled by the incoming one: in float16 it would underflow.
     z = z.to(compute_dtype(z.dtype))
-    options = (eps_squared, gain, scale, normalize, _backend.get_float32_precision(), _needs_grad(z))
-    return getattr(torch.ops, namespace).coding_rate_fwd(z, labels, *options)[0]
-
-
-def _options(op: str, z: object, scale: str = "mcr2", **positive: float) -> tuple[Tensor, list[float]]:
-    """z, and the numbers that have to be positive, checked."""
-    checked = _checks.matrix(op, "z", z)
-    _checks.one_of(op, "scale", scale, ("mcr2", "official_proxy"))
-    return checked, [_checks.positive(op, name, value) for name, value in positive.items()]
+    forward = getattr(torch.ops, namespace).coding_rate_fwd
+    return forward(z, labels, *options, _backend.get_float32_precision(), _needs_grad(z))[0]
 
 
 def coding_rate(
@@ -160,8 +166,8 @@ def coding_rate(
         >>> F.coding_rate(torch.eye(4))
         tensor(2.1972)
     """
-    z, numbers = _options("coding_rate", z, scale, eps_squared=eps_squared, gain=gain)
-    return _rate("coding_rate", z, None, *numbers, scale, normalize)
+    op = "coding_rate"
+    return rate_of(op, _checks.matrix(op, "z", z), None, rate_options(op, eps_squared, gain, scale, normalize))
 
 
 def class_coding_rate(z: Tensor, labels: Tensor, *, eps_squared: float = 0.5, normalize: bool = True) -> Tensor:
@@ -185,8 +191,9 @@ def class_coding_rate(z: Tensor, labels: Tensor, *, eps_squared: float = 0.5, no
         tensor(1.6094)
     """
     op = "class_coding_rate"
-    z, (eps,) = _options(op, z, eps_squared=eps_squared)
-    return _rate(op, z, _checks.integers(op, "labels", labels, z, "M"), eps, 1.0, "mcr2", normalize)
+    z = _checks.matrix(op, "z", z)
+    y = _checks.integers(op, "labels", labels, z, "M")
+    return rate_of(op, z, y, rate_options(op, eps_squared, normalize=normalize))
 
 
 def coding_rate_reduction(
@@ -213,92 +220,12 @@ def coding_rate_reduction(
         tensor(0.5878)
     """
     op = "coding_rate_reduction"
-    z, (eps, factor) = _options(op, z, eps_squared=eps_squared, gain=gain)
+    rate, class_rate = reduction_terms(op, z, labels, rate_options(op, eps_squared, gain, normalize=normalize))
+    return rate - class_rate
+
+
+def reduction_terms(op: str, z: Tensor, labels: Tensor, options: RateOptions) -> tuple[Tensor, Tensor]:
+    """R(gain) and R_c."""
+    z = _checks.matrix(op, "z", z)
     y = _checks.integers(op, "labels", labels, z, "M")
-    return _rate(op, z, None, eps, factor, "mcr2", normalize) - _rate(op, z, y, eps, 1.0, "mcr2", normalize)
-
-
-def anti_collapse_loss(
-    z: Tensor,
-    *,
-    form: str = "neg_rate",
-    gain: float = 1.0,
-    rate_weight: float = 1.0,
-    eps_squared: float = 0.5,
-    scale: str = "mcr2",
-    normalize: bool = True,
-) -> Tensor:
-    """Anti-Collapse term φ(R) of features or proxies: −R, or exp(−rate_weight·R).
-
-    It prevents collapse and cannot undo it: at exact collapse its gradient is radial, hence 0 after the normalisation.
-    The exponential form vanishes for most sizes (R = 110 for 90 random rows of width 512); a warning says so once.
-
-    Args:
-        z, eps_squared, scale, normalize: as in `coding_rate`.
-        form: "neg_rate" or "exp_neg_rate" (the authors' code, with scale="official_proxy").
-        gain: γ₁, the factor inside the logdet.
-        rate_weight: γ₂, in "exp_neg_rate" only.
-
-    Returns:
-        () term, float32 (float64 for float64).
-
-    Raises:
-        ValueError: for a wrong shape, dtype or option.
-
-    Source:
-        Jiang et al., "Anti-Collapse Loss for Deep Metric Learning Based on Coding Rate Metric", TMM 2024;
-        the exponential form and the scale "official_proxy" are those of the authors' code.
-
-    Example:
-        >>> F.anti_collapse_loss(torch.eye(4))
-        tensor(-2.1972)
-    """
-    return anti_collapse_and_rate("anti_collapse_loss", z, form, gain, rate_weight, eps_squared, scale, normalize)[0]
-
-
-def anti_collapse_and_rate(
-    op: str,
-    z: Tensor,
-    form: str,
-    gain: float,
-    rate_weight: float,
-    eps_squared: float,
-    scale: str,
-    normalize: bool,
-) -> tuple[Tensor, Tensor]:
-    """φ(R) and R."""
-    _checks.one_of(op, "form", form, ("neg_rate", "exp_neg_rate"))
-    z, numbers = _options(op, z, scale, eps_squared=eps_squared, gain=gain, rate_weight=rate_weight)
-    weight = numbers.pop()
-    rate = _rate(op, z, None, *numbers, scale, normalize)
-    if form == "neg_rate":
-        return -rate, rate
-    if not torch.compiler.is_compiling():
-        _tell_of_underflow(op, z, rate, weight, *numbers, scale, normalize)
-    return (-weight * rate).exp(), rate
-
-
-def _tell_of_underflow(
-    op: str, z: Tensor, rate: Tensor, weight: float, eps_squared: float, gain: float, scale: str, normalize: bool
-) -> None:
-    """Warn, once, that exp(−weight·R) is 0; on a GPU, that it may become so, since its value is not waited for."""
-    global _underflow_was_told
-    if _underflow_was_told or z.numel() == 0:
-        return
-    if z.device.type == "cpu":
-        value, verb = float(rate.detach()), "is"
-    elif normalize:
-        # Of unit rows, orthogonal ones have the largest rate.
-        (n, width), side = z.shape, min(z.shape)
-        value = side / 2 * math.log1p(reference.rate_scale(n, width, eps_squared, gain, scale) * n / side)
-        verb = "can be as large as"
-    else:
-        return
-    if weight * value <= -math.log(torch.finfo(rate.dtype).tiny):
-        return
-    _underflow_was_told = True
-    warnings.warn(
-        f"{op}: exp(-rate_weight * rate) underflows and then has no gradient: the rate of these {tuple(z.shape)} rows "
-        f'{verb} {value:.0f}. Use form="neg_rate", or a smaller rate_weight',
-        stacklevel=4,
-    )
+    return rate_of(op, z, None, options), rate_of(op, z, y, options._replace(gain=1.0))

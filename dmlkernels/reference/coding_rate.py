@@ -34,9 +34,7 @@ def cholesky_logdet(A: Tensor, check: bool) -> Tensor:
     good = (info == 0) & torch.isfinite(factor.diagonal(dim1=-2, dim2=-1)).all(-1)
     if check and not bool(good.all()):
         first = int((~good).to(torch.int8).argmax())
-        raise torch.linalg.LinAlgError(
-            f"cholesky_logdet: A must be positive definite (check=True), got A[{first}] that is not"
-        )
+        raise RuntimeError(f"cholesky_logdet: A must be positive definite (check=True), got A[{first}] that is not")
     # Of a bad matrix the identity is factored, and the NaN comes in afterwards, for its value and its gradient.
     keep = good.to(A.dtype)[:, None, None]
     safe = A * keep + torch.eye(A.shape[-1], dtype=A.dtype, device=A.device) * (1 - keep)

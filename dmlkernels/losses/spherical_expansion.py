@@ -1,0 +1,143 @@
+"""Spherical Embedding Expansion around any loss."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .. import _checks
+from ..ops.spherical_expansion import class_means, own_proxies, spherical_expansion
+from ..reference.pairwise import rows
+from ._base import call_loss
+
+RAMP = 200  # epochs after which the authors' schedule has reached its end
+NO_LABEL = -(2**63)  # a label that no class has
+
+
+class SphericalExpansionLoss(nn.Module):
+    """base_loss + weight·base_loss(synthetics), with n synthetics of each of the samples nearest to their proxies.
+
+    With a base loss that has `.proxies`, the synthetics are its embeddings, detached: they train the proxies only, as
+    in the authors' code. With any other, they are the detached gallery of the batch, which is trained against them, and
+    the class means take the place of the proxies. An `AntiCollapseLoss` belongs outside, so that its rate counts once.
+
+    A sample that coincides with its proxy has no synthetics. Shapes may not depend on that, so a base loss with an
+    `ignore_index` gets rows of that label (where it is None, this module sets it to −2⁶³); any other base loss gets
+    copies of the sample, which is what its synthetics tend to as it nears the proxy.
+
+    Args:
+        base_loss: a loss of this package or of pytorch-metric-learning that returns ().
+        n: synthetics of a sample; n + 1 ≤ D.
+        weight: of the base loss of the synthetics.
+        min_fraction, max_fraction: share of the batch that is expanded, at the start and at the end of the schedule
+            that `set_epoch` moves along; until its first call it is max_fraction.
+        differentiable: let the synthetics train the network too.
+
+    Attributes:
+        last_stats: those of the base loss on the batch, synthetic_loss, and expanded (samples that have synthetics).
+        proxies: those of the base loss.
+
+    Raises:
+        ValueError: for a wrong option; in `forward` for n + 1 > D and for what the base loss refuses.
+
+    Source:
+        Le & Woo, "Spherical embedding expansion", PAKDD 2024; selection and schedule are those of the authors' code.
+
+    Example:
+        >>> loss = losses.SphericalExpansionLoss(losses.ProxyAnchorLoss(100, 64))
+        >>> for epoch in range(60):
+        ...     loss.set_epoch(epoch, 60)
+        ...     loss(embeddings, labels).backward()
+    """
+
+    def __init__(
+        self,
+        base_loss: nn.Module,
+        n: int = 8,
+        weight: float = 0.2,
+        min_fraction: float = 0.0,
+        max_fraction: float = 0.4,
+        differentiable: bool = False,
+    ) -> None:
+        super().__init__()
+        if not 0 <= min_fraction <= max_fraction <= 1:
+            got = f"{min_fraction}, {max_fraction}"
+            _checks.fail("SphericalExpansionLoss", "min_fraction, max_fraction", "0 <= min <= max <= 1", got)
+        if getattr(base_loss, "ignore_index", NO_LABEL) is None:
+            base_loss.ignore_index = NO_LABEL  # type: ignore[assignment]
+        self.base_loss, self.n, self.weight, self.differentiable = base_loss, n, weight, differentiable
+        self.min_fraction, self.max_fraction, self.fraction = min_fraction, max_fraction, max_fraction
+        self.last_stats: dict[str, Tensor] = {}
+
+    @property
+    def proxies(self) -> Tensor:
+        return self.base_loss.proxies  # type: ignore[return-value]
+
+    def extra_repr(self) -> str:
+        fractions = f"min_fraction={self.min_fraction}, max_fraction={self.max_fraction}"
+        return f"n={self.n}, weight={self.weight}, {fractions}, differentiable={self.differentiable}"
+
+    def set_epoch(self, epoch: float, total: float) -> None:
+        """Move along the schedule: epoch, counted from 0, of total. A run without epochs gives its progress of 1."""
+        if not (epoch >= 0 and total > 0):
+            _checks.fail("SphericalExpansionLoss.set_epoch", "epoch, total", ">= 0 and > 0", f"{epoch}, {total}")
+        progress = min(1.0, min(epoch, RAMP) / min(total, RAMP))
+        left = (math.cos(math.pi * progress) + 1) / 2
+        self.fraction = self.max_fraction - (self.max_fraction - self.min_fraction) * left
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        indices_tuple: tuple[Tensor, ...] | None = None,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        *,
+        ids: Tensor | None = None,
+        ref_ids: Tensor | None = None,
+    ) -> Tensor:
+        """() loss. Gallery, listed pairs and ids are the base loss's; synthetics have the id of their sample."""
+        synthetic, expanded = self._synthetic_loss(embeddings, labels, ids)
+        given = {"indices_tuple": indices_tuple, "ref_emb": ref_emb, "ref_labels": ref_labels}
+        base = call_loss(self.base_loss, embeddings, labels, **given, ids=ids, ref_ids=ref_ids)
+        stats = {"synthetic_loss": synthetic.detach(), "expanded": expanded}
+        self.last_stats = {**getattr(self.base_loss, "last_stats", {}), **stats}
+        return base + self.weight * synthetic
+
+    def _synthetic_loss(self, embeddings: Tensor, labels: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Base loss of the synthetics, and how many samples have some."""
+        op = "SphericalExpansionLoss"
+        embeddings = _checks.matrix(op, "embeddings", embeddings)
+        labels = _checks.integers(op, "labels", labels, embeddings, "M")
+        proxies = getattr(self.base_loss, "proxies", None)
+        count = round(len(labels) * self.fraction)
+        if count == 0:
+            return embeddings.new_zeros(()), labels.new_zeros(())
+        index = _nearest_to_proxy(embeddings, labels, proxies, count)
+        z, y, valid = spherical_expansion(
+            embeddings, labels, proxies, n=self.n, differentiable=self.differentiable, index=index
+        )
+        ignored = getattr(self.base_loss, "ignore_index", None)
+        if ignored is not None:
+            y = torch.where(valid.repeat_interleave(self.n), y, ignored)
+        if proxies is not None:
+            return call_loss(self.base_loss, z, y), valid.sum()
+        gallery = {"ref_emb": z, "ref_labels": y, "ids": ids}
+        if ids is not None:
+            gallery["ref_ids"] = ids[index].repeat_interleave(self.n)
+        return call_loss(self.base_loss, embeddings, labels, **gallery), valid.sum()
+
+
+@torch.no_grad()
+def _nearest_to_proxy(embeddings: Tensor, labels: Tensor, proxies: Tensor | None, count: int) -> Tensor:
+    """(count,) rows with the largest z·p; a class's only sample, which is its own mean, comes last."""
+    if proxies is None:
+        means, sizes = class_means(embeddings, labels)
+        similarity = (rows(embeddings, True) * rows(means, True)).sum(1)
+        similarity = torch.where(sizes > 1, similarity, -torch.inf)
+    else:
+        own = own_proxies("SphericalExpansionLoss", labels, proxies)
+        similarity = (rows(embeddings, True) * rows(own, True)).sum(1)
+    return similarity.argsort(descending=True, stable=True)[:count]
