@@ -1,4 +1,4 @@
-"""Losses as modules: `forward(embeddings, labels, indices_tuple=None, ref_emb=None, ref_labels=None, *, ids, ref_ids)`."""
+"""Losses as modules, called as `loss(embeddings, labels)`."""
 
 from .ranked_list import RankedListLoss
 from .triplet import TripletMarginLoss
