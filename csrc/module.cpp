@@ -65,8 +65,9 @@ PYBIND11_MODULE(_C, module) {
       "cpu_capability", [] { return dml::isa_name(dml::cpu_isa()); },
       "The kernel units in use: 'plain', 'avx2' or 'avx512'. ValueError: DMLKERNELS_CPU_ISA asks for what is not "
       "there.");
-  module.def("tile_schedule", &tile_schedule, py::arg("rows"), py::arg("cols"), py::arg("self_mode"),
-             "Rounds of tiles (row tile, column tile, part) for rows x cols pairs; no two tiles of a round write to the "
-             "same rows.");
+  module.def(
+      "tile_schedule", &tile_schedule, py::arg("rows"), py::arg("cols"), py::arg("self_mode"),
+      "Rounds of tiles (row tile, column tile, part) for rows x cols pairs; no two tiles of a round write to the "
+      "same rows.");
   module.def("constants", &constants, "Compile-time constants shared by all kernels.");
 }

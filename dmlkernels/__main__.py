@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import os
 import platform
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -44,9 +45,8 @@ def _native(device: str) -> str:
 
     info = _C.build_info()
     if device == "cpu":
-        return (
-            f"yes, {_C.cpu_capability()} of {', '.join(info['cpu_isas'])} ({info['compiler']}, torch {info['torch_version']})"
-        )
+        built = f"{info['compiler']}, torch {info['torch_version']}"
+        return f"yes, {_C.cpu_capability()} of {', '.join(info['cpu_isas'])} (built with {built})"
     return f"yes, for {', '.join(info['cuda_architectures'])}"
 
 
@@ -59,7 +59,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     if not script.is_file():
         print("bench: the benchmarks are in the repository, not in the wheel; run it from a clone", file=sys.stderr)
         return 2
-    os.execv(sys.executable, [sys.executable, str(script), *arguments.rest])
+    return subprocess.run([sys.executable, str(script), *arguments.rest]).returncode
 
 
 def main(argv: list[str] | None = None) -> int:

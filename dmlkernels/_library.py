@@ -1,4 +1,4 @@
-"""Loads the compiled libraries and defines every operator, once per backend namespace, from the strings of `_schemas`."""
+"""Loads the compiled libraries and defines every operator of `_schemas`, once per backend namespace."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _libraries: dict[str, torch.library.Library] = {}
 
 
 def load_native() -> None:
-    """Load libdmlkernels_cpu.so, and libdmlkernels_cuda.so where torch has CUDA; note in one sentence what is missing."""
+    """Load libdmlkernels_cpu.so, and libdmlkernels_cuda.so where torch has CUDA; note what is missing, and why."""
     _load("cpu", "build it with a C++ compiler: pip install -e . --no-build-isolation")
     if torch.version.cuda is not None:
         _load("cuda", "rebuild with DMLKERNELS_CUDA=on and nvcc on the PATH")
@@ -82,7 +82,8 @@ def register(
 
 def _no_double_backward(op: str, ctx: object, *grads: object) -> None:
     raise RuntimeError(
-        f"{op}: the gradient cannot be differentiated again; use dmlkernels.use_backend('reference') for double backward"
+        f"{op}: the gradient cannot be differentiated again; for double backward use "
+        "dmlkernels.use_backend('reference')"
     )
 
 

@@ -36,7 +36,7 @@ SCHEMAS = {
     "pairwise_bwd": (
         "(Tensor grad_out, Tensor x, Tensor? y, str metric, bool normalize, str precision) -> (Tensor, Tensor)"
     ),
-    # -> loss (M,), row_stats (4, M), totals (4,), easy_index (M,) | (0,), tile_active (ceil(M/TILE), ceil(N/TILE)) uint8
+    # -> loss (M,), row_stats (4, M), totals (4,), easy_index (M,) | (0,), tile_active uint8 (tiles of M, tiles of N)
     "ranked_list_fwd": f"({_PAIR}, {_RANKED_LIST}, bool check_finite) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     # grad_loss (M,) -> grad_embeddings (M, D), grad_ref (N, D) | (0, D) unless need_grad_ref
     "ranked_list_bwd": (

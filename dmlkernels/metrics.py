@@ -71,8 +71,7 @@ def retrieval(
     for start, nearest in _nearest(queries, items, depths, gallery is None, block):
         rows = slice(start, start + len(nearest))
         hits = item_labels[nearest] == labels[rows, None]  # (b, depth)
-        has_any = relevant[rows] > 0
-        found += torch.stack([(hits[:, :k].any(1) & has_any).sum() for k in ks])
+        found += torch.stack([hits[:, :k].any(1).sum() for k in ks])
         place = torch.arange(1, nearest.shape[1] + 1, device=hits.device)
         hits &= place <= relevant[rows, None]
         precision += (hits.cumsum(1) * hits / place.double()).sum(1).div(relevant[rows].clamp(min=1)).sum()
@@ -159,7 +158,7 @@ def _given(value: object) -> str:
 
 def _count_relevant(labels: Tensor, item_labels: Tensor, leave_one_out: bool) -> Tensor:
     classes, counts = item_labels.unique(return_counts=True)
-    place = torch.searchsorted(classes, labels).clamp(max=len(classes) - 1)
+    place = torch.searchsorted(classes, labels.contiguous()).clamp(max=len(classes) - 1)
     return torch.where(classes[place] == labels, counts[place], 0) - int(leave_one_out)
 
 

@@ -28,8 +28,8 @@ CASES = (
     Case("triplet, easy × hard", lambda x, y: F.triplet_loss(x, y)),
     Case("triplet, hard × semihard", lambda x, y: F.triplet_loss(x, y, positive="hard", negative="semihard")),
 )
-# Largest error of value and gradient, each relative to the largest entry of the truth. float32 is 1000 times its eps; the
-# results of bf16 and fp16 inputs are judged on the inputs as rounded, and stored in 8 and 11 bits.
+# Largest error of value and gradient, each relative to the largest entry of the truth. float32 is 1000 times its eps;
+# bf16 and fp16 are judged on the inputs as rounded, and their gradients are stored in 8 and 11 bits.
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
 

@@ -584,6 +584,10 @@ class TestNpz:
         data = load(f"npz:{npz_file(tmp_path, images=(images / 255).astype(dtype))}")
         assert torch.equal(data.train.batch([5]), load(f"npz:{npz_file(tmp_path)}").train.batch([5]))
 
+    def test_floats_are_rounded_to_the_nearest_level(self, tmp_path):
+        data = load(f"npz:{npz_file(tmp_path, images=np.full((18, 4, 4), 99.6 / 255))}")
+        assert (data.train.batch([0]) * 255).round().unique().tolist() == [100]
+
     def test_explicit_test_half(self, tmp_path):
         test = {"test_images": arrays()["images"][:4] + 100, "test_labels": np.array([70, 71, 70, 71])}
         data = load(f"npz:{npz_file(tmp_path, **test)}")
@@ -598,9 +602,17 @@ class TestNpz:
         assert data.class_names == ["ant", "bee", "cat", "dog", "elk", "fox"]
         assert data.train.labels.tolist() == [2] * 3 + [0] * 3 + [1] * 3
 
-    def test_oblong_images_are_cropped(self, tmp_path):
+    def test_fine_detail_is_averaged_when_scaled_down(self, tmp_path):
+        images = np.zeros((18, 30, 30), dtype=np.uint8)
+        images[:, :, ::2] = 255
+        pixels = load(f"npz:{npz_file(tmp_path, images=images)}", size=6).train.batch([0])
+        assert pixels[..., 1:-1].sub(0.5).abs().max() < 0.05
+
+    @pytest.mark.parametrize("tall", [False, True])
+    def test_oblong_images_are_cropped(self, tall, tmp_path):
         images = np.zeros((18, 10, 20), dtype=np.uint8)
         images[:, :, 5:15] = 255
+        images = images.transpose(0, 2, 1) if tall else images
         data = load(f"npz:{npz_file(tmp_path, images=images)}")
         assert data.train.size == 10
         assert data.train.batch([0]).min() == 1
@@ -620,6 +632,7 @@ class TestNpz:
                 {"images": np.full((18, 8, 8), 2.0)},
                 r"floats in `images` must lie in \[0, 1\]; scale them or store uint8",
             ),
+            ({"images": np.full((18, 8, 8), -0.5)}, r"floats in `images` must lie in \[0, 1\]"),
             ({"images": np.full((18, 8, 8), np.nan)}, r"floats in `images` must lie in \[0, 1\]"),
             ({"labels": np.arange(5)}, r"`labels` must be 18 integers or strings, one per image, got int64 \(5,\)"),
             ({"labels": np.zeros(18)}, r"`labels` must be 18 integers or strings, one per image, got float64"),

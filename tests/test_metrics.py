@@ -141,6 +141,12 @@ def test_data_types(dtype):
     assert retrieval(embeddings, labels) == retrieval(embeddings.to(torch.promote_types(dtype, torch.float32)), labels)
 
 
+def test_float64_is_kept():
+    x = torch.tensor([[0.0], [1.0], [1.0 - 1e-10]], dtype=torch.float64)
+    assert neighbors(x, 1, normalize=False).squeeze(1).tolist() == [2, 2, 1]
+    assert neighbors(x.float(), 1, x, normalize=False)[0] == 0
+
+
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32, torch.uint8, torch.bool])
 def test_label_types(dtype):
     embeddings, labels = clustered(30, 4, 2)
@@ -153,6 +159,7 @@ def test_labels_are_only_names():
     assert retrieval(embeddings, names[labels]) == retrieval(embeddings, labels)
 
 
+@pytest.mark.filterwarnings("error")
 def test_strided_and_expanded_inputs_are_left_alone():
     embeddings, labels = clustered(60, 4, 5)
     wide = torch.stack([embeddings, -embeddings], dim=2).requires_grad_()

@@ -130,6 +130,18 @@ class TestEpochs:
         assert list(sampler) == expected[2:5]
         assert list(sampler) == expected[5:]
 
+    def test_saved_state_stays_as_it_was(self):
+        sampler = self.sampler()
+        batches = iter(sampler)
+        next(batches)
+        state = sampler.state_dict()
+        expected = list(batches)
+        resumed = self.sampler()
+        resumed.load_state_dict(state)
+        assert list(resumed) == expected
+        resumed.load_state_dict(state)
+        assert list(resumed) == expected
+
     def test_samples_of_a_class_come_in_random_order(self):
         labels = torch.zeros(40, dtype=torch.int64)
         batches = stream(ClassBalancedSampler(labels, 1, 20), 2)

@@ -155,12 +155,26 @@ struct Listed {
   Tensor index, grad;
 };
 
+// Rows in the caller's order. Nobody chooses a non-finite row, and it chose nobody: as zeros it gets a zero gradient.
+template <class T>
+Rows<T> finite_rows(const Tensor& x, bool normalize) {
+  Rows<T> rows = prepare_rows<T>(x, normalize, Layout::rows);
+  const RowsView<T>& view = rows.view;
+  torch::stable::parallel_for(0, view.n, 64, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      T* row = rows.rows.data() + i * view.stride;
+      if (!std::isfinite(kernels<RowsKernels<T>>().sum_squares(row, view.d))) std::fill_n(row, view.d, T(0));
+    }
+  });
+  return rows;
+}
+
 template <class T>
 Selection listed_bwd_as(const Tensor& embeddings, const std::optional<Tensor>& ref_emb,
                         std::initializer_list<Listed> lists, bool normalize, bool need_grad_ref) {
-  const Rows<T> queries = prepare_rows<T>(embeddings, normalize, Layout::rows);
+  const Rows<T> queries = finite_rows<T>(embeddings, normalize);
   const std::optional<Rows<T>> own_gallery =
-      ref_emb ? std::make_optional(prepare_rows<T>(*ref_emb, normalize, Layout::rows)) : std::nullopt;
+      ref_emb ? std::make_optional(finite_rows<T>(*ref_emb, normalize)) : std::nullopt;
   const RowsView<T>&q = queries.view, &g = own_gallery ? own_gallery->view : q;
   Buffer<T> sums_q(q.padded * q.stride), weights_q(q.padded), sums_g, weights_g;
   if (need_grad_ref) {

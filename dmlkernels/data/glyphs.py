@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def load_glyphs(*, size: int | None = None, seed: int = 0) -> RetrievalData:
     Returns:
         One grayscale channel; a class is named after its first character.
     """
-    images, classes, names = clean_glyphs(*render_glyphs())
+    images, classes, names = _glyphs()
     order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed))
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(order))
@@ -46,6 +47,12 @@ def load_glyphs(*, size: int | None = None, seed: int = 0) -> RetrievalData:
         gallery=None,
         class_names=[names[index] for index in order.tolist()],
     )
+
+
+@cache
+def _glyphs() -> tuple[np.ndarray, np.ndarray, list[str]]:
+    # Rendering takes seconds, and a comparison of several runs in one process asks for the same glyphs each time.
+    return clean_glyphs(*render_glyphs())
 
 
 def render_glyphs() -> tuple[np.ndarray, np.ndarray, np.ndarray]:

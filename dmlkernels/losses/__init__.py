@@ -1,4 +1,4 @@
-"""Losses as modules: `forward(embeddings, labels, indices_tuple=None, ref_emb=None, ref_labels=None, *, ids, ref_ids)`."""
+"""Losses as modules, called as `loss(embeddings, labels)`."""
 
 from .anti_collapse import AntiCollapseLoss
 from .coding_rate import MCR2Loss

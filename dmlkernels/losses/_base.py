@@ -45,15 +45,20 @@ class PairLoss(nn.Module):
         self.normalize, self.ignore_index, self.check_finite = normalize, ignore_index, check_finite
         self.last_stats: dict[str, Tensor] = {}
 
-    def pair_options(self, ids: Tensor | None, ref_ids: Tensor | None) -> dict:
-        """Keyword arguments that end every pair function."""
-        return {
-            "normalize": self.normalize,
-            "ids": ids,
-            "ref_ids": ref_ids,
-            "ignore_index": self.ignore_index,
-            "check_finite": self.check_finite,
-        }
+    def pair_inputs(
+        self,
+        name: str,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_emb: Tensor | None,
+        ref_labels: Tensor | None,
+        ids: Tensor | None,
+        ref_ids: Tensor | None,
+    ) -> _checks.PairInputs:
+        """The checked arguments of one forward."""
+        return _checks.pair_inputs(
+            name, embeddings, labels, ref_emb, ref_labels, ids, ref_ids, self.ignore_index, self.normalize
+        )
 
     @torch.no_grad()
     def set_stats(self, pos_count: Tensor, neg_count: Tensor, pos_distance: Tensor, neg_distance: Tensor) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from ..ops.ranked_list import ranked_list_loss_and_totals, resolve_options
+from .. import _checks
+from ..ops.ranked_list import loss_and_totals, resolve_options
 from ..reference.ranked_list import PML_EPS
 from ._base import PairLoss
 from ._listed import listed_distance, listed_pairs
@@ -41,25 +44,18 @@ class RankedListLoss(PairLoss):
         positive: str = "all",
         eps_mode: str = "none",
         reduction: str = "mean",
-        **options: bool,
+        **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.settings = {
-            "margin": margin,
-            "alpha": alpha,
-            "pos_temperature": pos_temperature,
-            "neg_temperature": neg_temperature,
-            "neg_weight": neg_weight,
-            "form": form,
-            "weight_grad": weight_grad,
-            "grad": grad,
-            "positive": positive,
-            "eps_mode": eps_mode,
-            "reduction": reduction,
-        }
+        _checks.one_of("RankedListLoss", "reduction", reduction, ("mean", "sum", "none"))
+        self.reduction = reduction
+        self.settings = resolve_options(
+            alpha, margin, pos_temperature, neg_temperature, neg_weight, form, weight_grad, grad, positive, eps_mode
+        )
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
+        settings = {**self.settings._asdict(), "reduction": self.reduction, "normalize": self.normalize}
+        return ", ".join(f"{name}={value!r}" for name, value in settings.items())
 
     def forward(
         self,
@@ -75,14 +71,14 @@ class RankedListLoss(PairLoss):
         """() loss, or (M,) for reduction="none"; with `indices_tuple`, of the listed pairs only."""
         if indices_tuple is not None:
             return self._listed(embeddings, indices_tuple, ref_emb)
-        pair = (embeddings, labels, ref_emb, ref_labels)
-        loss, totals = ranked_list_loss_and_totals(*pair, **self.settings, **self.pair_options(ids, ref_ids))
+        inputs = self.pair_inputs("RankedListLoss", embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
+        loss, totals = loss_and_totals(inputs, self.settings, self.reduction, self.check_finite)
         self.set_stats(*totals.unbind())
         return loss
 
     def _listed(self, embeddings: Tensor, indices_tuple: tuple[Tensor, ...], ref_emb: Tensor | None) -> Tensor:
         """The sums of `reference.ranked_list` over the listed pairs, gathered."""
-        options = resolve_options(**self.settings)
+        options = self.settings
         gallery = embeddings if ref_emb is None else ref_emb
         a1, p, a2, n = listed_pairs("RankedListLoss", indices_tuple, gallery.shape[0])
         rows = embeddings.shape[0]
@@ -111,8 +107,9 @@ class RankedListLoss(PairLoss):
             measured += [members.sum(), torch.where(members, d.detach(), 0).sum()]
         self.set_stats(measured[0], measured[2], measured[1], measured[3])
         total = options.pos_weight * loss[0] + options.neg_weight * loss[1]
-        reduction = self.settings["reduction"]
-        return total if reduction == "none" else total.sum() / (max(rows, 1) if reduction == "mean" else 1)
+        if self.reduction == "none":
+            return total
+        return total.sum() / (max(rows, 1) if self.reduction == "mean" else 1)
 
 
 def _row_extreme(values: Tensor, row: Tensor, rows: int, kind: str) -> Tensor:

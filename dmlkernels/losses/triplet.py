@@ -2,60 +2,82 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
 from .. import _checks
-from ..ops.nearest_positive import mine
+from ..ops.nearest_positive import mine_pairs
 from ..reference import triplet as reference
 from ._base import PairLoss
 from ._listed import listed_distance, listed_triplets
 
-REDUCTIONS = ("nonzero_mean", "mean", "sum")
+
+class Options(NamedTuple):
+    """The options of `triplet_loss`, checked."""
+
+    positive: str
+    negative: str
+    margin: float
+    soft: bool
+    swap: bool
+    reduction: str
+
+    @staticmethod
+    def checked(
+        name: str, positive: str, negative: str, margin: float, soft: bool, swap: bool, reduction: str
+    ) -> Options:
+        _checks.one_of(name, "positive", positive, ("easy", "hard", "all"))
+        _checks.one_of(name, "negative", negative, ("hard", "semihard", "all"))
+        _checks.one_of(name, "reduction", reduction, ("nonzero_mean", "mean", "sum"))
+        return Options(positive, negative, margin, soft, swap, reduction)
+
+    def hinge(self, gap: Tensor) -> Tensor:
+        """Cost of d_ap − d_an."""
+        violation = gap + self.margin
+        return nnf.softplus(violation) if self.soft else violation.clamp_min(0)
+
+    def reduce(self, terms: Tensor, members: Tensor) -> Tensor:
+        """Reduce the terms that are members; the others are 0 already."""
+        if self.reduction == "sum":
+            return terms.sum()
+        counted = members & (terms != 0) if self.reduction == "nonzero_mean" else members
+        return terms.sum() / counted.sum().clamp_min(1)
 
 
-def reduce(terms: Tensor, members: Tensor, reduction: str) -> Tensor:
-    """Reduce the terms that are members; the others are 0 already."""
-    if reduction == "sum":
-        return terms.sum()
-    counted = members & (terms != 0) if reduction == "nonzero_mean" else members
-    return terms.sum() / counted.sum().clamp_min(1)
+class Mined(NamedTuple):
+    """Terms (M,) of one triplet an anchor, which anchors have one, and their distances (0 for the others)."""
+
+    terms: Tensor
+    members: Tensor
+    d_ap: Tensor
+    d_an: Tensor
 
 
-def _hinge(violation: Tensor, soft: bool) -> Tensor:
-    return nnf.softplus(violation) if soft else violation.clamp_min(0)
-
-
-def _mined_terms(
-    arguments: tuple, options: dict, positive: str, negative: str, margin: float, soft: bool, swap: bool
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    mined = mine(*arguments, positive=positive, negative=negative, **options)
+def _mined(inputs: _checks.PairInputs, options: Options, check_finite: bool) -> Mined:
+    mined = mine_pairs(inputs, options.positive, options.negative, check_finite)
     chosen = (mined.pos_index >= 0) & (mined.neg_index >= 0)
     # A NaN distance has no index, and must reach the loss.
     members = chosen | mined.pos_distance.isnan()
     d_ap = torch.where(members, mined.pos_distance, 0)
     d_an = torch.where(members, mined.neg_distance, 0)
-    stats = {"pos_distance": d_ap.detach(), "neg_distance": d_an.detach(), "members": members}
-    if swap:
-        gallery = arguments[0] if arguments[2] is None else arguments[2]
+    gallery = inputs.embeddings if inputs.ref_emb is None else inputs.ref_emb
+    if options.swap and gallery.shape[0] > 0:
         ends = gallery[mined.pos_index.clamp_min(0)], gallery[mined.neg_index.clamp_min(0)]
-        d_an = torch.minimum(d_an, torch.where(chosen, listed_distance(*ends, options["normalize"]), d_an))
-    return torch.where(members, _hinge(d_ap - d_an + margin, soft), 0), members, stats
+        d_an = torch.minimum(d_an, torch.where(chosen, listed_distance(*ends, inputs.normalize), d_an))
+    return Mined(torch.where(members, options.hinge(d_ap - d_an), 0), members, d_ap, d_an)
 
 
-def _all_terms(
-    arguments: tuple, options: dict, positive: str, negative: str, margin: float, soft: bool, swap: bool
-) -> tuple[Tensor, Tensor]:
-    embeddings, labels, ref_emb, ref_labels = arguments
-    pair = {name: options[name] for name in ("ids", "ref_ids", "ignore_index", "normalize")}
-    inputs = _checks.pair_inputs("triplet_loss", embeddings, labels, ref_emb, ref_labels, **pair)
-    if _checks.pair_namespace("triplet_loss", inputs, options["check_finite"]) is not None:
+def _all(inputs: _checks.PairInputs, options: Options, check_finite: bool) -> tuple[Tensor, Tensor]:
+    """Terms (T, N) of several triplets an anchor and which of them are triplets."""
+    if _checks.pair_namespace("triplet_loss", inputs, check_finite) is not None:
         raise ValueError(
-            f"triplet_loss: positive={positive!r} with negative={negative!r} has no kernel yet; choose easy or hard with "
-            'hard or semihard, or run it N×N with dmlkernels.use_backend("reference")'
+            f"triplet_loss: positive={options.positive!r} with negative={options.negative!r} has no kernel yet; choose "
+            'easy or hard with hard or semihard, or run it N×N with dmlkernels.use_backend("reference")'
         )
-    return reference.triplet(inputs, positive, negative, margin, soft, swap)
+    return reference.triplet(inputs, *options[:5])
 
 
 def triplet_loss(
@@ -82,8 +104,8 @@ def triplet_loss(
         embeddings, labels, ref_emb, ref_labels, normalize, ids, ref_ids, ignore_index, check_finite: as in
             `nearest_positive`.
         positive: "easy", "hard" or "all" positives of an anchor.
-        negative: "hard", "semihard" (nearest that is farther than the triplet's positive) or "all". "all" on either side
-            runs on the reference backend only, so far.
+        negative: "hard", "semihard" (nearest that is farther than the triplet's positive) or "all". "all" on either
+            side runs on the reference backend only, so far.
         margin: δ.
         soft: softplus in place of the hinge.
         swap: use the positive-negative distance where it is smaller than the anchor-negative one.
@@ -102,33 +124,34 @@ def triplet_loss(
     Example:
         >>> loss = F.triplet_loss(torch.randn(64, 16, requires_grad=True), torch.arange(64) // 8)
     """
-    for name, value, choices in (
-        ("positive", positive, ("easy", "hard", "all")),
-        ("negative", negative, ("hard", "semihard", "all")),
-        ("reduction", reduction, REDUCTIONS),
-    ):
-        _checks.one_of("triplet_loss", name, value, choices)
-    options = {"normalize": normalize, "ids": ids, "ref_ids": ref_ids, "ignore_index": ignore_index}
-    options["check_finite"] = check_finite
-    arguments = (embeddings, labels, ref_emb, ref_labels)
+    name = "triplet_loss"
+    options = Options.checked(name, positive, negative, margin, soft, swap, reduction)
+    inputs = _checks.pair_inputs(name, embeddings, labels, ref_emb, ref_labels, ids, ref_ids, ignore_index, normalize)
     if "all" in (positive, negative):
-        terms, members = _all_terms(arguments, options, positive, negative, margin, soft, swap)
-    else:
-        terms, members, _ = _mined_terms(arguments, options, positive, negative, margin, soft, swap)
-    return reduce(terms, members, reduction)
+        return options.reduce(*_all(inputs, options, check_finite))
+    mined = _mined(inputs, options, check_finite)
+    return options.reduce(mined.terms, mined.members)
 
 
 class TripletMarginLoss(PairLoss):
     """`triplet_loss` as a module.
 
-    `positive="easy"` gives Easy Positive Sampling (EPS), with hard negatives EPHN, with semi-hard ones EPSHN; the pairs of
-    easy/hard words are those of pytorch-metric-learning's BatchEasyHardMiner.
+    `positive="easy"` gives Easy Positive Sampling (EPS), with hard negatives EPHN, with semi-hard ones EPSHN; easy
+    and hard are the words of pytorch-metric-learning's BatchEasyHardMiner.
 
     Args:
         margin: δ.
         swap, positive, negative, soft, reduction: as in `triplet_loss`. The default, all × all, runs on the reference
             backend only, so far.
         **options: normalize, ignore_index, check_finite.
+
+    Attributes:
+        last_stats: active_positives, active_negatives, mean_pos_distance and mean_neg_distance of the triplets, one an
+            anchor (not for "all"), and active_triplets, those that cost something.
+
+    Example:
+        >>> loss = losses.TripletMarginLoss(margin=0.2, positive="easy", negative="semihard")
+        >>> loss(embeddings, labels).backward()
     """
 
     def __init__(
@@ -139,17 +162,13 @@ class TripletMarginLoss(PairLoss):
         negative: str = "all",
         soft: bool = False,
         reduction: str = "nonzero_mean",
-        **options: bool,
+        **options: Any,
     ) -> None:
         super().__init__(**options)
-        for name, value, choices in (
-            ("positive", positive, ("easy", "hard", "all")),
-            ("negative", negative, ("hard", "semihard", "all")),
-            ("reduction", reduction, REDUCTIONS),
-        ):
-            _checks.one_of("TripletMarginLoss", name, value, choices)
-        self.margin, self.swap, self.soft = margin, swap, soft
-        self.positive, self.negative, self.reduction = positive, negative, reduction
+        self.settings = Options.checked("TripletMarginLoss", positive, negative, margin, soft, swap, reduction)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.settings._asdict().items())
 
     def forward(
         self,
@@ -163,29 +182,27 @@ class TripletMarginLoss(PairLoss):
         ref_ids: Tensor | None = None,
     ) -> Tensor:
         """() loss; with `indices_tuple`, of the listed triplets (or of every triplet of the listed pairs) only."""
-        chosen = (self.positive, self.negative, self.margin, self.soft, self.swap)
-        arguments = (embeddings, labels, ref_emb, ref_labels)
         if indices_tuple is not None:
             return self._listed(embeddings, indices_tuple, ref_emb)
-        options = self.pair_options(ids, ref_ids)
-        if "all" in chosen[:2]:
-            terms, members = _all_terms(arguments, options, *chosen)
+        inputs = self.pair_inputs("TripletMarginLoss", embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
+        if "all" in (self.settings.positive, self.settings.negative):
+            terms, members = _all(inputs, self.settings, self.check_finite)
             self.last_stats = {"active_triplets": (terms.detach() != 0).sum()}
-            return reduce(terms, members, self.reduction)
-        terms, members, stats = _mined_terms(arguments, options, *chosen)
-        count = stats["members"].sum()
-        self.set_stats(count, count, stats["pos_distance"].sum(), stats["neg_distance"].sum())
-        self.last_stats["active_triplets"] = (terms.detach() != 0).sum()
-        return reduce(terms, members, self.reduction)
+            return self.settings.reduce(terms, members)
+        mined = _mined(inputs, self.settings, self.check_finite)
+        return self._finish(*mined)
 
     def _listed(self, embeddings: Tensor, indices_tuple: tuple[Tensor, ...], ref_emb: Tensor | None) -> Tensor:
         a, p, n = listed_triplets("TripletMarginLoss", indices_tuple)
         gallery = embeddings if ref_emb is None else ref_emb
         d_ap = listed_distance(embeddings[a], gallery[p], self.normalize)
         d_an = listed_distance(embeddings[a], gallery[n], self.normalize)
-        if self.swap:
+        if self.settings.swap:
             d_an = torch.minimum(d_an, listed_distance(gallery[p], gallery[n], self.normalize))
-        terms = _hinge(d_ap - d_an + self.margin, self.soft)
-        self.set_stats(*(torch.tensor(len(a)),) * 2, d_ap.detach().sum(), d_an.detach().sum())
+        return self._finish(self.settings.hinge(d_ap - d_an), torch.ones_like(a, dtype=torch.bool), d_ap, d_an)
+
+    def _finish(self, terms: Tensor, members: Tensor, d_ap: Tensor, d_an: Tensor) -> Tensor:
+        count = members.sum()
+        self.set_stats(count, count, d_ap.detach().sum(), d_an.detach().sum())
         self.last_stats["active_triplets"] = (terms.detach() != 0).sum()
-        return reduce(terms, torch.ones_like(terms, dtype=torch.bool), self.reduction)
+        return self.settings.reduce(terms, members)

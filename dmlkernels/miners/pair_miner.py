@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -38,7 +40,7 @@ class PairMiner(nn.Module):
         super().__init__()
         _checks.one_of("PairMiner", "positive", positive, ("easy", "hard"))
         _checks.one_of("PairMiner", "negative", negative, ("hard", "semihard"))
-        self.options = {
+        self.options: dict[str, Any] = {
             "positive": positive,
             "negative": negative,
             "normalize": normalize,

@@ -1,4 +1,4 @@
-"""nearest_positive and mine: in-batch selection of positives and negatives, and the triplet loss on top of it."""
+"""nearest_positive and mine: in-batch selection of positives and negatives."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..reference.pairwise import compute_dtype
 
 class NearestPositive(NamedTuple):
     distance: Tensor  # (M,) float32 (float64 for float64); +inf where there is none
-    index: Tensor  # (M,) int64 row of the gallery; -1 where there is none
+    index: Tensor  # type: ignore[assignment]  # (M,) int64 row of the gallery, -1 for none; not tuple.index
 
 
 class Mined(NamedTuple):
@@ -129,7 +129,7 @@ def nearest_positive(
         ValueError: for a wrong shape, dtype or device, or with `check_finite`.
 
     Source:
-        Levi et al., "Rethinking preventing class-collapsing in metric learning with margin-based losses", ICCV 2021, §4.
+        Levi et al., "Rethinking preventing class-collapsing in metric learning with margin-based losses", ICCV 2021.
 
     Example:
         >>> found = F.nearest_positive(torch.randn(8, 4), torch.tensor([0, 0, 1, 1, 2, 2, 3, 3]))
@@ -180,11 +180,15 @@ def mine(
     Example:
         >>> mined = F.mine(torch.randn(8, 4), torch.arange(8) // 2, negative="semihard")
     """
-    op = "mine"
-    _checks.one_of(op, "positive", positive, ("easy", "hard"))
-    _checks.one_of(op, "negative", negative, ("hard", "semihard"))
-    inputs = _checks.pair_inputs(op, embeddings, labels, ref_emb, ref_labels, ids, ref_ids, ignore_index, normalize)
-    namespace = _checks.pair_namespace(op, inputs, check_finite)
+    inputs = _checks.pair_inputs("mine", embeddings, labels, ref_emb, ref_labels, ids, ref_ids, ignore_index, normalize)
+    return mine_pairs(inputs, positive, negative, check_finite)
+
+
+def mine_pairs(inputs: _checks.PairInputs, positive: str, negative: str, check_finite: bool) -> Mined:
+    """`mine` on checked pair arguments."""
+    _checks.one_of("mine", "positive", positive, ("easy", "hard"))
+    _checks.one_of("mine", "negative", negative, ("hard", "semihard"))
+    namespace = _checks.pair_namespace("mine", inputs, check_finite)
     if namespace is None:
         return Mined(*reference.mine(inputs, positive, negative))
     forward = getattr(torch.ops, namespace).mine_fwd

@@ -13,6 +13,7 @@ from .._schemas import ROW_STATS, TILE, TOTALS
 from ..reference import ranked_list as reference
 from ..reference.pairwise import compute_dtype
 
+_NAME = "ranked_list_loss"
 _POSITIVE_ARGUMENT = 16  # place of `positive` in the schema of ranked_list_fwd
 
 
@@ -37,7 +38,7 @@ def _fake_bwd(
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-    embeddings, labels, ref_emb, ref_labels, ids, ref_ids, ignore_index, normalize, *options, check_finite = inputs
+    embeddings, labels, ref_emb, ref_labels, ids, ref_ids, ignore_index, normalize, *options, _ = inputs
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[1:])
     row_stats, _, *selected = output[1:]
@@ -81,42 +82,6 @@ class Options(NamedTuple):
 
 
 def resolve_options(
-    alpha: float | None,
-    margin: float,
-    pos_temperature: float,
-    neg_temperature: float,
-    neg_weight: float | None,
-    form: str,
-    weight_grad: bool,
-    grad: str,
-    positive: str,
-    eps_mode: str,
-    reduction: str = "mean",
-) -> Options:
-    """Check the options of `ranked_list_loss` and give the defaults that depend on others their values."""
-    op = "ranked_list_loss"
-    for name, value, choices in (
-        ("form", form, ("tpami", "cvpr")),
-        ("grad", grad, ("full", "query")),
-        ("positive", positive, ("all", "easy")),
-        ("eps_mode", eps_mode, ("none", "pml")),
-        ("reduction", reduction, ("mean", "sum", "none")),
-    ):
-        _checks.one_of(op, name, value, choices)
-    alpha = 1.0 + margin / 2 if alpha is None else alpha
-    if neg_weight is None:
-        neg_weight = 0.5 if form == "tpami" else 1.0
-    pos_weight = 1.0 - neg_weight if form == "tpami" else 1.0
-    numbers = [float(v) for v in (alpha, margin, pos_temperature, neg_temperature, pos_weight, neg_weight)]
-    return Options(*numbers, weight_grad, grad, positive, eps_mode)
-
-
-def ranked_list_loss_and_totals(
-    embeddings: Tensor,
-    labels: Tensor,
-    ref_emb: Tensor | None = None,
-    ref_labels: Tensor | None = None,
-    *,
     alpha: float | None = None,
     margin: float = 0.4,
     pos_temperature: float = 0.0,
@@ -127,30 +92,38 @@ def ranked_list_loss_and_totals(
     grad: str = "full",
     positive: str = "all",
     eps_mode: str = "none",
-    reduction: str = "mean",
-    normalize: bool = True,
-    ids: Tensor | None = None,
-    ref_ids: Tensor | None = None,
-    ignore_index: int | None = None,
-    check_finite: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """`ranked_list_loss` and its totals (4,), entries as `_schemas.TOTALS` names them."""
-    op = "ranked_list_loss"
-    options = resolve_options(
-        alpha,
-        margin,
-        pos_temperature,
-        neg_temperature,
-        neg_weight,
-        form,
-        weight_grad,
-        grad,
-        positive,
-        eps_mode,
-        reduction,
+) -> Options:
+    """Check the options of `ranked_list_loss` and give the defaults that depend on others their values."""
+    for name, value, choices in (
+        ("form", form, ("tpami", "cvpr")),
+        ("grad", grad, ("full", "query")),
+        ("positive", positive, ("all", "easy")),
+        ("eps_mode", eps_mode, ("none", "pml")),
+    ):
+        _checks.one_of(_NAME, name, value, choices)
+    alpha = 1.0 + margin / 2 if alpha is None else alpha
+    if neg_weight is None:
+        neg_weight = 0.5 if form == "tpami" else 1.0
+    return Options(
+        alpha=float(alpha),
+        margin=float(margin),
+        pos_temperature=float(pos_temperature),
+        neg_temperature=float(neg_temperature),
+        pos_weight=1.0 - neg_weight if form == "tpami" else 1.0,
+        neg_weight=float(neg_weight),
+        weight_grad=weight_grad,
+        grad=grad,
+        positive=positive,
+        eps_mode=eps_mode,
     )
-    inputs = _checks.pair_inputs(op, embeddings, labels, ref_emb, ref_labels, ids, ref_ids, ignore_index, normalize)
-    namespace = _checks.pair_namespace(op, inputs, check_finite)
+
+
+def loss_and_totals(
+    inputs: _checks.PairInputs, options: Options, reduction: str, check_finite: bool
+) -> tuple[Tensor, Tensor]:
+    """The reduced loss and the totals (4,) of all queries, entries as `_schemas.TOTALS` names them."""
+    _checks.one_of(_NAME, "reduction", reduction, ("mean", "sum", "none"))
+    namespace = _checks.pair_namespace(_NAME, inputs, check_finite)
     if namespace is None:
         loss, totals = reference.ranked_list(inputs, *options)
     else:
@@ -159,12 +132,11 @@ def ranked_list_loss_and_totals(
         loss, _, totals, _, _ = forward(*inputs, *options, precision, deterministic, check_finite)
     if reduction == "none":
         return loss, totals
-    total = loss.sum()
     if reduction == "sum":
-        return total, totals
-    if ignore_index is None:
-        return total / max(inputs.labels.shape[0], 1), totals
-    return total / (inputs.labels != ignore_index).sum().clamp_min(1), totals
+        return loss.sum(), totals
+    if inputs.ignore_index is None:
+        return loss.sum() / max(inputs.labels.shape[0], 1), totals
+    return loss.sum() / (inputs.labels != inputs.ignore_index).sum().clamp_min(1), totals
 
 
 def ranked_list_loss(
@@ -222,25 +194,8 @@ def ranked_list_loss(
         >>> loss = F.ranked_list_loss(torch.randn(64, 16, requires_grad=True), torch.arange(64) // 8)
         >>> loss.backward()
     """
-    return ranked_list_loss_and_totals(
-        embeddings,
-        labels,
-        ref_emb,
-        ref_labels,
-        alpha=alpha,
-        margin=margin,
-        pos_temperature=pos_temperature,
-        neg_temperature=neg_temperature,
-        neg_weight=neg_weight,
-        form=form,
-        weight_grad=weight_grad,
-        grad=grad,
-        positive=positive,
-        eps_mode=eps_mode,
-        reduction=reduction,
-        normalize=normalize,
-        ids=ids,
-        ref_ids=ref_ids,
-        ignore_index=ignore_index,
-        check_finite=check_finite,
-    )[0]
+    inputs = _checks.pair_inputs(_NAME, embeddings, labels, ref_emb, ref_labels, ids, ref_ids, ignore_index, normalize)
+    options = resolve_options(
+        alpha, margin, pos_temperature, neg_temperature, neg_weight, form, weight_grad, grad, positive, eps_mode
+    )
+    return loss_and_totals(inputs, options, reduction, check_finite)[0]

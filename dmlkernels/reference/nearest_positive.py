@@ -1,9 +1,9 @@
-r"""In-batch selection in plain PyTorch: Easy Positive Sampling (Levi et al., ICCV 2021) and its masked-argmin family.
+r"""In-batch selection in plain PyTorch: Easy Positive Sampling (Levi et al., ICCV 2021) and its relatives.
 
-$\mathrm{EP}(i) = \arg\min_{j:\,h_j = y_i} d_{ij}$ over the pairs that are not excluded; hardest positive: argmax; hardest
-negative: argmin over $h_j \ne y_i$; semi-hard negative: nearest with $d_{in} > d$ of the chosen positive, strictly.
-Ties go to the lowest index. The index is not differentiated, the chosen distance is, to both ends. Nothing to choose:
-index -1, distance +inf.
+$\mathrm{EP}(i) = \arg\min_{j:\,h_j = y_i} d_{ij}$ over the pairs that are not excluded; hardest positive: argmax;
+hardest negative: argmin over $h_j \ne y_i$; semi-hard negative: nearest with $d_{in} > d$ of the chosen positive,
+strictly. Ties go to the lowest index. The index is not differentiated, the chosen distance is, to both ends. Nothing to
+choose: index -1, distance +inf.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@ r"""Pairwise similarity and distance in plain PyTorch, N×N memory.
 With rows $f = x / \max(\lVert x\rVert, 10^{-12})$ (or $f = x$): $s_{ij} = f_i \cdot g_j$ and
 $d_{ij}^2 = \lVert f_i\rVert^2 + \lVert g_j\rVert^2 - 2 s_{ij}$, clamped at 0. Where that cancels
 ($d^2 \le 0.01\,(\lVert f_i\rVert^2 + \lVert g_j\rVert^2)/2$) it is recomputed as $\sum_k (f_{ik} - g_{jk})^2$.
-$\partial d_{ij}/\partial f_i = (f_i - g_j)/d_{ij}$; coincident points ($d^2 \le (4\varepsilon)^2$ times the mean squared
+$\partial d_{ij}/\partial f_i = (f_i - g_j)/d_{ij}$;
+coincident points ($d^2 \le (4\varepsilon)^2$ times the mean squared
 norm) keep their distance and get no gradient.
 """
 

@@ -1,11 +1,12 @@
 r"""Ranked List Loss in plain PyTorch (Wang et al., CVPR 2019, TPAMI 2021).
 
-Non-trivial sets $P^*_i = \{j: h_j = y_i, d_ij > \alpha - m\}$, $N^*_i = \{j: h_j \ne y_i, d_ij < \alpha\}$; violations
-$v = d - (\alpha - m)$ and $\alpha - d$; weights $p_{ij} = \mathrm{softmax}_j(T v_{ij})$ inside each set;
-$L_i = c_P \sum_{P^*} p_{ij} v_{ij} + c_N \sum_{N^*} p_{ij} v_{ij}$, an empty set gives 0. The weights are constants of the
-gradient (the authors' code) unless `weight_grad`; `grad="query"` sends the gradient to the query's end only.
-`eps_mode="pml"` adds 1e-5 for each gallery row to both denominators and leaves coincident pairs out, as
-pytorch-metric-learning does.
+Non-trivial sets $P^*_i = \{j: h_j = y_i, d_{ij} > \alpha - m\}$ and $N^*_i = \{j: h_j \ne y_i, d_{ij} < \alpha\}$;
+violations $v = d - (\alpha - m)$ and $\alpha - d$; weights $p_{ij} = \mathrm{softmax}_j(T v_{ij})$ inside each set;
+$L_i = c_P \sum_{P^*} p_{ij} v_{ij} + c_N \sum_{N^*} p_{ij} v_{ij}$, an empty set gives 0.
+
+The weights are constants of the gradient (the authors' code) unless `weight_grad`; `grad="query"` sends the gradient to
+the query's end only. `eps_mode="pml"` adds 1e-5 for each gallery row to both denominators and leaves coincident pairs
+out, as pytorch-metric-learning does.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-r"""Triplet loss over lists of triplets in plain PyTorch, up to N×N·K memory: all × all, easy, hard, semi-hard.
+r"""Triplet loss over lists of triplets in plain PyTorch, up to N×N·K memory.
 
-$[d_{ip} - d_{in} + \delta]_+$ (or softplus) for each anchor i, each chosen positive p and each chosen negative n; with `swap`,
+$[d_{ip} - d_{in} + \delta]_+$ (or softplus) for each anchor i, chosen positive p and chosen negative n; with `swap`,
 $d_{in}$ is the smaller of $d_{in}$ and $d_{pn}$. Semi-hard is relative to the positive of the triplet.
 """
 

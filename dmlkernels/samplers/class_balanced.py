@@ -107,8 +107,6 @@ class ClassBalancedSampler(Sampler[list[int]]):
         """
         if epoch < 0:
             raise ValueError(f"ClassBalancedSampler: epoch must be at least 0, got {epoch}")
-        if epoch == self.epoch:
-            return
         if epoch < self.epoch:
             self._start()
         while self._dealt < epoch * self.batches:

@@ -1,0 +1,82 @@
+"""Fixtures: the backend, device and dtype that a test runs on, so that a test body holds no condition."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+import dmlkernels
+from dmlkernels import _backend
+
+# Backends with kernels, and the device type of the tensors they are tested on: one line each.
+KERNELS = [
+    ("native", "cpu"),
+]
+
+if os.environ.get("PYTEST_XDIST_WORKER"):
+    torch.set_num_threads(1)  # the workers are the parallelism
+
+# With deterministic algorithms on, torch fills what `empty` returns with NaN; glibc does the like for a kernel's own
+# scratch memory (M_PERTURB, with bytes that read as -1.7e38). An element that nobody wrote is then seen.
+torch.use_deterministic_algorithms(True)
+if hasattr(ctypes.CDLL(None), "mallopt"):
+    ctypes.CDLL(None).mallopt(-6, 1)
+
+
+class Target(NamedTuple):
+    name: str
+    device: str
+
+    @property
+    def operators(self) -> Any:
+        """The namespace torch.ops.<...> of this backend."""
+        return getattr(torch.ops, _backend.namespaces[self.name])
+
+
+def _use(request: pytest.FixtureRequest) -> Iterator[Target]:
+    target = Target(*request.param)
+    if target.name != "reference" and target.device not in _backend.loaded.get(target.name, ()):
+        why = _backend.missing.get((target.name, target.device), f"no {target.name} kernels for {target.device}")
+        if target.name == "native" and target.device == "cpu" and os.environ.get("DMLKERNELS_REQUIRE_NATIVE") == "1":
+            pytest.fail(f"DMLKERNELS_REQUIRE_NATIVE=1, but {why}")
+        pytest.skip(why)
+    with dmlkernels.use_backend(target.name):
+        yield target
+
+
+@pytest.fixture(params=KERNELS, ids="-".join)
+def kernel(request: pytest.FixtureRequest) -> Iterator[Target]:
+    """Every backend that has kernels of its own, judged against the reference; it is in use during the test."""
+    yield from _use(request)
+
+
+@pytest.fixture(params=[("reference", "cpu"), *KERNELS], ids="-".join)
+def backend(request: pytest.FixtureRequest) -> Iterator[Target]:
+    """Those and the reference, for what can be judged without it; it is in use during the test."""
+    yield from _use(request)
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> str:
+    """Device type on which the test's backend is tested."""
+    name = "kernel" if "kernel" in request.fixturenames else "backend"
+    return request.getfixturevalue(name).device
+
+
+@pytest.fixture(params=[torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=lambda d: str(d)[6:])
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return request.param
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Two threads for one test."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)

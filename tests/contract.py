@@ -1,0 +1,100 @@
+"""What every operator owes its callers, as checks that each test file applies to its own operator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dmlkernels.testing import Outcome, evaluate
+
+# Views of a (rows, D) tensor that a kernel reading plain rows would get wrong: what lies between is NaN.
+VIEWS = {
+    "transposed": lambda x: x.t().contiguous().t(),
+    "columns": lambda x: torch.cat([x, torch.full_like(x, torch.nan)], 1)[:, : x.shape[1]],
+    "every_other_column": lambda x: torch.stack([x, torch.full_like(x, torch.nan)], 2)[:, :, 0],
+    "every_other_row": lambda x: torch.stack([x, torch.full_like(x, torch.nan)], 1)[:, 0],
+    "offset": lambda x: torch.cat([torch.full_like(x[:1], torch.nan), x])[1:],
+}
+
+
+def strided(labels: Tensor) -> Tensor:
+    """The same labels, every other element of a buffer."""
+    return torch.stack([labels, labels + 1], 1)[:, 0]
+
+
+def assert_close(a: Outcome, b: Outcome, factor: float = 64.0) -> None:
+    """Two results of one backend that differ only in the order of rounding."""
+    eps = torch.finfo(a.value.dtype).eps
+    torch.testing.assert_close(a.value, b.value, rtol=factor * eps, atol=factor * eps, equal_nan=True)
+    for p, q in zip(a.grads, b.grads, strict=True):
+        size = float(torch.linalg.vector_norm(q.double(), dim=1).max()) if q.numel() else 0.0
+        torch.testing.assert_close(p, q, rtol=0, atol=factor * torch.finfo(q.dtype).eps * (1 + size), equal_nan=True)
+
+
+def assert_identical(a: Outcome, b: Outcome) -> None:
+    assert torch.equal(a.value, b.value)
+    for p, q in zip(a.grads, b.grads, strict=True):
+        assert torch.equal(p, q)
+
+
+def check_operator(operator: Any, arguments: Sequence[Any]) -> None:
+    """opcheck: schema, fake, autograd, dynamic shapes."""
+    results = torch.library.opcheck(operator, tuple(arguments))
+    assert set(results.values()) == {"SUCCESS"}, results
+
+
+def check_compiled(function: Callable[..., Tensor], tensors: Sequence[Tensor], backend: str = "aot_eager") -> None:
+    """The compiled function, forward and backward, in one graph, is the function."""
+    torch.compiler.reset()
+    compiled = torch.compile(function, fullgraph=True, backend=backend)
+    for inputs in (tensors, [t.flip(0) for t in tensors]):
+        (assert_identical if backend == "aot_eager" else assert_close)(
+            evaluate(compiled, inputs), evaluate(function, inputs)
+        )
+
+
+def check_deterministic(function: Callable[..., Tensor], tensors: Sequence[Tensor]) -> None:
+    """Twice the same bits, and the same bits with one thread and with two."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one, again = evaluate(function, tensors), evaluate(function, tensors)
+        torch.set_num_threads(2)
+        two = evaluate(function, tensors)
+    finally:
+        torch.set_num_threads(before)
+    assert_identical(one, again)
+    assert_identical(one, two)
+
+
+def check_no_double_backward(function: Callable[..., Tensor], x: Tensor) -> None:
+    leaf = x.detach().clone().requires_grad_()
+    grad = torch.autograd.grad(function(leaf).sum(), leaf, create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="cannot be differentiated again"):
+        grad.square().sum().backward()
+
+
+def check_messages(function: Callable[..., Any], good: dict, cases: Iterable[tuple[dict, str]]) -> None:
+    """Each case changes some arguments of a good call and must raise a ValueError that reads exactly as given."""
+    function(**good)
+    for change, words in cases:
+        with pytest.raises(ValueError) as caught:
+            function(**{**good, **change})
+        assert str(caught.value) == words
+
+
+def check_rejects(operator: Any, good: dict, cases: dict[str, dict]) -> None:
+    """A direct call of the operator with each bad change raises: no crash, no number computed from rubbish."""
+    operator(**good)
+    accepted = []
+    for name, change in cases.items():
+        try:
+            operator(**{**good, **change})
+        except (RuntimeError, ValueError):
+            continue
+        accepted.append(name)
+    assert not accepted
