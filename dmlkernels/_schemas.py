@@ -70,7 +70,8 @@ SCHEMAS = {
     ),
     # grad_rate (), rate_grad (M, D) -> grad_z (M, D)
     "coding_rate_bwd": "(Tensor grad_rate, Tensor rate_grad) -> Tensor",
-    # z, proxies (k, D): row i of proxies belongs to row i of z; noise (k, n-1, D) -> embeddings (k*n, D), valid (k,) bool
+    # z, proxies (k, D), of one dtype: row i of proxies belongs to row i of z; noise (k, n-1, D), of that dtype too
+    # -> embeddings (k*n, D), valid (k,) bool
     "spherical_expansion_fwd": "(Tensor z, Tensor proxies, Tensor noise, int n) -> (Tensor, Tensor)",
     # grad (k*n, D) -> grad_z (k, D)
     "spherical_expansion_bwd": "(Tensor grad, Tensor z, Tensor proxies, Tensor noise, int n) -> Tensor",

@@ -202,7 +202,8 @@ class AntiCollapseLoss(nn.Module):
         present = torch.zeros(classes, dtype=torch.bool, device=proxies.device)
         present = present.index_fill(0, labels.to(torch.int64).clamp(0, max(classes - 1, 0)), True)
         first = present.to(torch.int8).argsort(descending=True, stable=True)[:size]
-        share = present.sum() / max(size, 1)
+        z = rows(proxies[first], self.options.normalize)
+        share = present.sum().to(z.dtype) / max(size, 1)
         length = (share if self.options.scale == "official_proxy" else 1 / share).sqrt()
-        z = rows(proxies[first], self.options.normalize) * (present[first] * length)[:, None]
+        z = torch.where(present[first, None], z * length, 0)
         return rate_of("AntiCollapseLoss", z, None, options), (size, width)

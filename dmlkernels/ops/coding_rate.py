@@ -44,7 +44,7 @@ def _fake_rate_bwd(grad_rate: Tensor, rate_grad: Tensor) -> Tensor:
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(output[1])
+    ctx.save_for_backward(inputs[0], output[1])
     ctx.kept, ctx.arguments = inputs[-1], len(inputs)
 
 
@@ -55,7 +55,11 @@ def _backward(bwd: Callable) -> Callable:
             return None, *none
         if not ctx.kept:
             raise RuntimeError(f"{bwd}: the forward kept nothing to differentiate by, its last argument was False")
-        return bwd(grad.contiguous(), *ctx.saved_tensors), *none
+        x, by = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            # Nothing else ties the gradient to x, and a second derivative would be a silent zero instead of an error.
+            by = torch.where(torch.ones((), dtype=torch.bool, device=x.device), by, x)
+        return bwd(grad.contiguous(), by), *none
 
     return backward
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ._precision import without_autocast
 from .pairwise import compute_dtype, rows
 
 MAX_CONDITION = 1e5  # up to which float32 factors
@@ -27,6 +28,7 @@ def rate_scale(n: int, width: int, eps_squared: float, gain: float, scale: str) 
     return gain * (n / width if scale == "official_proxy" else width / n) / eps_squared
 
 
+@without_autocast
 def cholesky_logdet(A: Tensor, check: bool) -> Tensor:
     """logdet (B,) of A (B, n, n), whose lower triangle is read; NaN, or an error, where it is not positive definite."""
     A = A.to(compute_dtype(A.dtype))
@@ -57,6 +59,7 @@ def _prepare(z: Tensor, a: float, normalize: bool) -> tuple[Tensor, Tensor]:
     return rows(z if bounded else z.double(), normalize), bad
 
 
+@without_autocast
 def coding_rate(z: Tensor, eps_squared: float, gain: float, scale: str, normalize: bool) -> Tensor:
     """R (), float32 (float64 for float64)."""
     n, width = z.shape
@@ -66,6 +69,7 @@ def coding_rate(z: Tensor, eps_squared: float, gain: float, scale: str, normaliz
     return torch.where(bad, torch.nan, rate).to(compute_dtype(z.dtype))
 
 
+@without_autocast
 def class_coding_rate(z: Tensor, labels: Tensor, eps_squared: float, normalize: bool) -> Tensor:
     """R_c (), float32 (float64 for float64); an empty class contributes nothing."""
     n, width = z.shape

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ._precision import without_autocast
 from .pairwise import rows
 
 
@@ -21,6 +22,7 @@ def _log_one_plus_sum(scores: Tensor, members: Tensor) -> Tensor:
     return shift + torch.log1p((scores - shift).exp().sum(0) + torch.expm1(-shift))
 
 
+@without_autocast
 def proxy_anchor(
     embeddings: Tensor, labels: Tensor, proxies: Tensor, margin: float, alpha: float, normalize: bool
 ) -> tuple[Tensor, Tensor]:

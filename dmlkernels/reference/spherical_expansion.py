@@ -18,6 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ._precision import without_autocast
 from .pairwise import compute_dtype, rows
 
 NO_RESIDUAL = 1e-6  # ‖r‖ under which z is its own proxy and has no direction
@@ -55,6 +56,7 @@ def frame(noise: Tensor, p: Tensor, v1: Tensor) -> list[Tensor]:
     return found[2:]
 
 
+@without_autocast
 def spherical_expansion(z: Tensor, proxies: Tensor, noise: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """embeddings (k·n, D), sample by sample, and valid (k,); proxies (k, D) are those of the rows of z."""
     f, p = _unit(z), _unit(proxies.detach())
