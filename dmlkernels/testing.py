@@ -1,7 +1,7 @@
 """Seeded data, and the rule that decides whether a backend is close enough to float64. For tests, yours included.
 
-The rule: a result may be off by twice the error of plain PyTorch in the same dtype, plus a band that follows from eps of
-the compute dtype and from how far float64 moves if every row moves by one eps. Gradients are judged row by row.
+The rule: a result may be off by twice the error of plain PyTorch in the same dtype, plus a band that follows from eps
+of the compute dtype and from how far float64 moves if every row moves by one eps. Gradients are judged row by row.
 """
 
 from __future__ import annotations
