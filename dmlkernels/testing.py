@@ -1,8 +1,7 @@
 """Seeded data, and the rule that decides whether a backend is close enough to float64. For tests, yours included.
 
-The rule: a result may be off by twice the error of plain PyTorch in the same dtype, plus a rounding band, which follows
-from eps of the compute dtype (float64 for float64, float32 otherwise) and from how far float64 itself moves if every
-row moves by one eps. Nothing is tuned until a test passes. A gradient is judged row by row, so one lost row is seen.
+The rule: a result may be off by twice the error of plain PyTorch in the same dtype, plus a band that follows from eps
+of the compute dtype and from how far float64 moves if every row moves by one eps. Gradients are judged row by row.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ._backend import use_backend
-from .reference.pairwise import compute_dtype
+from .reference.pairwise import compute_dtype, distance, rows
 
 KINDS = ("random", "clustered", "collapsed", "duplicates", "orthogonal", "zero_rows", "large_norms")
 LABEL_KINDS = ("shuffled", "sorted", "one_class", "distinct", "ragged", "negative", "wide")
@@ -30,6 +29,7 @@ FLOOR = 32.0  # eps per unit of incoming gradient: where a row's gradient cancel
 BAND = 16.0  # eps around a boundary where a pair may fall on either side: at d ≈ 1 a distance is off by a few eps
 LOUD = 4.0  # a gradient row shows a fault only where it is several times its tolerance ...
 QUIET_SHARE = 0.1  # ... so that few rows may be quieter than that, or the comparison proves nothing
+JUMP_SHARE = 0.2  # likewise of rows that sit on a boundary of a hinge
 
 
 class Pairs(NamedTuple):
@@ -43,45 +43,37 @@ def make_labels(
     kind: str, rows: int, classes: int, dtype: torch.dtype = torch.int64, generator: torch.Generator | None = None
 ) -> Tensor:
     """(rows,) labels of one of LABEL_KINDS; "shuffled" is unsorted, "wide" differs in bits that int32 drops."""
-    shuffle = torch.randperm(rows, generator=generator)
-    balanced = torch.arange(rows) % classes
-    if kind == "sorted":
-        labels = balanced.sort().values
-    elif kind == "one_class":
-        labels = torch.ones(rows, dtype=torch.int64)
-    elif kind == "distinct":
-        labels = shuffle
-    elif kind == "ragged":
-        # Each class is half of what is left: one huge class, singletons at the end.
-        labels = (-(torch.arange(1, rows + 1) / (rows + 1)).log2()).long().clamp_max(classes - 1)[shuffle]
-    elif kind == "negative":
-        labels = balanced[shuffle] - classes // 2
-    elif kind == "wide":
-        labels = balanced[shuffle] * 2**32 + 7
-    else:
-        labels = balanced[shuffle]
-    return labels.to(dtype)
+    order, balanced = torch.randperm(rows, generator=generator), torch.arange(rows) % classes
+    # Each class is half of what is left: one huge class, singletons at the end.
+    halves = (-(torch.arange(1, rows + 1) / (rows + 1)).log2()).long().clamp_max(classes - 1)
+    found = {
+        "shuffled": balanced[order],
+        "sorted": balanced.sort().values,
+        "one_class": torch.ones(rows, dtype=torch.int64),
+        "distinct": order,
+        "ragged": halves[order],
+        "negative": balanced[order] - classes // 2,
+        "wide": balanced[order] * 2**32 + 7,
+    }
+    return found[kind].to(dtype)
 
 
 def _rows(kind: str, labels: Tensor, width: int, generator: torch.Generator) -> Tensor:
     """(rows, D) float64."""
-    rows = len(labels)
-    noise = torch.randn(rows, width, dtype=torch.float64, generator=generator)
-    if kind == "clustered":
-        place = torch.unique(labels, return_inverse=True)[1] if rows else labels.long()
-        centres = torch.randn(rows + 1, width, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-        return centres[place] + 0.02 * noise
-    if kind == "collapsed":
-        return torch.where(torch.arange(rows)[:, None] % 16 == 3, noise, torch.ones_like(noise) + 1e-3 * noise)
-    if kind == "duplicates":
-        return noise[torch.randint(0, max(rows * 2 // 3, 1), (rows,), generator=generator)]
-    if kind == "orthogonal":
-        return torch.eye(width, dtype=torch.float64)[torch.arange(rows) % width]
-    if kind == "zero_rows":
-        return torch.where(torch.arange(rows)[:, None] % 5 == 2, 0, noise)
-    if kind == "large_norms":
-        return noise * 10 ** (4 * torch.rand(rows, 1, dtype=torch.float64, generator=generator) - 1)
-    return noise
+    count, place = len(labels), torch.arange(len(labels))[:, None]
+    noise = torch.randn(count, width, dtype=torch.float64, generator=generator)
+    centres = torch.randn(count + 1, width, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    size, copied = torch.rand(count, 1, generator=generator), torch.rand(count, generator=generator)
+    found = {
+        "random": noise,
+        "clustered": centres[torch.unique(labels, return_inverse=True)[1]] + 0.02 * noise,
+        "collapsed": torch.where(place % 16 == 3, noise, 1 + 1e-3 * noise),
+        "duplicates": noise[(copied * (count * 2 // 3)).long()],
+        "orthogonal": torch.eye(width, dtype=torch.float64)[place[:, 0] % width],
+        "zero_rows": torch.where(place % 5 == 2, 0, noise),
+        "large_norms": noise * 10 ** (4 * size - 1),
+    }
+    return found[kind]
 
 
 def make_pairs(
@@ -103,31 +95,25 @@ def make_pairs(
 
     Args:
         kind, labels: one of KINDS and of LABEL_KINDS.
-        avoid: boundaries of a hinge; the seed moves on until no pair lies within the band where its side is a matter of
-            rounding, so that every row can be judged tightly.
-        normalize: whether the distances that `avoid` speaks of are those of unit rows.
+        avoid: boundaries of a hinge, in distances of unit rows if `normalize`. The seed moves on until no pair is so
+            near to one that rounding decides on its side: then every row can be judged.
     """
     for attempt in range(200):
         generator = torch.Generator().manual_seed(seed + 1000 * attempt)
-        y = make_labels(labels, m, classes, label_dtype, generator)
-        x = _rows(kind, y, d, generator).to(dtype)
-        g, h = None, None
-        if n is not None:
-            h = make_labels(labels, n, classes, label_dtype, generator)
-            g = _rows(kind, h, d, generator).to(dtype)
+        found: list[Tensor | None] = []
+        for size in (m, n):
+            y = None if size is None else make_labels(labels, size, classes, label_dtype, generator)
+            found += [None if y is None else _rows(kind, y, d, generator).to(dtype), y]
+        x, _, g, _ = pairs = Pairs(*(None if t is None else t.to(device) for t in found))  # type: ignore[arg-type]
         if not avoid or not bool(near_boundary(x, g, avoid, normalize).any()):
-            found = Pairs(x, y, g, h)
-            return Pairs(*(None if t is None else t.to(device) for t in found))  # type: ignore[arg-type]
+            return pairs
     raise ValueError(f"make_pairs: every {kind} draw has a pair within the band of {avoid}; use fewer rows")
 
 
 def near_boundary(x: Tensor, g: Tensor | None, boundaries: Sequence[float], normalize: bool = True) -> Tensor:
     """(M, N) pairs so near a boundary that rounding decides on which side they fall."""
     eps = torch.finfo(compute_dtype(x.dtype)).eps
-    f, h = x.double(), (x if g is None else g).double()
-    if normalize:
-        f, h = torch.nn.functional.normalize(f, dim=1), torch.nn.functional.normalize(h, dim=1)
-    d = torch.cdist(f, h, compute_mode="donot_use_mm_for_euclid_dist")
+    d = distance(rows(x.double(), normalize), rows((x if g is None else g).double(), normalize))
     return torch.stack([(d - b).abs() <= BAND * eps * max(b, 1.0) for b in boundaries]).any(0)
 
 
@@ -137,25 +123,28 @@ class Outcome:
     grads: list[Tensor]
 
 
+def noise_like(value: Tensor, seed: int) -> Tensor:
+    """Normal numbers, one for each entry."""
+    return torch.randn(value.shape, generator=torch.Generator().manual_seed(seed)).to(value)
+
+
 def evaluate(function: Callable[..., Tensor], tensors: Sequence[Tensor], weights: Tensor | None = None) -> Outcome:
     """Value, and gradients of (value · weights).sum() with respect to every tensor (zeros where there is none)."""
     leaves = [t.detach().clone().requires_grad_() for t in tensors]
     value = function(*leaves)
-    if weights is None:
-        weights = torch.randn(value.shape, generator=torch.Generator().manual_seed(2)).to(value)
-    grads: Sequence[Tensor | None] = [None] * len(leaves)
-    if value.requires_grad:
-        grads = torch.autograd.grad(value, leaves, weights.to(value), allow_unused=True)
+    weights = noise_like(value, 2) if weights is None else weights
+    seeds = [weights.to(value)] if value.requires_grad else None
+    grads = torch.autograd.grad(value, leaves, seeds, allow_unused=True) if seeds else [None] * len(leaves)
     return Outcome(value.detach(), [torch.zeros_like(t) if g is None else g for t, g in zip(leaves, grads)])
 
 
 def shaken(tensors: Sequence[Tensor], seed: int) -> list[Tensor]:
     """The tensors in float64, each row moved by eps of its length in a random direction; exact copies move together."""
-    rows = torch.cat([t.double() for t in tensors])
-    if rows.numel() == 0:
-        return [t.double() for t in tensors]
-    distinct, place = torch.unique(rows, dim=0, return_inverse=True)
-    direction = torch.randn(distinct.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(rows)
+    exact = [t.double() for t in tensors]
+    if sum(t.numel() for t in exact) == 0:
+        return exact
+    distinct, place = torch.unique(torch.cat(exact), dim=0, return_inverse=True)
+    direction = noise_like(distinct, seed)
     length = torch.finfo(compute_dtype(tensors[0].dtype)).eps * torch.linalg.vector_norm(distinct, dim=1, keepdim=True)
     moved = distinct + length * torch.nn.functional.normalize(direction, dim=1)
     return list(moved[place].split([len(t) for t in tensors]))
@@ -171,9 +160,8 @@ def assert_matches(
     exponent: float = 1.0,
     max_quiet: float = QUIET_SHARE,
     shifted: Sequence[Callable[..., Tensor]] = (),
-    max_jumps: float = 0.2,
 ) -> Outcome:
-    """Assert that value and gradients of function(*tensors) on the current backend are as near to float64 as can be.
+    """Assert that value and gradients of function(*tensors) on this backend are near to float64, which is returned.
 
     Args:
         function: a public function of floating (rows, D) tensors, labels and options bound.
@@ -184,18 +172,14 @@ def assert_matches(
             the float64 truth too, which matters where float64 is what is judged.
         max_quiet: share of rows whose gradient may be too small beside its tolerance to show a fault.
         shifted: `function` with its boundaries moved down and up by the band. Where these two differ a pair sits on a
-            boundary, and that difference, what one side or the other is worth, is added to the tolerance of the row.
-        max_jumps: share of rows for which that may be noticeable.
-
-    Returns:
-        The float64 truth.
+            boundary, and what one side or the other is worth is added to the tolerance of the row.
     """
     reference = reference or function
     dtype, exact = tensors[0].dtype, [t.double() for t in tensors]
     eps = torch.finfo(compute_dtype(dtype)).eps
     unit = eps / torch.finfo(torch.float32).eps
     with use_backend("reference"):
-        weights = torch.randn(reference(*exact).shape, generator=torch.Generator().manual_seed(2)).to(tensors[0])
+        weights = noise_like(reference(*exact), 2).to(dtype)
         truth = evaluate(reference, exact, weights)
         eager = evaluate(reference, tensors, weights)
         # With positive incoming gradients, so that terms that cancel do not hide their rounding.
@@ -203,45 +187,36 @@ def assert_matches(
         sides = [evaluate(side, exact, weights) for side in shifted]
     actual = evaluate(function, tensors, weights)
 
-    def tolerance(pick: Callable[[Outcome], Tensor], error: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """Eager PyTorch's error, conditioning, and the rounding of the result itself."""
-        true = pick(truth)
-        conditioning = torch.stack([error(pick(m), pick(still)) for m in moved]).amax(0)
-        stored = torch.finfo(pick(actual).dtype).eps / 2 * error(true, torch.zeros_like(true))
-        return EAGER * error(pick(eager), true) + SHAKE * conditioning + stored
-
-    t = truth.value
-    jump = _entry_error(sides[0].value, sides[1].value) if sides else torch.zeros_like(t)
-    allowed = tolerance(lambda o: o.value, _entry_error) + unit * (RELATIVE * t.abs() + PER_ROW * scale) + jump
+    runs, t = (truth, eager, still, *moved), truth.value
+    allowed = _tolerance([o.value for o in runs], _entry_error) + unit * (RELATIVE * t.abs() + PER_ROW * scale)
     allowed = allowed + 2 * eps * (exponent - 1) * scale  # the argument and the denominator of each weight
+    allowed = allowed + (_entry_error(*(o.value for o in sides)) if sides else 0)
     _assert_within("value", actual.value, t, _entry_error(actual.value, t), allowed)
     if t.ndim == 1 and len(t) >= 32 and not sides and bool(t.isfinite().all()):
-        allowed = tolerance(lambda o: o.value.double().mean()[None], _entry_error)
-        allowed = allowed + unit * (RELATIVE * t.mean().abs() + IN_MEAN * scale)
-        mean = actual.value.double().mean()[None]
-        _assert_within("mean", mean, t.mean()[None], _entry_error(mean, t.mean()[None]), allowed)
+        means = [o.value.double().mean()[None] for o in (*runs, actual)]
+        allowed = _tolerance(means[:-1], _entry_error) + unit * (RELATIVE * means[0].abs() + IN_MEAN * scale)
+        _assert_within("mean", means[-1], means[0], _entry_error(means[-1], means[0]), allowed)
 
-    incoming = float(weights.abs().max()) if weights.numel() else 0.0
+    largest = float(weights.abs().max()) if weights.numel() else 0.0
     for k, x in enumerate(exact):
         name, got, true = f"gradient {k}", actual.grads[k], truth.grads[k]
         assert got.dtype == dtype, f"{name}: dtype {got.dtype}, expected {dtype}"
-        length = torch.linalg.vector_norm(x, dim=1)
-        noise = FLOOR * eps * exponent * incoming / torch.where((length > 0) & normalize, length, 1)
+        size, length = (torch.linalg.vector_norm(r, dim=1) for r in (true, x))
+        noise = FLOOR * eps * exponent * largest / torch.where((length > 0) & normalize, length, 1)
         noise += torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps  # half of it is lost to underflow
-        jump = _row_error(sides[0].grads[k], sides[1].grads[k]) if sides else torch.zeros_like(noise)
-        tight = tolerance(lambda o, k=k: o.grads[k], _row_error) + noise
+        jump = _row_error(*(o.grads[k] for o in sides)) if sides else torch.zeros_like(noise)
+        tight = _tolerance([o.grads[k] for o in runs], _row_error) + noise
         _assert_within(name, got, true, _row_error(got, true), tight + jump)
         assert_no_row_missing(name, got, true, noise + jump)
-        size = torch.linalg.vector_norm(true, dim=1)
         quiet = int(((size > noise) & (size < LOUD * tight)).sum())
         assert quiet <= max_quiet * len(x), f"{name}: {quiet} of {len(x)} rows are too quiet to be judged"
-        jumping = int((jump > size / LOUD).logical_and(size > noise).sum())
-        assert jumping <= max_jumps * len(x), f"{name}: {jumping} of {len(x)} rows sit on a boundary"
+        jumping = int((jump > torch.maximum(noise, size / LOUD)).sum())
+        assert jumping <= JUMP_SHARE * len(x), f"{name}: {jumping} of {len(x)} rows sit on a boundary"
     return truth
 
 
 def assert_no_row_missing(name: str, actual: Tensor, truth: Tensor, noise: Tensor) -> None:
-    """No row whose true gradient is above the noise (rows,) came out as zero: no tile, no side of a pair was lost."""
+    """No row whose true gradient is above the noise (rows,) came out as zero: no tile, no side of a pair is lost."""
     lost = (torch.linalg.vector_norm(truth, dim=1) > noise) & (actual == 0).all(1)
     assert not bool(lost.any()), f"{name}: rows {lost.nonzero()[:8, 0].tolist()} are zero"
 
@@ -253,6 +228,14 @@ def _entry_error(a: Tensor, b: Tensor) -> Tensor:
 
 def _row_error(a: Tensor, b: Tensor) -> Tensor:
     return torch.linalg.vector_norm(a.double() - b.double(), dim=1)
+
+
+def _tolerance(runs: Sequence[Tensor], error: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Error of plain PyTorch, conditioning, and the rounding of the result itself; runs as in `assert_matches`."""
+    truth, eager, still, *moved = runs
+    conditioning = torch.stack([error(m, still) for m in moved]).amax(0)
+    stored = torch.finfo(eager.dtype).eps / 2 * error(truth, torch.zeros_like(truth))
+    return EAGER * error(eager, truth) + SHAKE * conditioning + stored
 
 
 def _assert_within(name: str, actual: Tensor, truth: Tensor, error: Tensor, allowed: Tensor) -> None:

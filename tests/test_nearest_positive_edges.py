@@ -85,6 +85,25 @@ def test_a_missing_side(backend, device, positive, negative):
     assert bool(mined.neg_distance.isposinf().all())
 
 
+@pytest.mark.parametrize("scale", [1e6, 1e12, 1e15, 1e17])
+@pytest.mark.parametrize("choice", CHOICES)
+def test_huge_rows(backend, device, choice, scale):
+    """Up to where squares leave float32; beyond what a backend can carry it answers NaN, never a wrong row."""
+    pairs = make_pairs("random", 140, 130, 6, seed=32, device=device)
+    huge = pairs._replace(embeddings=pairs.embeddings * scale, ref_emb=pairs.ref_emb * scale)
+    distance, index = select(choice, huge, normalize=False)
+    if not bool(distance.isnan().all()):
+        exact = pairs._replace(embeddings=pairs.embeddings.double(), ref_emb=pairs.ref_emb.double())
+        assert torch.equal(index, select(choice, exact, normalize=False)[1])
+    assert scale > 1e12 or not bool(distance.isnan().any())
+
+
+def test_no_features(backend, device):
+    found = F.nearest_positive(torch.empty(5, 0, device=device), torch.arange(5, device=device) // 2)
+    assert found.index.tolist() == [1, 0, 3, 2, -1]
+    assert found.distance.tolist() == [0, 0, 0, 0, torch.inf]
+
+
 # Strides.
 
 

@@ -157,6 +157,11 @@ def test_one_feature(backend, device):
     ]
 
 
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_no_features(backend, device, name):
+    assert torch.equal(bound(name)(torch.empty(5, 0, device=device)), torch.zeros(5, 5, device=device))
+
+
 @pytest.mark.parametrize("m, n", [(0, None), (0, 5), (5, 0), (0, 0)])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_nothing(backend, device, name, m, n):

@@ -21,6 +21,7 @@ from dmlkernels.testing import (
     assert_matches,
     evaluate,
     make_pairs,
+    near_boundary,
 )
 
 OPTIONS = {
@@ -29,6 +30,8 @@ OPTIONS = {
     "plain_means": {"neg_temperature": 0.0},
     "inverted": {"pos_temperature": -4.0, "neg_temperature": -3.0},
     "tight": {"alpha": 1.4, "margin": 0.2},
+    "every_positive": {"alpha": 0.9, "margin": 1.0},
+    "no_negative": {"alpha": -0.5, "margin": 0.5},
     "cvpr": {"form": "cvpr"},
     "cvpr_weighted": {"form": "cvpr", "neg_weight": 0.3},
     "positives_only": {"neg_weight": 0.0, "pos_temperature": 2.0},
@@ -220,22 +223,22 @@ def test_coincident_rows_get_no_gradient(backend, device, kind):
     assert torch.equal(outcome.grads[0], torch.zeros_like(outcome.grads[0]))
 
 
+@pytest.mark.parametrize("i", [3, 60, 100])
 @pytest.mark.parametrize("n", [None, 140], ids=["self", "reference"])
 @pytest.mark.parametrize("side", ["positive", "negative"])
 @pytest.mark.parametrize("grad", ["full", "query"])
-def test_pairs_on_a_boundary(kernel, device, side, grad, n):
-    """Three pairs are put within rounding of α or α − m; either answer is right for their rows, the rest are tight."""
+def test_a_pair_on_a_boundary(kernel, device, side, grad, n, i):
+    """A pair is put within rounding of α or α − m: either answer is right for its row, the other rows are tight."""
     options = {"alpha": 1.2, "margin": 0.4, "grad": grad, "neg_temperature": 0.0}
     pairs = draw("random", 140, n, 8, options, seed=7)
     x, g = pairs.embeddings, pairs.embeddings if n is None else pairs.ref_emb
     y, h = pairs.labels, pairs.labels if n is None else pairs.ref_labels
-    target = 0.8 if side == "positive" else 1.2
-    for i in (3, 60, 100):
-        j = next(j for j in range(i + 1, 140) if (y[i] == h[j]) == (side == "positive"))
-        a = torch.nn.functional.normalize(x[i].double(), dim=0)
-        b = torch.nn.functional.normalize(g[j].double() - (g[j].double() @ a) * a, dim=0)
-        angle = 2 * np.arcsin(target / 2)
-        g[j] = (a * np.cos(angle) + b * np.sin(angle)).float()
+    j = next(j for j in range(i + 1, 140) if (y[i] == h[j]) == (side == "positive"))
+    a = torch.nn.functional.normalize(x[i].double(), dim=0)
+    b = torch.nn.functional.normalize(g[j].double() - (g[j].double() @ a) * a, dim=0)
+    angle = 2 * np.arcsin((0.8 if side == "positive" else 1.2) / 2)
+    g[j] = (a * np.cos(angle) + b * np.sin(angle)).float()
+    assert int(near_boundary(x, pairs.ref_emb, boundaries(options)).sum()) == (2 if n is None else 1)
     pairs = Pairs(*(None if t is None else t.to(device) for t in pairs))
     width = BAND * torch.finfo(torch.float32).eps
     shifted = [loss(pairs, **{**options, "alpha": 1.2 + s * width}) for s in (-1, 1)]

@@ -306,6 +306,24 @@ def test_backward_runs_on_the_backend_of_its_forward(kernel, device):
     assert torch.equal(leaf.grad, again.grads[0])
 
 
+@pytest.mark.parametrize("scale", [1e6, 1e12, 1e15, 1e17])
+def test_huge_rows(backend, device, scale):
+    """Up to where squares leave float32; beyond what a backend can carry it answers NaN, never a wrong number."""
+    pairs = make_pairs("random", 140, d=6, seed=34, device=device)
+    huge = loss(pairs, normalize=False, alpha=2.0 * scale, margin=0.5 * scale, neg_temperature=0.0)
+    unit = loss(pairs, normalize=False, alpha=2.0, margin=0.5, neg_temperature=0.0)
+    got, true = huge(pairs.embeddings * scale).double() / scale, unit(pairs.embeddings.double())
+    if not bool(got.isnan().all()):
+        torch.testing.assert_close(got, true, rtol=1e-5, atol=4e-6)
+    assert scale > 1e12 or bool(got.isfinite().all())
+
+
+def test_no_features(backend, device):
+    """Rows of width 0 coincide: every negative costs α."""
+    value = F.ranked_list_loss(torch.empty(5, 0, device=device), torch.arange(5, device=device) // 2)
+    assert value.item() == pytest.approx(0.6)
+
+
 @pytest.mark.parametrize("scale", [1e-6, 1e6])
 def test_scale_of_the_rows_does_not_matter(backend, device, scale):
     pairs = make_pairs("random", 140, d=6, seed=33, dtype=torch.float64, device=device)

@@ -9,10 +9,10 @@ inline namespace DML_ISA {
 
 // Squared distances up to this share of ||f||^2 + ||g||^2 are recomputed in difference form: the product form cancels.
 constexpr double kNear = 0.005;
-// norms = ||f||^2 + ||g||^2.
+// norms = ||f||^2 + ||g||^2. max returns its second operand where one is NaN, so a NaN stays one.
 template <class V>
 DML_INLINE V product_form(V dot, V norms) {
-  return max(fma(V(-2), dot, norms), V(0));
+  return max(V(0), fma(V(-2), dot, norms));
 }
 
 template <class V>

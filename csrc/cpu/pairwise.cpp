@@ -39,16 +39,17 @@ Tensor forward_as(const Tensor& x, const std::optional<Tensor>& y, Metric metric
   problem.g = g;
   problem.same = !y.has_value();
   problem.metric = metric;
-  // No sums here: every tile has its own results, so any order will do.
-  const int64_t col_tiles = (g.n + kTile - 1) / kTile, tiles = (q.n + kTile - 1) / kTile * col_tiles;
-  torch::stable::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
+  for_each_tile(TileSchedule::make(q.n, g.n, problem.same), [&](const TilePair& t) {
     const Buffer<T> result(kTile * kernel.tile_stride);
-    for (int64_t tile = begin; tile < end; ++tile) {
-      const int64_t i = tile / col_tiles, j = tile % col_tiles;
-      kernel.forward(problem, i, j, result.data());
-      const int64_t cols = std::min<int64_t>(kTile, g.n - j * kTile);
-      for (int64_t r = 0; r < std::min<int64_t>(kTile, q.n - i * kTile); ++r)
-        write_row(result.data() + r * kernel.tile_stride, out, i * kTile + r, j * kTile, cols);
+    kernel.forward(problem, t.row, t.col, result.data());
+    const int64_t i0 = t.row * kTile, j0 = t.col * kTile;
+    const int64_t rows_here = std::min<int64_t>(kTile, q.n - i0), cols_here = std::min<int64_t>(kTile, g.n - j0);
+    for (int64_t r = 0; r < rows_here; ++r)
+      write_row(result.data() + r * kernel.tile_stride, out, i0 + r, j0, cols_here);
+    T column[kTile];
+    for (int64_t c = 0; problem.same && t.row != t.col && c < cols_here; ++c) {
+      for (int64_t r = 0; r < rows_here; ++r) column[r] = result[r * kernel.tile_stride + c];
+      write_row(column, out, j0 + c, i0, rows_here);
     }
   });
   return out;
@@ -59,29 +60,36 @@ std::tuple<Tensor, Tensor> backward_as(const Tensor& grad_out, const Tensor& x, 
                                        Metric metric, bool normalize) {
   const Operands<T> rows(x, y, normalize, Layout::both);
   const RowsView<T>&q = rows.x.view, &g = rows.y().view;
-  // With y = x too, row tile i and column tile i of different pairs would meet: the two sides are added afterwards.
-  const TileSchedule schedule = TileSchedule::make(q.n, g.n, false);
+  const bool same = !y.has_value();
+  const TileSchedule schedule = TileSchedule::make(q.n, g.n, same);
   const int64_t parts = std::max<int64_t>(schedule.parts, 1);
-  Buffer<T> sums_q(parts * q.padded * q.stride), weights_q(parts * q.padded);
-  Buffer<T> sums_g(g.padded * g.stride), weights_g(g.padded);
+  Buffer<T> sums_q(parts * q.padded * q.stride), weights_q(parts * q.padded), own_sums_g, own_weights_g;
+  if (!same) {
+    own_sums_g = Buffer<T>(g.padded * g.stride);
+    own_weights_g = Buffer<T>(g.padded);
+  }
+  const Buffer<T>&sums_g = same ? sums_q : own_sums_g, &weights_g = same ? weights_q : own_weights_g;
   const PairwiseProblem<T> problem{
-      q, g, !y.has_value(), metric, sums_q.data(), sums_g.data(), weights_q.data(), weights_g.data()};
+      q, g, same, metric, sums_q.data(), sums_g.data(), weights_q.data(), weights_g.data()};
   const auto& kernel = kernels<PairwiseKernels<T>>();
   for_each_tile(schedule, [&](const TilePair& t) {
     const Buffer<T> grad(kTile * kernel.tile_stride);
-    const int64_t i0 = t.row * kTile, j0 = t.col * kTile, cols = std::min<int64_t>(kTile, g.n - j0);
-    for (int64_t r = 0; r < std::min<int64_t>(kTile, q.n - i0); ++r)
-      read_row(grad_out, i0 + r, grad.data() + r * kernel.tile_stride, j0, cols);
+    const int64_t i0 = t.row * kTile, j0 = t.col * kTile;
+    const int64_t rows_here = std::min<int64_t>(kTile, q.n - i0), cols_here = std::min<int64_t>(kTile, g.n - j0);
+    for (int64_t r = 0; r < rows_here; ++r)
+      read_row(grad_out, i0 + r, grad.data() + r * kernel.tile_stride, j0, cols_here);
+    T mirrored[kTile];
+    for (int64_t c = 0; same && c < cols_here; ++c) {
+      read_row(grad_out, j0 + c, mirrored, i0, rows_here);
+      // A diagonal tile is its own mirror: what it gains is what it had, read from the caller's tensor.
+      for (int64_t r = 0; r < rows_here; ++r) grad[r * kernel.tile_stride + c] += mirrored[r];
+    }
     kernel.backward(problem, t.row, t.col, t.part, grad.data());
   });
   const T sign = metric == Metric::dot ? T(1) : T(-1);
-  if (y)
-    return {finish_gradient<T>(x, rows.x, sums_q, weights_q, parts, sign, normalize),
-            finish_gradient<T>(*y, rows.y(), sums_g, weights_g, 1, sign, normalize)};
-  for (int64_t k = 0; k < g.padded * g.stride; ++k) sums_q[k] += sums_g[k];
-  for (int64_t k = 0; k < g.padded; ++k) weights_q[k] += weights_g[k];
-  return {finish_gradient<T>(x, rows.x, sums_q, weights_q, parts, sign, normalize),
-          filled(x, {0, x.size(1)}, x.scalar_type(), 0)};
+  Tensor grad_x = finish_gradient<T>(x, rows.x, sums_q, weights_q, parts, sign, normalize);
+  if (same) return {grad_x, filled(x, {0, x.size(1)}, x.scalar_type(), 0)};
+  return {grad_x, finish_gradient<T>(*y, rows.y(), sums_g, weights_g, 1, sign, normalize)};
 }
 
 void check_operands(const char* op, const Tensor& x, const std::optional<Tensor>& y) {

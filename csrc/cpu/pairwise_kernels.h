@@ -10,7 +10,7 @@ enum class Metric { dot, euclidean, squared };
 template <class T>
 struct PairwiseProblem {
   RowsView<T> q, g;
-  bool same;  // g is q: the diagonal is exactly 0
+  bool same;  // g is q: tile (i, j), i < j, stands for (j, i) too
   Metric metric;
 
   T *rows_q, *rows_g;        // backward: (parts, padded q, stride), (padded g, stride)
@@ -22,7 +22,8 @@ struct PairwiseKernels {
   int64_t tile_stride;
   // out: (kTile, tile_stride) results of tile (i, j).
   void (*forward)(const PairwiseProblem<T>& problem, int64_t i, int64_t j, T* out);
-  // grad: (kTile, tile_stride) gradients of tile (i, j), 0 in the padding; becomes the weights.
+  // grad: (kTile, tile_stride) gradients of tile (i, j), with those of (j, i) added if `same`, 0 in the padding;
+  // becomes the weights.
   void (*backward)(const PairwiseProblem<T>& problem, int64_t i, int64_t j, int64_t part, T* grad);
 
   template <Isa isa>

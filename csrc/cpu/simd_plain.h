@@ -61,11 +61,11 @@ DML_INLINE Scalar<T> fma(Scalar<T> a, Scalar<T> b, Scalar<T> c) {
 }
 template <class T>
 DML_INLINE Scalar<T> min(Scalar<T> a, Scalar<T> b) {
-  return b.v < a.v ? b : a;
+  return a.v < b.v ? a : b;  // b where one is NaN, as the vector instructions do
 }
 template <class T>
 DML_INLINE Scalar<T> max(Scalar<T> a, Scalar<T> b) {
-  return a.v < b.v ? b : a;
+  return a.v > b.v ? a : b;
 }
 DML_INLINE Scalar<float> sqrt(Scalar<float> a) { return Scalar<float>(::sqrtf(a.v)); }
 DML_INLINE Scalar<double> sqrt(Scalar<double> a) { return Scalar<double>(::sqrt(a.v)); }

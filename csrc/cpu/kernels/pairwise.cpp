@@ -29,6 +29,7 @@ void backward(const PairwiseProblem<T>& p, int64_t i, int64_t j, int64_t part, T
   const PairTile<T> tile(p.q, p.g, p.same, i, j);
   alignas(64) T s[kTile * kTileStride];
   if (p.metric == Metric::euclidean) tile.dot_products(s);
+  const bool columns = !tile.diagonal;
   for (int64_t r = 0; r < tile.rows && p.metric != Metric::dot; ++r) {
     V row_weight(0);
     for (int64_t c = 0; c < tile.cols; c += L) {
@@ -43,12 +44,13 @@ void backward(const PairwiseProblem<T>& p, int64_t i, int64_t j, int64_t part, T
       }
       store(at, weight);
       row_weight = row_weight + weight;
-      store(p.weights_g + col, load<V>(p.weights_g + col) + weight);
+      if (columns) store(p.weights_g + col, load<V>(p.weights_g + col) + weight);
     }
     p.weights_q[part * p.q.padded + tile.i0 + r] += sum(row_weight);
   }
   TileWeights<T> all;
-  all.columns = all.dense = true;
+  all.columns = columns;
+  all.dense = true;
   all.weights_g = p.weights_g;
   for (bool& strip : all.row_active) strip = true;
   for (bool& strip : all.col_active) strip = true;

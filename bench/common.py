@@ -1,0 +1,469 @@
+"""Data, contenders and clock of the benchmarks, and the check without which no time is taken.
+
+Contenders: "fused" (this package), "reference" (eager PyTorch, the specification), "compiled" (torch.compile of it),
+"peer" (pytorch-metric-learning) and "product" (t_gemm: one torch.mm of the rows into a buffer that is there already).
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import platform
+import re
+import subprocess
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import dmlkernels
+from dmlkernels import functional as F
+from dmlkernels._schemas import TILE
+from dmlkernels.losses import RankedListLoss
+from dmlkernels.train.measure import peak_extra_bytes
+
+ROOT = Path(__file__).resolve().parent.parent
+
+SAMPLES = 30
+LONG = 1.0  # seconds; a contender that takes longer is sampled ...
+LONG_BUDGET = 10.0  # ... for about so many seconds,
+FEWEST = 3  # but at least so often
+FRESH = 3  # batches that take turns
+
+PER_CLASS = 8
+# Share of the ordered pairs that the Ranked List Loss must find active for the data to deserve its name.
+SHARE = {"dense": (0.6, 1.0), "sparse": (0.0, 0.05), "spread": (0.02, 0.05)}
+
+VALUE_TOLERANCE = 2e-5  # of a distance or a loss of unit rows, absolute
+GRADIENT_TOLERANCE = 1e-4  # of a gradient row, relative to itself and to the mean row
+EITHER_SIDE = 5e-3  # share of rows with a pair so near a boundary that rounding decides on which side it falls
+SWITCHED = 0.03  # share of rows for which rounding may change what is chosen, or that are chosen by one side only
+TIE = 2e-6  # distances of unit rows that rounding may put in either order
+
+REFERENCE_BYTES = 50  # per pair: what the eager reference needs at most, forward and backward (measured: 28 to 48)
+
+
+class Batch(NamedTuple):
+    embeddings: Tensor  # (M, D)
+    labels: Tensor  # (M,)
+    ref_emb: Tensor | None  # (N, D)
+    ref_labels: Tensor | None  # (N,)
+    alpha: float
+
+    @property
+    def pair(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        return self.embeddings, self.labels, self.ref_emb, self.ref_labels
+
+    def training(self) -> Batch:
+        """The same rows, as a leaf of their own; a gallery is a memory bank and gets no gradient."""
+        return self._replace(embeddings=self.embeddings.detach().requires_grad_())
+
+
+def make_batch(kind: str, rows: int, width: int, gallery: int = 0, seed: int = 0) -> Batch:
+    """Rows of shuffled classes of PER_CLASS each, and the alpha that goes with them.
+
+    Args:
+        kind: "dense", early in training: all rows point roughly the same way, and most negatives are nearer than RLL's
+            default alpha. "sparse", late: classes are tight and far apart, but for one class in four that lies near
+            another; most tiles have no active pair. "spread": rows without structure, and an alpha that one negative in
+            30 falls short of, wherever one looks; few pairs are active, and no tile is empty.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    classes = (gallery or rows) // PER_CLASS
+    centres = normalize(torch.randn(classes, width, generator=generator), dim=1)
+    confused = classes // 8
+    centres[:confused] = normalize(0.55 * centres[confused : 2 * confused] + 0.835 * centres[:confused], dim=1)
+
+    def draw(count: int) -> tuple[Tensor, Tensor]:
+        labels = (torch.arange(count) // PER_CLASS)[torch.randperm(count, generator=generator)]
+        noise = torch.randn(count, width, generator=generator) / width**0.5
+        if kind == "spread":
+            return noise, labels
+        common, cosine = (centres[:1], 0.34) if kind == "dense" else (centres[labels], 0.84)
+        return cosine**0.5 * common + (1 - cosine) ** 0.5 * noise, labels
+
+    # A distance of random unit rows is about normal, of mean √2 and standard deviation 1/√(2D).
+    alpha = {"dense": 1.2, "sparse": 1.0, "spread": 2**0.5 - 1.95 / (2 * width) ** 0.5}[kind]
+    return Batch(*draw(rows), *(draw(gallery) if gallery else (None, None)), alpha)
+
+
+class _TileBitmap(TorchDispatchMode):
+    """Keeps the bitmap that the forward hands to the backward."""
+
+    tiles: Tensor  # (ceil(M/TILE), ceil(N/TILE)) uint8
+
+    def __torch_dispatch__(
+        self, func: Callable, types: Sequence[type], args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.dmlkernels.ranked_list_fwd.default:
+            self.tiles = out[4]
+        return out
+
+
+def active_shares(batch: Batch) -> tuple[float, float]:
+    """Share of the pairs, and of the tiles, that the Ranked List Loss finds active."""
+    loss = RankedListLoss(alpha=batch.alpha)
+    with torch.no_grad(), dmlkernels.use_backend("native"), _TileBitmap() as bitmap:
+        loss(batch.embeddings, batch.labels, ref_emb=batch.ref_emb, ref_labels=batch.ref_labels)
+    active = loss.last_stats["active_positives"] + loss.last_stats["active_negatives"]
+    m = len(batch.labels)
+    if batch.ref_labels is not None:
+        return float(active) / (m * len(batch.ref_labels)), float(bitmap.tiles.float().mean())
+    # Of a symmetric matrix the kernels visit the upper triangle only.
+    seen = torch.ones_like(bitmap.tiles, dtype=torch.bool).triu()
+    return float(active) / (m * (m - 1)), float(bitmap.tiles[seen].float().mean())
+
+
+def assert_share(kind: str, share: float) -> None:
+    low, high = SHARE[kind]
+    assert low <= share <= high, f"{kind} data: {share:.1%} of the pairs are active, expected {low:.0%} to {high:.0%}"
+
+
+class Operation(NamedTuple):
+    title: str
+    call: Callable[[Batch], tuple[Tensor, ...]]  # differentiable outputs, then the rows (M,) int64 that were chosen
+    outputs: str  # shapes of the differentiable ones: "1" (), "M" (M,), "N" (M, N)
+
+
+def _mine(negative: str, batch: Batch) -> tuple[Tensor, ...]:
+    mined = F.mine(*batch.pair, negative=negative)
+    return mined.pos_distance, mined.neg_distance, mined.pos_index, mined.neg_index
+
+
+OPERATIONS = {
+    "ranked_list": Operation("Ranked List Loss", lambda b: (F.ranked_list_loss(*b.pair, alpha=b.alpha),), "1"),
+    "ranked_list_pml": Operation(
+        "Ranked List Loss as pytorch-metric-learning has it",
+        lambda b: (F.ranked_list_loss(*b.pair, alpha=b.alpha, eps_mode="pml", weight_grad=True),),
+        "1",
+    ),
+    "nearest_positive": Operation("nearest positive", lambda b: tuple(F.nearest_positive(*b.pair)), "M"),
+    "mine_hard": Operation("mine, easy × hard", partial(_mine, "hard"), "MM"),
+    "mine_semihard": Operation("mine, easy × semihard", partial(_mine, "semihard"), "MM"),
+    "triplet": Operation("triplet loss, easy × hard", lambda b: (F.triplet_loss(*b.pair),), "1"),
+    "pairwise": Operation("pairwise cosine", lambda b: (F.pairwise_similarity(b.embeddings, b.ref_emb),), "N"),
+    "pairwise_distance": Operation(
+        "pairwise distance", lambda b: (F.pairwise_distance(b.embeddings, b.ref_emb, normalize=True),), "N"
+    ),
+}
+
+
+class Case(NamedTuple):
+    """One row of the table: an operation on M rows of width D of one kind of data, against themselves or a gallery."""
+
+    name: str
+    operation: str
+    kind: str
+    rows: int
+    width: int
+    gallery: int = 0
+    rivals: tuple[str, ...] = ("reference", "product")
+    timed: bool = True
+    memory: bool = True
+
+    @property
+    def columns(self) -> int:
+        return self.gallery or self.rows
+
+    def batch(self, seed: int = 0) -> Batch:
+        return make_batch(self.kind, self.rows, self.width, self.gallery, seed)
+
+    def shrunk(self) -> Case:
+        """The same at a size that takes milliseconds."""
+        return self._replace(rows=64 if self.gallery else 512, width=64, gallery=1024 if self.gallery else 0)
+
+    def incoming(self) -> tuple[Tensor, ...]:
+        """Gradients of the outputs."""
+        shapes = {"1": (), "M": (self.rows,), "N": (self.rows, self.columns)}
+        generator = torch.Generator().manual_seed(0)
+        return tuple(0.5 + torch.rand(shapes[o], generator=generator) for o in OPERATIONS[self.operation].outputs)
+
+
+Run = Callable[[Batch], tuple[Tensor, ...]]
+
+
+def _on_backend(backend: str, call: Run, batch: Batch) -> tuple[Tensor, ...]:
+    with dmlkernels.use_backend(backend):
+        return call(batch)
+
+
+def _product(buffer: Tensor, batch: Batch) -> tuple[Tensor, ...]:
+    x = batch.embeddings.detach()
+    return (torch.mm(x, (x if batch.ref_emb is None else batch.ref_emb).T, out=buffer),)
+
+
+def _peer(case: Case) -> Run:
+    from pytorch_metric_learning import losses, miners
+
+    if case.operation == "triplet":
+        miner = miners.BatchEasyHardMiner(pos_strategy="easy", neg_strategy="hard")
+        triplet = losses.TripletMarginLoss(margin=0.2)
+        return lambda b: (triplet(b.embeddings, b.labels, miner(b.embeddings, b.labels)),)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it finds the paper's own temperature too high
+        ranked = losses.RankedListLoss(margin=0.4, Tn=10, alpha=case.batch().alpha)
+    return lambda b: (ranked(b.embeddings, b.labels),)
+
+
+def contender(case: Case, name: str) -> Run:
+    """What to call with a batch."""
+    call = OPERATIONS[case.operation].call
+    if name == "product":
+        return partial(_product, torch.empty(case.rows, case.columns))
+    if name == "peer":
+        return _peer(case)
+    if name == "compiled":
+        # Without this the graph breaks at the reference's nonzero, and half of the gain is lost.
+        torch._dynamo.config.capture_dynamic_output_shape_ops = True
+        return partial(_on_backend, "reference", torch.compile(call, fullgraph=True))
+    return partial(_on_backend, {"fused": "native"}.get(name, name), call)
+
+
+class Taken(NamedTuple):
+    forward: float  # seconds
+    total: float  # seconds, with the backward
+    outputs: tuple[Tensor, ...]
+    grad: Tensor | None  # (M, D)
+
+
+def take(run: Run, batch: Batch, incoming: Sequence[Tensor]) -> Taken:
+    """One forward, as in training, and its backward."""
+    batch = batch.training()
+    start = time.perf_counter()
+    outputs = run(batch)
+    forward = time.perf_counter() - start
+    if not outputs[0].requires_grad:
+        return Taken(forward, forward, outputs, None)
+    start = time.perf_counter()
+    torch.autograd.backward(outputs[: len(incoming)], incoming)
+    return Taken(
+        forward, forward + time.perf_counter() - start, tuple(o.detach() for o in outputs), batch.embeddings.grad
+    )
+
+
+def _switched(case: Case, ours: Taken, theirs: Taken) -> Tensor:
+    """(M,) bool: queries that chose differently, and the rows that they chose."""
+    switched = torch.zeros(case.rows, dtype=torch.bool)
+    for ours_out, theirs_out in zip(ours.outputs, theirs.outputs):
+        if ours_out.is_floating_point():
+            continue
+        differ = ours_out != theirs_out
+        switched |= differ
+        if not case.gallery:
+            chosen = torch.cat([ours_out[differ], theirs_out[differ]])
+            switched[chosen[chosen >= 0]] = True
+    return switched
+
+
+def assert_agree(case: Case, name: str, ours: Taken, theirs: Taken) -> None:
+    """Values and gradients of two contenders in float32 differ by rounding only."""
+    where = f"{case.name} {case.rows}×{case.columns}×{case.width}: fused and {name}"
+    switched = _switched(case, ours, theirs)
+    count = int(switched.sum())
+    assert count <= SWITCHED * case.rows, f"{where} disagree in the choices around {count} rows"
+    for k, (ours_out, theirs_out) in enumerate(zip(ours.outputs, theirs.outputs)):
+        if not ours_out.is_floating_point():
+            continue
+        # Infinity (nothing to select) equals infinity; NaN is never close.
+        close = torch.isclose(ours_out, theirs_out, rtol=VALUE_TOLERANCE, atol=VALUE_TOLERANCE)
+        if case.operation == "mine_semihard" and k == 1:
+            # Semi-hard is strictly farther than the positive: one as far as it is chosen by one side and not the other.
+            close |= switched & ((torch.minimum(ours_out, theirs_out) - ours.outputs[0]).abs() <= TIE)
+        assert bool(close.all()), f"{where} disagree in {int((~close).sum())} values"
+    assert ours.grad is not None
+    assert theirs.grad is not None
+    size = torch.linalg.vector_norm(theirs.grad, dim=1)
+    error = torch.linalg.vector_norm(ours.grad - theirs.grad, dim=1)
+    assert float(size.mean()) > 0, f"{where}: no gradient"
+    lost = (ours.grad == 0).all(1) & (size > GRADIENT_TOLERANCE * size.mean()) & ~switched
+    assert not bool(lost.any()), f"{where} disagree: {int(lost.sum())} gradient rows are zero"
+    wrong = ~(error <= GRADIENT_TOLERANCE * (size + size.mean())) & ~switched
+    count = int(wrong.sum())
+    assert count <= EITHER_SIDE * case.rows, f"{where} disagree in {count} gradient rows, by up to {error.max():.1e}"
+
+
+def assert_rivals_agree(case: Case, names: Sequence[str] = ("reference",)) -> None:
+    batch, incoming = case.batch(), case.incoming()
+    ours = take(contender(case, "fused"), batch, incoming)
+    for name in names:
+        assert_agree(case, name, ours, take(contender(case, name), batch, incoming))
+
+
+def time_forward(benchmark: Any, case: Case, name: str) -> None:
+    """The forward as in training, by pytest-benchmark."""
+    benchmark.group = f"{case.name} forward"
+    run, batch = contender(case, name), case.batch().training()
+    benchmark(run, batch)
+
+
+def time_backward(benchmark: Any, case: Case, name: str) -> None:
+    """The backward of a fresh forward each time, by pytest-benchmark."""
+    benchmark.group = f"{case.name} backward"
+    run, batch, incoming = contender(case, name), case.batch(), case.incoming()
+    benchmark.pedantic(
+        torch.autograd.backward,
+        setup=lambda: ((run(batch.training())[: len(incoming)], incoming), {}),
+        rounds=SAMPLES,
+        warmup_rounds=1,
+    )
+
+
+def quantiles(seconds: Sequence[float]) -> list[float]:
+    """20 %, 50 % and 80 %, to 4 digits."""
+    levels = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
+    return [float(f"{q:.4g}") for q in torch.quantile(torch.tensor(seconds, dtype=torch.float64), levels).tolist()]
+
+
+def measure(case: Case, names: Sequence[str], samples: int = SAMPLES) -> dict[str, dict]:
+    """Times of the contenders, the fused one first, taking turns in this process; every rival is checked against it.
+
+    A contender that takes longer than LONG skips turns, evenly.
+    """
+    batches, incoming = [case.batch(seed) for seed in range(FRESH)], case.incoming()
+    runs = {name: contender(case, name) for name in names}
+    turns = {}
+    first: Taken | None = None
+    for name, run in runs.items():
+        if name == "compiled":
+            take(run, batches[0], incoming)  # compiles
+        taken = take(run, batches[0], incoming)
+        if first is None:
+            first = taken
+        elif taken.grad is not None:
+            assert_agree(case, name, first, taken)
+        wanted = samples if taken.total <= LONG else int(LONG_BUDGET / taken.total)
+        turns[name] = min(samples, max(FEWEST, wanted))
+        del taken
+    del first
+
+    taken_by: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    for turn in range(samples):
+        for name, run in runs.items():
+            if (turn + 1) * turns[name] // samples > turn * turns[name] // samples:
+                taken_by[name].append(take(run, batches[turn % FRESH], incoming)[:2])
+    result: dict[str, dict] = {}
+    for name, times in taken_by.items():
+        forward, total = zip(*times)
+        result[name] = {"samples": len(times), "forward": quantiles(forward), "total": quantiles(total)}
+    return result
+
+
+def _peak(case: Case, name: str) -> int | None:
+    def step(of: Case, batch: Batch, incoming: Sequence[Tensor]) -> None:
+        take(contender(of, name), batch, incoming)
+
+    # A compiled function is specialised to its shape: only the full size brings its code in.
+    tiny = case if name == "compiled" else case.shrunk()
+    full = partial(step, case, case.batch(), case.incoming())
+    return peak_extra_bytes(full, partial(step, tiny, tiny.batch(), tiny.incoming()))
+
+
+def _rate(seconds: Callable[[], float], flops: float) -> float:
+    return float(f"{flops / sorted(seconds() for _ in range(7))[3] / 1e9:.3g}")
+
+
+def _one_thread(rows: int, width: int) -> dict[str, float]:
+    """GFLOP/s of the product alone, with one thread: this package's tiles, and torch.mm."""
+    torch.set_num_threads(1)
+    x, buffer = torch.randn(rows, width), torch.empty(rows, rows)
+    labels = torch.arange(rows)  # no positives, and no negative nearer than alpha: products and cheap tests are left
+
+    def clock(run: Callable[[], object]) -> float:
+        start = time.process_time()
+        run()
+        return time.process_time() - start
+
+    ours = rows * (rows + TILE) * width  # the tiles on and above the diagonal
+    with dmlkernels.use_backend("native"):
+        tiles = _rate(partial(clock, lambda: F.ranked_list_loss(x, labels, alpha=1e-3, margin=0.0)), ours)
+    return {"tiles": tiles, "mm": _rate(partial(clock, lambda: torch.mm(x, x.T, out=buffer)), 2 * rows * rows * width)}
+
+
+_children = multiprocessing.get_context("forkserver")
+# The children fork from a process that has imported everything and computed nothing.
+_children.set_forkserver_preload(["dmlkernels.train.measure"])
+
+
+def in_child(function: Callable, *arguments: object) -> object:
+    """function(*arguments) in a fresh process; None if the system ended it, as it does when memory runs out."""
+    with ProcessPoolExecutor(1, mp_context=_children) as pool:
+        try:
+            return pool.submit(function, *arguments).result()
+        except BrokenProcessPool:
+            return None
+
+
+def peak_bytes(case: Case, name: str) -> int | None:
+    """Extra bytes of one forward and backward, in a process that has done nothing else; None: unknown."""
+    return in_child(_peak, case, name)
+
+
+def one_thread_rates(rows: int = 4096, width: int = 2048) -> dict[str, float] | None:
+    return in_child(_one_thread, rows, width)
+
+
+def _field(path: str, name: str) -> str | None:
+    """The first value of a field in a file of /proc."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError:
+        return None
+    found = re.search(rf"^{name}\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1].strip() if found else None
+
+
+def _memory(name: str) -> int | None:
+    """Bytes of a field of /proc/meminfo."""
+    field = _field("/proc/meminfo", name)
+    return int(field.split()[0]) * 1024 if field else None
+
+
+def reference_fits(case: Case) -> bool:
+    """Whether there is memory for the eager reference's M×N matrices."""
+    free = _memory("MemAvailable")
+    return free is None or REFERENCE_BYTES * case.rows * case.columns < free
+
+
+def _commit() -> str:
+    def git(*arguments: str) -> str | None:
+        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    try:
+        commit = git("rev-parse", "--short=12", "HEAD")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", "csrc", "dmlkernels", "bench/*.py")
+    except FileNotFoundError:
+        return "unknown"
+    return "unknown" if commit is None else commit + (" with changes" if changed else "")
+
+
+def machine() -> dict[str, str | int | float]:
+    """What the numbers belong to."""
+    from dmlkernels import _C  # a build without it is refused in plain words before this
+
+    memory = _memory("MemTotal")
+    return {
+        "cpu": _field("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
+        "cores": os.cpu_count() or 1,
+        "threads": torch.get_num_threads(),
+        "memory_gb": round(memory / 1e9) if memory else 0,
+        "isa": _C.cpu_capability(),
+        "torch": torch.__version__,
+        "dmlkernels": dmlkernels.__version__,
+        "commit": _commit(),
+        "load": round(os.getloadavg()[0], 2),
+    }
+
+
+def slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

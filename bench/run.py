@@ -1,0 +1,211 @@
+"""`make bench`: the CPU table, every contender side by side in one run, and whether each goal is reached.
+
+Writes bench/results/cpu-<model>-<threads>t.json, which `python bench/table.py --write` carries into the documents, and
+exits with 1 if a "must" is missed. Run it on a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from dmlkernels import _backend
+
+try:
+    import common
+except ImportError as error:  # the package itself works without its compiled parts
+    sys.exit(f"bench: {error}; build the package first: pip install -e . --no-build-isolation")
+import table
+from common import Case
+
+CASES = (
+    Case("ranked_list", "ranked_list", "dense", 4096, 128, rivals=("reference", "compiled", "product")),
+    Case("ranked_list_large", "ranked_list", "dense", 8192, 128),
+    Case("ranked_list_sparse", "ranked_list", "sparse", 8192, 128, memory=False),
+    Case("ranked_list_spread", "ranked_list", "spread", 8192, 128, rivals=("product",), memory=False),
+    Case("ranked_list_gallery", "ranked_list", "dense", 256, 128, gallery=65536),
+    Case("nearest_positive", "nearest_positive", "dense", 16384, 512, rivals=("reference",)),
+    Case("mine_hard", "mine_hard", "dense", 8192, 128),
+    Case("mine_semihard", "mine_semihard", "dense", 8192, 128, memory=False),
+    Case("pairwise", "pairwise", "dense", 8192, 128),
+    Case("ranked_list_memory", "ranked_list", "dense", 16384, 128, rivals=("reference",), timed=False),
+)
+PEER_CASES = (
+    Case("ranked_list_peer", "ranked_list_pml", "dense", 4096, 128, rivals=("peer", "product")),
+    Case("triplet_peer", "triplet", "dense", 4096, 128, rivals=("peer", "product")),
+)
+
+
+class Goal(NamedTuple):
+    """How many times faster than a rival, how many t_gemm ("product"), or how many MB."""
+
+    title: str
+    case: str
+    part: str  # "forward" | "total" | "peak_bytes"
+    rival: str | None
+    must: float
+    strong: float
+    stretch: float | None
+
+    def reached(self, value: float) -> str:
+        more_is_better = self.rival not in (None, "product")
+        for level, bound in (("stretch", self.stretch), ("strong", self.strong), ("must", self.must)):
+            if bound is not None and (value >= bound if more_is_better else value <= bound):
+                return level
+        return "MISSED"
+
+    def judged(self, contenders: dict[str, dict]) -> dict:
+        """The goal beside what was measured; the range is that of the quantiles, whichever way they fall together."""
+        low = value = high = None
+        fused = contenders.get("fused", {}).get(self.part)
+        if self.rival is None:
+            low = value = high = None if fused is None else fused / 1e6
+        else:
+            rival = contenders.get(self.rival, {}).get("total" if self.rival == "product" else self.part)
+            if fused is not None and rival is not None:
+                over, under = (fused, rival) if self.rival == "product" else (rival, fused)
+                low, value, high = (over[i] / under[2 - i] for i in range(3))
+        return {
+            "title": self.title,
+            "unit": " MB" if self.rival is None else "" if self.rival == "product" else "×",
+            "value": value,
+            "low": low,
+            "high": high,
+            "must": self.must,
+            "strong": self.strong,
+            "stretch": self.stretch,
+            "met": "not measured" if value is None else self.reached(value),
+        }
+
+
+RLL = "RLL forward + backward"
+GOALS = (
+    Goal(f"{RLL}, 4096 × 128, faster than eager", "ranked_list", "total", "reference", 8, 12, 16),
+    Goal(f"{RLL}, 4096 × 128, faster than pytorch-metric-learning", "ranked_list_peer", "total", "peer", 9, 14, 18),
+    Goal("RLL forward / `t_gemm`, 8192 × 128", "ranked_list_large", "forward", "product", 1.5, 1.0, 0.7),
+    Goal(f"{RLL} / `t_gemm`, 8192 × 128, dense", "ranked_list_large", "total", "product", 4.4, 3.2, 2.5),
+    Goal(f"{RLL} / `t_gemm`, 8192 × 128, sparse", "ranked_list_sparse", "total", "product", 1.8, 1.2, 0.8),
+    Goal(
+        f"{RLL} / `t_gemm`, 8192 × 128, sparse, no tile empty", "ranked_list_spread", "total", "product", 1.8, 1.2, 0.8
+    ),
+    Goal("nearest positive, 16384 × 512, faster than eager", "nearest_positive", "forward", "reference", 50, 200, None),
+    Goal(
+        "nearest positive forward + backward, faster than eager",
+        "nearest_positive",
+        "total",
+        "reference",
+        50,
+        200,
+        None,
+    ),
+    Goal(f"extra memory of {RLL}, 16384 × 128", "ranked_list_memory", "peak_bytes", None, 200, 64, None),
+)
+
+
+def measured_row(case: Case, samples: int, skip: dict[str, str], memory: bool) -> dict:
+    """Times and peaks of one row, or for a rival in `skip` why there are none."""
+    pairs = tiles = None
+    if case.operation.startswith("ranked_list"):
+        pairs, tiles = common.active_shares(case.batch())
+        common.assert_share(case.kind, pairs)
+    names = [name for name in ("fused", *case.rivals) if name not in skip]
+    if case.timed and set(names) <= {"fused", "product"}:
+        # Nothing in the row says whether the fused result is right.
+        common.assert_rivals_agree(case if common.reference_fits(case) else case.shrunk())
+    contenders = common.measure(case, names, samples) if case.timed else {name: {} for name in names}
+    if memory and (case.memory or not case.timed):
+        for name in names:
+            if name != "product":
+                contenders[name]["peak_bytes"] = common.peak_bytes(case, name)
+    contenders |= {name: {"skipped": skip[name]} for name in case.rivals if name in skip}
+    return {
+        "name": case.name,
+        "operation": common.OPERATIONS[case.operation].title,
+        "kind": case.kind,
+        "rows": case.rows,
+        "columns": case.columns,
+        "width": case.width,
+        "active_pairs": pairs,
+        "active_tiles": tiles,
+        "contenders": contenders,
+    }
+
+
+def skipped(case: Case, arguments: argparse.Namespace) -> dict[str, str]:
+    """Rivals that are left out of a row, and why."""
+    skip = {}
+    if arguments.no_compile or arguments.quick:
+        skip["compiled"] = "left out"
+    if not common.reference_fits(case):
+        skip["reference"] = skip["compiled"] = "not enough memory here"
+    if not case.timed and arguments.no_eager_memory:
+        skip["reference"] = "left out"
+    return skip
+
+
+def measured(arguments: argparse.Namespace) -> dict:
+    machine = common.machine()
+    if machine["load"] > 0.5:
+        print(
+            f"bench: others are at work here (load {machine['load']}): these times are not worth keeping",
+            file=sys.stderr,
+        )
+    samples = 3 if arguments.quick else common.SAMPLES
+    rows = []
+    start = time.perf_counter()
+    for case in (*CASES, *(PEER_CASES if arguments.peers else ())):
+        case = case.shrunk() if arguments.quick else case
+        rows.append(measured_row(case, samples, skipped(case, arguments), memory=not arguments.quick or not case.timed))
+        print(f"{time.perf_counter() - start:5.0f} s  {case.name}", file=sys.stderr, flush=True)
+    by_name = {row["name"]: row["contenders"] for row in rows}
+    return {
+        "machine": machine,
+        "samples": samples,
+        "rows": rows,
+        "goals": [goal.judged(by_name[goal.case]) for goal in GOALS if goal.case in by_name],
+        "one_thread_gflops": common.one_thread_rates(*((256, 64) if arguments.quick else ())),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for flag, text in (
+        ("--peers", "add pytorch-metric-learning (make bench-peers installs it)"),
+        ("--quick", "tiny sizes and no torch.compile: every path runs, no number means anything"),
+        ("--no-eager-memory", "do not measure the 11 GB of the reference"),
+        ("--no-compile", "leave torch.compile out"),
+    ):
+        parser.add_argument(flag, action="store_true", help=text)
+    parser.add_argument("--out", type=Path, help="result file, in place of bench/results/ (--quick writes only here)")
+    arguments = parser.parse_args()
+    if "cpu" not in _backend.loaded["native"]:
+        print(f"bench: no native CPU kernels: {_backend.missing['native', 'cpu']}", file=sys.stderr)
+        return 2
+    if arguments.peers and importlib.util.find_spec("pytorch_metric_learning") is None:
+        print("bench: --peers needs pytorch-metric-learning: make bench-peers", file=sys.stderr)
+        return 2
+
+    results = measured(arguments)
+    print(f"\n{table.render_machine(results)}\n\n{table.render_all(results)}\n")
+    machine = results["machine"]
+    path = arguments.out
+    if path is None and not arguments.quick:
+        path = table.RESULTS / f"cpu-{common.slug(machine['cpu'])}-{machine['threads']}t.json"
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        print(path)
+    missed = [goal["title"] for goal in results["goals"] if goal["met"] == "MISSED"]
+    if missed and not arguments.quick:
+        print(f"bench: missed: {'; '.join(missed)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+"""Tables of the results: prints them, puts them into the documents (--write), or compares the documents (--check).
+
+Numbers in documents come from bench/results/*.json through this script, never by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results"
+BEGIN, END = "<!-- bench:cpu begin -->", "<!-- bench:cpu end -->"
+
+NAMES = {
+    "fused": "**dmlkernels**",
+    "reference": "eager PyTorch",
+    "compiled": "torch.compile",
+    "peer": "pytorch-metric-learning",
+    "product": "one torch.mm (`t_gemm`)",
+}
+KINDS = {"dense": "dense", "sparse": "sparse", "spread": "sparse, no tile empty"}
+
+
+def _grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns line up, so that a terminal shows it as well."""
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    lines = [header, ["-" * width for width in widths], *rows]
+    return "\n".join("| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |" for line in lines)
+
+
+def _digits(value: float) -> str:
+    """Three significant digits, no exponent."""
+    return f"{value:.0f}" if value >= 99.5 else f"{value:.3g}"
+
+
+def _seconds(quantiles: Sequence[float]) -> str:
+    """Median and range, in one unit."""
+    unit, scale = ("s", 1.0) if quantiles[1] >= 1 else ("ms", 1e3)
+    low, median, high = (_digits(value * scale) for value in quantiles)
+    return f"{median} {unit} ({low}–{high})"
+
+
+def _bytes(value: int | None) -> str:
+    if value is None:
+        return ""
+    return f"{_digits(value / 1e9)} GB" if value >= 1e9 else f"{_digits(value / 1e6)} MB"
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else _digits(value)
+
+
+def _percent(share: float) -> str:
+    return f"{_digits(100 * share)} %" if share >= 1e-4 else "0 %" if share == 0 else "< 0.01 %"
+
+
+def render_machine(results: dict) -> str:
+    m = results["machine"]
+    return (
+        f"{m['cpu']}, {m['cores']} cores, {m['memory_gb']} GB, {m['isa']}; threads: {m['threads']}; "
+        f"torch {m['torch']}, dmlkernels {m['dmlkernels']} at {m['commit']}; load {m['load']} before the run"
+    )
+
+
+def render_goals(results: dict) -> str:
+    """What was aimed at, and what is reached."""
+    rows = []
+    for goal in results["goals"]:
+        measured = "not measured"
+        if goal["value"] is not None:
+            low, high = _ratio(goal["low"]), _ratio(goal["high"])
+            measured = f"**{_ratio(goal['value'])}{goal['unit']}**" + (f" ({low}–{high})" if low != high else "")
+        bounds = [goal[level] for level in ("must", "strong", "stretch")]
+        rows.append(
+            [goal["title"], measured, *("" if b is None else f"{b:g}{goal['unit']}" for b in bounds), goal["met"]]
+        )
+    return _grid(["measure", "measured", "must", "strong", "stretch", "reached"], rows)
+
+
+def _lines(row: dict, count: int) -> list[str]:
+    """What the row is about, over the lines of its contenders."""
+    lines = [row["operation"], f"{row['rows']} × {row['columns']} × {row['width']}"]
+    if row["active_pairs"] is not None:
+        pairs, tiles = _percent(row["active_pairs"]), _percent(row["active_tiles"])
+        lines[1] += f", {KINDS[row['kind']]}"
+        lines.append(f"active: {pairs} of pairs, {tiles} of tiles")
+    return [*lines[: count - 1], "; ".join(lines[count - 1 :]), *[""] * (count - len(lines))]
+
+
+def render_times(results: dict) -> str:
+    """Every contender of every row: median and 20 % to 80 % quantiles."""
+    rows = []
+    for row in results["rows"]:
+        contenders = row["contenders"]
+        fused, product = contenders["fused"].get("total"), contenders.get("product", {}).get("total")
+        for (name, taken), line in zip(contenders.items(), _lines(row, len(contenders))):
+            cells = [line, NAMES[name], taken.get("skipped", ""), "", "", "", _bytes(taken.get("peak_bytes"))]
+            total = taken.get("total")
+            if total is not None:
+                runs = "" if taken["samples"] >= results["samples"] else f", {taken['samples']} runs"
+                cells[2] = _seconds(taken["forward"]) + runs
+                cells[3] = "" if name == "product" else _seconds(total)
+                cells[4] = "" if product is None else _ratio(total[1] / product[1])
+                cells[5] = _ratio(total[1] / fused[1])
+            rows.append(cells)
+    header = ["operation, M × N × D", "by", "forward", "forward + backward", "/ `t_gemm`", "/ fused", "extra memory"]
+    return _grid(header, rows)
+
+
+def render_rates(results: dict) -> str:
+    rates = results["one_thread_gflops"]
+    if rates is None:
+        return ""
+    return (
+        f"One thread, the product alone: {rates['tiles']} GFLOP/s by these kernels' tiles, {rates['mm']} by torch.mm."
+    )
+
+
+def render_all(results: dict) -> str:
+    parts = [render_goals(results), render_times(results), render_rates(results)]
+    return "\n\n".join(part for part in parts if part)
+
+
+# README.md shows one screen, docs/performance.md everything.
+DOCUMENTS: dict[str, Callable[[dict], str]] = {"README.md": render_goals, "docs/performance.md": render_all}
+
+
+def committed() -> list[dict]:
+    """The results of every CPU, by file name."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("cpu-*.json"))]
+
+
+def replaced(text: str, results: Sequence[dict], render: Callable[[dict], str]) -> str:
+    """The document with what stands between the markers made anew; without markers, as it is."""
+    body = "\n\n".join(f"{render_machine(result)}\n\n{render(result)}" for result in results)
+    block = f"{BEGIN}\n{body}\n{END}" if body else f"{BEGIN}\n{END}"
+    return re.sub(re.escape(BEGIN) + ".*?" + re.escape(END), lambda _: block, text, flags=re.DOTALL)
+
+
+def stale(write: bool) -> list[str]:
+    """Documents that differ from the committed results; with `write`, they are brought up to date."""
+    different = []
+    for name, render in DOCUMENTS.items():
+        path = ROOT / name
+        if not path.is_file():
+            continue
+        text = path.read_text(encoding="utf-8")
+        wanted = replaced(text, committed(), render)
+        if wanted != text:
+            different.append(name)
+            if write:
+                path.write_text(wanted, encoding="utf-8")
+    return different
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument("--write", action="store_true", help="put the tables between the markers of the documents")
+    action.add_argument("--check", action="store_true", help="exit with 1 if a document differs from the results")
+    arguments = parser.parse_args()
+    if arguments.write or arguments.check:
+        different = stale(arguments.write)
+        for name in different:
+            print(f"{name}: {'written' if arguments.write else 'differs; run python bench/table.py --write'}")
+        return 1 if arguments.check and different else 0
+    for results in committed():
+        print(f"{render_machine(results)}\n\n{render_all(results)}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
