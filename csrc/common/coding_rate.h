@@ -26,7 +26,7 @@ DML_INLINE void cholesky_in_place(T* a, int n, const Pivot& pivot) {
       const V l = load<V>(a + (j * n + k) * Step);
       d = fma(V(0) - l, l, d);
     }
-    d = select(d > V(0), d, V(NAN));
+    d = select(d > V(0), d + (d - d), V(NAN));  // an infinite pivot is none either
     pivot(j, d);
     const V root = sqrt(d), inverse_root = V(1) / root;
     store(a + (j * n + j) * Step, root);

@@ -30,6 +30,13 @@ T* data(const Tensor& x) {
   return static_cast<T*>(x.mutable_data_ptr());
 }
 
+// Into a tensor that is there, because autocast would make a new one of bfloat16.
+void multiply(const Tensor& a, const Tensor& b, const Tensor& out) {
+  std::array<StableIValue, 3> stack{from(a), from(b), from(out)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
+  to<Tensor>(stack[0]);
+}
+
 // L of A = L L^T for one or many matrices, by LAPACK, and the info of each (0: positive definite).
 std::tuple<Tensor, Tensor> lapack_factor(const Tensor& a) {
   std::array<StableIValue, 3> stack{from(a), from(false), from(false)};
@@ -202,13 +209,14 @@ void write_gradient(T* g, const Rows<T>& rows, int64_t i, bool normalize, const 
 template <class T>
 double large_rate(const Rows<T>& rows, int64_t begin, int64_t end, double a, double scale, const RateOptions& o,
                   const Tensor& like, const Tensor& grad) {
-  using torch::stable::contiguous, torch::stable::matmul, torch::stable::transpose;
+  using torch::stable::contiguous, torch::stable::transpose;
   const RowsView<T>& view = rows.view;
   const int64_t n = end - begin, d = view.d, side = std::min(n, d);
   Tensor z = torch::stable::new_empty(like, std::vector<int64_t>{n, d}, kType<T>);
   for (int64_t i = 0; i < n; ++i) std::copy_n(view.rows + (begin + i) * view.stride, d, data<T>(z) + i * d);
   const Tensor zt = transpose(z, 0, 1);
-  Tensor gram = contiguous(n <= d ? matmul(z, zt) : matmul(zt, z));
+  Tensor gram = torch::stable::new_empty(like, std::vector<int64_t>{side, side}, kType<T>);
+  n <= d ? multiply(z, zt, gram) : multiply(zt, z, gram);
   for (int64_t k = 0; k < side * side; ++k) data<T>(gram)[k] *= static_cast<T>(a);
   for (int64_t k = 0; k < side; ++k) data<T>(gram)[k * side + k] += 1;
   const Tensor l = contiguous(std::get<0>(lapack_factor(gram)));
@@ -308,11 +316,6 @@ std::tuple<Tensor, Tensor> rate_as(const Tensor& z, const std::optional<Tensor>&
     rows = std::move(prepare_pairs<T>(a, Layout::rows).queries);
   } else {
     rows = prepare_rows<T>(z, o.normalize, Layout::rows);
-    const RowsView<T>& view = rows.view;
-    for (int64_t i = 0; i < view.n; ++i) {
-      const T squared = kernels<RowsKernels<T>>().sum_squares(view.rows + i * view.stride, view.d);
-      rows.any_non_finite = rows.any_non_finite || !std::isfinite(squared);
-    }
   }
   const int64_t n = rows.view.n, d = z.size(1);
   Tensor grad = filled(z, {o.need_grad ? z.size(0) : 0, d}, z.scalar_type(), rows.any_non_finite ? kNaN : 0);

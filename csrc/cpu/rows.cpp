@@ -1,6 +1,7 @@
 #include "cpu/rows.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -78,6 +79,7 @@ void pack(const Tensor& x, const std::vector<int32_t>& order, bool normalize, La
   out.inverse = Buffer<T>(padded);
   out.index = Buffer<int32_t>(padded);
   if (with_rows) out.rows = Buffer<T>(padded * stride);
+  std::atomic<bool> non_finite{out.any_non_finite};
   torch::stable::parallel_for(0, padded / width, std::max<int64_t>(1, kGrain / width), [&](int64_t begin, int64_t end) {
     const Buffer<T> scratch(with_rows ? 0 : width * stride);
     for (int64_t panel = begin; panel < end; ++panel) {
@@ -87,7 +89,9 @@ void pack(const Tensor& x, const std::vector<int32_t>& order, bool normalize, La
         const int64_t i = first + r;
         out.index[i] = order[i];
         read_row(x, order[i], rows + r * stride, 0, d);
-        const T norm = normalize ? std::sqrt(kernel.sum_squares(rows + r * stride, d)) : T(1);
+        const T squared = kernel.sum_squares(rows + r * stride, d);
+        if (!std::isfinite(squared)) non_finite.store(true, std::memory_order_relaxed);
+        const T norm = normalize ? std::sqrt(squared) : T(1);
         const T floor = static_cast<T>(1e-12);
         if (normalize) kernel.scale(rows + r * stride, d, T(1) / std::max(norm, floor));
         out.inverse[i] = norm > floor ? T(1) / norm : T(0);
@@ -101,6 +105,7 @@ void pack(const Tensor& x, const std::vector<int32_t>& order, bool normalize, La
       for (int64_t r = count; r < width; ++r) out.norms[first + r] = kFar<T>;
     }
   });
+  out.any_non_finite = non_finite;
   out.view = RowsView<T>{
       n, padded, d, stride, out.panels.data(), out.rows.data(), out.norms.data(), nullptr, nullptr, out.index.data()};
 }

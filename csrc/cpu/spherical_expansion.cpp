@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <tuple>
 #include <vector>
 
@@ -39,7 +40,9 @@ struct Frame {
 
   T normalize(T* row) const {
     const T norm = std::sqrt(kernel.sum_squares(row, d));
-    kernel.scale(row, d, T(1) / std::max(norm, static_cast<T>(1e-12)));
+    // A norm that overflows would make the row zero.
+    const T nan = std::numeric_limits<T>::quiet_NaN();
+    kernel.scale(row, d, std::isfinite(norm) ? T(1) / std::max(norm, static_cast<T>(1e-12)) : nan);
     return norm;
   }
   void build(const Tensor& zs, const Tensor& proxies, const Tensor& noise, int64_t i) {
