@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,6 +48,9 @@ GRADIENT_TOLERANCE = 1e-4  # of a gradient row, relative to itself and to the me
 EITHER_SIDE = 5e-3  # share of rows with a pair so near a boundary that rounding decides on which side it falls
 SWITCHED = 0.03  # share of rows for which rounding may change what is chosen, or that are chosen by one side only
 TIE = 2e-6  # distances of unit rows that rounding may put in either order
+
+EXPANSION = 8  # synthetics of a row
+MATRIX = 16  # rows and columns of the matrices that are factored
 
 REFERENCE_BYTES = 50  # per pair: what the eager reference needs at most, forward and backward (measured: 28 to 48)
 
@@ -132,12 +135,40 @@ def assert_share(kind: str, share: float) -> None:
 class Operation(NamedTuple):
     title: str
     call: Callable[[Batch], tuple[Tensor, ...]]  # differentiable outputs, then the rows (M,) int64 that were chosen
-    outputs: str  # shapes of the differentiable ones: "1" (), "M" (M,), "N" (M, N)
+    outputs: str  # shapes of the differentiable ones: "1" (), "M" (M,), "N" (M, N), "E" those of an expansion
+    pairs: bool = True  # of every row with every other
 
 
 def _mine(negative: str, batch: Batch) -> tuple[Tensor, ...]:
     mined = F.mine(*batch.pair, negative=negative)
     return mined.pos_distance, mined.neg_distance, mined.pos_index, mined.neg_index
+
+
+def _classes(rows: int) -> int:
+    return rows // PER_CLASS
+
+
+def _with_proxies(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Embeddings, labels and proxies; the last rows are the proxies, so their gradient is compared with the others'."""
+    count = _classes(len(batch.labels))
+    return batch.embeddings[:-count], batch.labels[:-count], batch.embeddings[-count:]
+
+
+@cache
+def _noise(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def _expand(batch: Batch) -> tuple[Tensor, ...]:
+    # Drawing the noise would take as long as using it, in all contenders.
+    rows, labels, proxies = _with_proxies(batch)
+    noise = _noise(len(rows), EXPANSION - 1, rows.shape[1])
+    return (F.spherical_expansion(rows, labels, proxies, n=EXPANSION, noise=noise, differentiable=True).embeddings,)
+
+
+def _small_logdets(batch: Batch) -> tuple[Tensor, ...]:
+    rows = batch.embeddings.unflatten(0, (-1, MATRIX))
+    return (F.cholesky_logdet(rows @ rows.mT + torch.eye(MATRIX)).sum(),)
 
 
 OPERATIONS = {
@@ -155,6 +186,13 @@ OPERATIONS = {
     "pairwise_distance": Operation(
         "pairwise distance", lambda b: (F.pairwise_distance(b.embeddings, b.ref_emb, normalize=True),), "N"
     ),
+    "coding_rate": Operation("coding rate", lambda b: (F.coding_rate(b.embeddings),), "1", pairs=False),
+    "class_coding_rate": Operation(
+        "coding rate per class", lambda b: (F.class_coding_rate(b.embeddings, b.labels),), "1", pairs=False
+    ),
+    "cholesky": Operation(f"log-determinants of {MATRIX} × {MATRIX}", _small_logdets, "1", pairs=False),
+    "spherical_expansion": Operation("spherical expansion", _expand, "E", pairs=False),
+    "proxy_anchor": Operation("Proxy-Anchor", lambda b: (F.proxy_anchor_loss(*_with_proxies(b)),), "1", pairs=False),
 }
 
 
@@ -184,7 +222,8 @@ class Case(NamedTuple):
 
     def incoming(self) -> tuple[Tensor, ...]:
         """Gradients of the outputs."""
-        shapes = {"1": (), "M": (self.rows,), "N": (self.rows, self.columns)}
+        expanded = EXPANSION * (self.rows - _classes(self.rows)), self.width
+        shapes = {"1": (), "M": (self.rows,), "N": (self.rows, self.columns), "E": expanded}
         generator = torch.Generator().manual_seed(0)
         return tuple(0.5 + torch.rand(shapes[o], generator=generator) for o in OPERATIONS[self.operation].outputs)
 
