@@ -317,6 +317,17 @@ def test_coincident_positive(backend, device, choice):
     assert torch.equal(outcome.grads[0], torch.zeros_like(pairs.embeddings))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+def test_rows_that_normalise_alike_get_no_gradient(backend, device, dtype):
+    """Multiples of a row differ by a rounding of their unit rows, whose direction means nothing."""
+    x = torch.randn(70, 24, dtype=dtype, generator=torch.Generator().manual_seed(9)).to(device)
+    scale = torch.linspace(0.3, 3.1, 70, dtype=dtype, device=device)[:, None]
+    pairs = Pairs(torch.cat([x, x * scale]), torch.arange(70, device=device).repeat(2), None, None)
+    outcome = evaluate(distances("nearest", pairs), [pairs.embeddings])
+    assert float(outcome.value.max()) <= 4 * torch.finfo(dtype).eps
+    assert torch.equal(outcome.grads[0], torch.zeros_like(pairs.embeddings))
+
+
 # Properties.
 
 

@@ -31,6 +31,8 @@ OPTIONS = {
     "inverted": {"pos_temperature": -4.0, "neg_temperature": -3.0},
     "tight": {"alpha": 1.4, "margin": 0.2},
     "every_positive": {"alpha": 0.9, "margin": 1.0},
+    "pml_every_positive": {"eps_mode": "pml", "alpha": 0.9, "margin": 1.0},
+    "pml_easy": {"eps_mode": "pml", "positive": "easy", "margin": 1.0, "weight_grad": True, "pos_temperature": 5.0},
     "no_negative": {"alpha": -0.5, "margin": 0.5},
     "cvpr": {"form": "cvpr"},
     "cvpr_weighted": {"form": "cvpr", "neg_weight": 0.3},
@@ -160,6 +162,27 @@ def test_label_dtypes(backend, device, label_dtype, n):
     assert torch.equal(loss(pairs)(*tensors(pairs)), loss(as_int64)(*tensors(pairs)))
 
 
+@pytest.mark.parametrize("n", [None, 133], ids=["self", "reference"])
+@pytest.mark.parametrize("name", ["every_positive", "pml_every_positive", "pml", "easy", "unnormalized"])
+def test_every_option_with_copies(kernel, device, name, n):
+    """Coincident positives are members where α − m is negative, coincident negatives always; not with "pml"."""
+    options = OPTIONS[name]
+    match(draw("duplicates", 150, n, 8, options, classes=3, seed=3, device=device), options)
+
+
+@pytest.mark.parametrize("n", [None, 290], ids=["self", "reference"])
+@pytest.mark.parametrize("name", ["default", "easy", "pml", "unnormalized"])
+def test_statistics_of_many_tiles(kernel, device, name, n):
+    options = OPTIONS[name]
+    pairs = draw("random", 300, n, 8, options, seed=3, device=device)
+    found = statistics(pairs, options)
+    with use_backend("reference"):
+        exact = Pairs(*(t if t is None or not t.is_floating_point() else t.double() for t in pairs))
+        expected = statistics(exact, options)
+    assert found[:2] == expected[:2]
+    assert found[2:] == pytest.approx(expected[2:], rel=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["random", "clustered", "collapsed", "zero_rows", "large_norms"])
 @pytest.mark.parametrize("d", [64, 129])
 def test_promised_accuracy(kernel, device, kind, d):
@@ -223,6 +246,17 @@ def test_coincident_rows_get_no_gradient(backend, device, kind):
     assert torch.equal(outcome.grads[0], torch.zeros_like(outcome.grads[0]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+def test_rows_that_normalise_alike_get_no_gradient(backend, device, dtype):
+    """Multiples of a row differ by a rounding of their unit rows, whose direction means nothing."""
+    x = torch.randn(70, 24, dtype=dtype, generator=torch.Generator().manual_seed(7)).to(device)
+    scale = torch.linspace(0.3, 3.1, 70, dtype=dtype, device=device)[:, None]
+    pairs = Pairs(torch.cat([x, x * scale]), torch.arange(140, device=device), None, None)
+    outcome = evaluate(loss(pairs, alpha=0.2, margin=0.1), [pairs.embeddings])
+    torch.testing.assert_close(outcome.value, torch.full_like(outcome.value, 0.1), rtol=0, atol=2e-6)
+    assert torch.equal(outcome.grads[0], torch.zeros_like(pairs.embeddings))
+
+
 @pytest.mark.parametrize("i", [3, 60, 100])
 @pytest.mark.parametrize("n", [None, 140], ids=["self", "reference"])
 @pytest.mark.parametrize("side", ["positive", "negative"])
@@ -266,12 +300,14 @@ def test_near_duplicates(kernel, device, gap, n):
     match(pairs, {"alpha": 0.2, "margin": 0.1, "neg_temperature": 5.0}, max_quiet=quiet)
 
 
-@pytest.mark.parametrize("temperature", [200.0, 80.0, -50.0])
+@pytest.mark.parametrize("temperature", [200.0, -80.0])
+@pytest.mark.parametrize("sets", ["both", "positives", "negatives"])
 @pytest.mark.parametrize("kind", ["random", "collapsed", "duplicates"])
 @pytest.mark.parametrize("weight_grad", [False, True])
-def test_large_temperatures(kernel, device, kind, temperature, weight_grad):
+def test_large_temperatures(kernel, device, kind, temperature, sets, weight_grad):
     """e^{T v} alone would overflow, or underflow for every member of a set."""
-    options = {"pos_temperature": temperature, "neg_temperature": temperature, "weight_grad": weight_grad}
+    options = {"pos_temperature": 0.0 if sets == "negatives" else temperature, "weight_grad": weight_grad}
+    options |= {"neg_temperature": 0.0 if sets == "positives" else temperature}
     pairs = draw(kind, 140, d=6, seed=10, device=device)
     truth = match(pairs, options, max_quiet=1.0)
     assert bool(truth.value.isfinite().all())

@@ -84,10 +84,11 @@ def test_an_empty_set_costs_nothing(backend, device, labels, n):
 
 @pytest.mark.parametrize("i, j", [(0, 1), (5, 290), (127, 128), (128, 127), (255, 256), (131, 299), (16, 15)])
 @pytest.mark.parametrize("side", ["positive", "negative"])
+@pytest.mark.parametrize("grad", ["full", "query"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-def test_a_single_active_pair(kernel, device, i, j, side, dtype):
+def test_a_single_active_pair(kernel, device, i, j, side, grad, dtype):
     """Of 300 rows, one pair counts: both of its ends get their gradient, and the other tiles are marked as empty."""
-    x = torch.randn(300, 48, dtype=dtype, generator=torch.Generator().manual_seed(23))
+    x = torch.randn(300, 140, dtype=dtype, generator=torch.Generator().manual_seed(23))
     y = torch.randperm(300, generator=torch.Generator().manual_seed(24))
     if side == "positive":
         y[j] = y[i]
@@ -95,7 +96,7 @@ def test_a_single_active_pair(kernel, device, i, j, side, dtype):
         x[j] = x[i] + 0.05 * x[j]
     pairs = Pairs(x.to(device), y.to(device), None, None)
     # Random rows are about √2 apart: far beyond this α, and beyond this α − m.
-    options = {"alpha": 0.4, "margin": 0.1}
+    options = {"alpha": 0.4, "margin": 0.1, "grad": grad}
     truth = assert_matches(loss(pairs, **options), [pairs.embeddings], scale=0.4)
     assert (truth.value != 0).nonzero()[:, 0].tolist() == sorted((i, j))
     assert truth.grads[0].any(1).nonzero()[:, 0].tolist() == sorted((i, j))
