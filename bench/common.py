@@ -1,7 +1,8 @@
 """Data, contenders and clock of the benchmarks, and the check without which no time is taken.
 
 Contenders: "fused" (this package), "reference" (eager PyTorch, the specification), "compiled" (torch.compile of it),
-"peer" (pytorch-metric-learning) and "product" (t_gemm: one torch.mm of the rows into a buffer that is there already).
+"peer" (pytorch-metric-learning), "product" (t_gemm: one torch.mm of the rows into a buffer that is there already), and
+of the coding rates "mcr2_loop" (what the public MCR² code does with the classes) and "logdet" (torch.logdet).
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ SHARE = {"dense": (0.6, 1.0), "sparse": (0.0, 0.05), "spread": (0.02, 0.05)}
 
 VALUE_TOLERANCE = 2e-5  # of a distance or a loss of unit rows, absolute
 GRADIENT_TOLERANCE = 1e-4  # of a gradient row, relative to itself and to the mean row
+# The D × D determinants of the MCR² loop lose 2e-4 to rounding where the Gram matrix of the class's rows loses 4e-7.
+ROUGH = {"mcr2_loop": 4e-4}
 EITHER_SIDE = 5e-3  # share of rows with a pair so near a boundary that rounding decides on which side it falls
 SWITCHED = 0.03  # share of rows for which rounding may change what is chosen, or that are chosen by one side only
 TIE = 2e-6  # distances of unit rows that rounding may put in either order
@@ -53,6 +56,8 @@ EXPANSION = 8  # synthetics of a row
 MATRIX = 16  # rows and columns of the matrices that are factored
 
 REFERENCE_BYTES = 50  # per pair: what the eager reference needs at most, forward and backward (measured: 28 to 48)
+
+LOOP_MATRICES = 5  # D × D float32, per class: what autograd holds of the MCR² loop until the backward (measured: 4.4)
 
 
 class Batch(NamedTuple):
@@ -218,7 +223,8 @@ class Case(NamedTuple):
 
     def shrunk(self) -> Case:
         """The same at a size that takes milliseconds."""
-        return self._replace(rows=64 if self.gallery else 512, width=64, gallery=1024 if self.gallery else 0)
+        rows = 64 if self.gallery else 512 if self.rows >= self.width else 32
+        return self._replace(rows=rows, width=64, gallery=1024 if self.gallery else 0)
 
     def incoming(self) -> tuple[Tensor, ...]:
         """Gradients of the outputs."""
@@ -241,6 +247,34 @@ def _product(buffer: Tensor, batch: Batch) -> tuple[Tensor, ...]:
     return (torch.mm(x, (x if batch.ref_emb is None else batch.ref_emb).T, out=buffer),)
 
 
+def _mcr2_logdet(gram: Tensor, count: int, width: int, eps_squared: float = 0.5) -> Tensor:
+    """logdet(I + a·gram) with MCR²'s a of so many rows."""
+    return torch.logdet(torch.eye(len(gram)) + width / (count * eps_squared) * gram)
+
+
+def _mcr2_loop(batch: Batch) -> tuple[Tensor, ...]:
+    """The rate per class as the public MCR² code has it: a loop, and of every class a D × D determinant.
+
+    The classes' rows are taken by a mask. The N × N membership matrix of each class that the code multiplies by is the
+    same sum with N²·D more operations a class, and would flatter us.
+    """
+    z, labels = normalize(batch.embeddings, dim=1), batch.labels
+    total, width = z.shape
+    rate = z.new_zeros(())
+    for label in labels.unique():
+        members = z[labels == label]
+        count = len(members)
+        rate = rate + count / (2 * total) * _mcr2_logdet(members.T @ members, count, width)
+    return (rate,)
+
+
+def _logdet(batch: Batch) -> tuple[Tensor, ...]:
+    """The rate of all rows by torch.logdet, of the smaller Gram matrix: of the other one it would be slower."""
+    z = normalize(batch.embeddings, dim=1)
+    total, width = z.shape
+    return (_mcr2_logdet(z @ z.T if total <= width else z.T @ z, total, width) / 2,)
+
+
 def _peer(case: Case) -> Run:
     from pytorch_metric_learning import losses, miners
 
@@ -261,6 +295,8 @@ def contender(case: Case, name: str) -> Run:
         return partial(_product, torch.empty(case.rows, case.columns))
     if name == "peer":
         return _peer(case)
+    if name in ("mcr2_loop", "logdet"):
+        return {"mcr2_loop": _mcr2_loop, "logdet": _logdet}[name]
     if name == "compiled":
         # Without this the graph breaks at the reference's nonzero, and half of the gain is lost.
         torch._dynamo.config.capture_dynamic_output_shape_ops = True
@@ -324,9 +360,10 @@ def assert_agree(case: Case, name: str, ours: Taken, theirs: Taken) -> None:
     size = torch.linalg.vector_norm(theirs.grad, dim=1)
     error = torch.linalg.vector_norm(ours.grad - theirs.grad, dim=1)
     assert float(size.mean()) > 0, f"{where}: no gradient"
-    lost = (ours.grad == 0).all(1) & (size > GRADIENT_TOLERANCE * size.mean()) & ~switched
+    tolerance = ROUGH.get(name, GRADIENT_TOLERANCE)
+    lost = (ours.grad == 0).all(1) & (size > tolerance * size.mean()) & ~switched
     assert not bool(lost.any()), f"{where} disagree: {int(lost.sum())} gradient rows are zero"
-    wrong = ~(error <= GRADIENT_TOLERANCE * (size + size.mean())) & ~switched
+    wrong = ~(error <= tolerance * (size + size.mean())) & ~switched
     count = int(wrong.sum())
     assert count <= EITHER_SIDE * case.rows, f"{where} disagree in {count} gradient rows, by up to {error.max():.1e}"
 
@@ -468,9 +505,18 @@ def _memory(name: str) -> int | None:
 
 
 def reference_fits(case: Case) -> bool:
-    """Whether there is memory for the eager reference's M×N matrices."""
+    """Whether there is memory for the eager reference's M×N matrices, if it makes any."""
+    return not OPERATIONS[case.operation].pairs or _fits(REFERENCE_BYTES * case.rows * case.columns)
+
+
+def loop_fits(case: Case) -> bool:
+    """Whether there is memory for the D×D matrices of all classes."""
+    return _fits(LOOP_MATRICES * 4 * case.width**2 * _classes(case.rows))
+
+
+def _fits(size: int) -> bool:
     free = _memory("MemAvailable")
-    return free is None or REFERENCE_BYTES * case.rows * case.columns < free
+    return free is None or size < free
 
 
 def _commit() -> str:

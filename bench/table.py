@@ -21,6 +21,8 @@ NAMES = {
     "reference": "eager PyTorch",
     "compiled": "torch.compile",
     "peer": "pytorch-metric-learning",
+    "mcr2_loop": "public MCR² loop",
+    "logdet": "eager `torch.logdet`",
     "product": "one torch.mm (`t_gemm`)",
 }
 KINDS = {"dense": "dense", "sparse": "sparse", "spread": "sparse, no tile empty"}
@@ -84,7 +86,8 @@ def render_goals(results: dict) -> str:
 
 def _lines(row: dict, count: int) -> list[str]:
     """What the row is about, over the lines of its contenders."""
-    lines = [row["operation"], f"{row['rows']} × {row['columns']} × {row['width']}"]
+    sizes = [row[name] for name in ("rows", "columns", "width") if row[name] is not None]
+    lines = [row["operation"], " × ".join(map(str, sizes))]
     if row["active_pairs"] is not None:
         pairs, tiles = _percent(row["active_pairs"]), _percent(row["active_tiles"])
         lines[1] += f", {KINDS[row['kind']]}"
@@ -108,7 +111,15 @@ def render_times(results: dict) -> str:
                 cells[4] = "" if product is None else _ratio(total[1] / product[1])
                 cells[5] = _ratio(total[1] / fused[1])
             rows.append(cells)
-    header = ["operation, M × N × D", "by", "forward", "forward + backward", "/ `t_gemm`", "/ fused", "extra memory"]
+    header = [
+        "operation, M × N × D or M × D",
+        "by",
+        "forward",
+        "forward + backward",
+        "/ `t_gemm`",
+        "/ fused",
+        "extra memory",
+    ]
     return _grid(header, rows)
 
 

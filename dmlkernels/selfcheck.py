@@ -10,13 +10,31 @@ from torch import Tensor
 
 from . import _backend
 from . import functional as F
+from .reference.pairwise import compute_dtype
 
 ROWS, WIDTH, CLASSES = 300, 40, 24  # three tiles, ragged in every direction
+SYNTHETICS = 4  # of a row
 
 
 class Case(NamedTuple):
     name: str
     function: Callable[[Tensor, Tensor], Tensor]
+
+
+def _logdet(x: Tensor, side: int) -> Tensor:
+    z = x.to(compute_dtype(x.dtype)).unflatten(0, (-1, side))
+    return F.cholesky_logdet(z @ z.mT / WIDTH + torch.eye(side, dtype=z.dtype, device=z.device))
+
+
+def _proxies(x: Tensor) -> Tensor:
+    """Rows that no row of x coincides with, but differentiated with them."""
+    return x[:CLASSES].flip(1)
+
+
+def _expansion(x: Tensor, labels: Tensor) -> Tensor:
+    noise = torch.randn(len(x), SYNTHETICS - 1, WIDTH, generator=torch.Generator().manual_seed(1))
+    noise = noise.bfloat16().to(x)  # every dtype holds these numbers
+    return F.spherical_expansion(x, labels, _proxies(x), n=SYNTHETICS, noise=noise, differentiable=True).embeddings
 
 
 CASES = (
@@ -27,6 +45,12 @@ CASES = (
     Case("nearest positive", lambda x, y: F.nearest_positive(x, y).distance),
     Case("triplet, easy × hard", lambda x, y: F.triplet_loss(x, y)),
     Case("triplet, hard × semihard", lambda x, y: F.triplet_loss(x, y, positive="hard", negative="semihard")),
+    Case("coding rate", lambda x, y: F.coding_rate(x)),
+    Case("coding rate, per class", lambda x, y: F.class_coding_rate(x, y)),
+    Case("logdet, 30 × 30", lambda x, y: _logdet(x, 30)),
+    Case("logdet, 60 × 60", lambda x, y: _logdet(x, 60)),
+    Case("spherical expansion", _expansion),
+    Case("Proxy-Anchor", lambda x, y: F.proxy_anchor_loss(x, y, _proxies(x))),
 )
 # Largest error of value and gradient, each relative to the largest entry of the truth. float32 is 1000 times its eps;
 # bf16 and fp16 are judged on the inputs as rounded, and their gradients are stored in 8 and 11 bits.

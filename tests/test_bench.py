@@ -165,9 +165,14 @@ def test_data_is_what_it_is_called(common, kind, rows, width, gallery):
         common.assert_share(wrong, pairs)
 
 
-@pytest.mark.parametrize("operation", ["ranked_list", "nearest_positive", "mine_semihard", "triplet", "pairwise"])
+WRONG = [("reference", name) for name in ("ranked_list", "nearest_positive", "mine_semihard", "triplet", "pairwise")]
+WRONG += [("reference", name) for name in ("coding_rate", "class_coding_rate", "cholesky", "spherical_expansion")]
+WRONG += [("reference", "proxy_anchor"), ("logdet", "coding_rate"), ("mcr2_loop", "class_coding_rate")]
+
+
+@pytest.mark.parametrize("rival, operation", WRONG)
 @pytest.mark.parametrize("fault", ["value", "gradient", "lost row"])
-def test_wrong_contender_is_not_timed(common, operation, fault, monkeypatch):
+def test_wrong_contender_is_not_timed(common, rival, operation, fault, monkeypatch):
     case = common.Case("tiny", operation, "dense", 512, 16)
     right = common.contender
 
@@ -184,10 +189,10 @@ def test_wrong_contender_is_not_timed(common, operation, fault, monkeypatch):
             return lambda batch: tuple(1.001 * o - 0.001 * o.detach() if o.requires_grad else o for o in run(batch))
         return lambda batch: (batch.embeddings.register_hook(without_first_row), run(batch))[1]
 
-    assert common.measure(case, ("fused", "reference"), samples=1)["fused"]["samples"] == 1
+    assert common.measure(case, ("fused", rival), samples=1)["fused"]["samples"] == 1
     monkeypatch.setattr(common, "contender", wrong)
-    with pytest.raises(AssertionError, match="fused and reference disagree"):
-        common.measure(case, ("fused", "reference"), samples=1)
+    with pytest.raises(AssertionError, match=f"fused and {rival} disagree"):
+        common.measure(case, ("fused", rival), samples=1)
 
 
 def test_slow_contender_is_sampled_less_and_says_so(common, table, quick, monkeypatch):
