@@ -602,10 +602,9 @@ def test_double_backward_of_the_reference():
 
 
 @pytest.mark.parametrize("m, d", [(300, 17), (40, 90)])
-@pytest.mark.parametrize("name", ["total", "class", "raw"])
-def test_deterministic(kernel, device, name, m, d):
+def test_deterministic(kernel, device, m, d):
     pairs = make_pairs("random", m, d=d, classes=40, device=device)
-    contract.check_deterministic(rate(name, pairs.labels), [pairs.embeddings])
+    contract.check_deterministic(rate("class", pairs.labels), [pairs.embeddings])
 
 
 def test_deterministic_cholesky(kernel, device):
@@ -613,11 +612,12 @@ def test_deterministic_cholesky(kernel, device):
 
 
 def test_large_matrices_twice(kernel, device):
-    """LAPACK's roundings may follow the number of threads, but not the call."""
+    """LAPACK's and the BLAS's roundings may follow the number of threads, but not the call."""
     a = definite(7, 60, torch.float32, device=device)
     assert_identical(matrices(F.cholesky_logdet, a), matrices(F.cholesky_logdet, a))
-    x = make_pairs("random", 300, d=200, device=device).embeddings
-    assert_identical(evaluate(F.coding_rate, [x]), evaluate(F.coding_rate, [x]))
+    for m, d in ((300, 200), (300, 17), (40, 90)):
+        x = make_pairs("random", m, d=d, device=device).embeddings
+        assert_identical(evaluate(F.coding_rate, [x]), evaluate(F.coding_rate, [x]))
 
 
 def test_backward_runs_on_the_backend_of_its_forward(kernel, device):

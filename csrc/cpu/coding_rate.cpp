@@ -20,6 +20,9 @@ namespace {
 using torch::stable::detail::from;
 using torch::stable::detail::to;
 
+// Up to this bound of the condition number a product with the inverse is as accurate as two triangular solves, and a
+// product is several times faster.
+constexpr double kInvertible = 1e4;
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
 template <class T>
@@ -217,12 +220,21 @@ double large_rate(const Rows<T>& rows, int64_t begin, int64_t end, double a, dou
   const Tensor zt = transpose(z, 0, 1);
   Tensor gram = torch::stable::new_empty(like, std::vector<int64_t>{side, side}, kType<T>);
   n <= d ? multiply(z, zt, gram) : multiply(zt, z, gram);
+  double trace = 0;
   for (int64_t k = 0; k < side * side; ++k) data<T>(gram)[k] *= static_cast<T>(a);
-  for (int64_t k = 0; k < side; ++k) data<T>(gram)[k * side + k] += 1;
+  for (int64_t k = 0; k < side; ++k) {
+    trace += static_cast<double>(data<T>(gram)[k * side + k]);
+    data<T>(gram)[k * side + k] += 1;
+  }
   const Tensor l = contiguous(std::get<0>(lapack_factor(gram)));
   if (o.need_grad) {
-    const Tensor solved = n <= d ? lapack_solve(z, l) : transpose(lapack_solve(zt, l), 0, 1);
-    const Tensor g = contiguous(solved);
+    Tensor g = torch::stable::new_empty(like, std::vector<int64_t>{n, d}, kType<T>);
+    if (1 + trace <= kInvertible) {
+      const Tensor inverse = lapack_inverse(l);
+      n <= d ? multiply(inverse, z, g) : multiply(z, inverse, g);
+    } else {
+      g = contiguous(n <= d ? lapack_solve(z, l) : transpose(lapack_solve(zt, l), 0, 1));
+    }
     torch::stable::parallel_for(0, n, 64, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {
         kernels<RowsKernels<T>>().scale(data<T>(g) + i * d, d, static_cast<T>(scale));
