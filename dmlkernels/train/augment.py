@@ -27,7 +27,7 @@ class Augment:
 
     degrees: float = 10.0
     scale: float = 0.12
-    shear: float = 0.12
+    shear: float = 0.18
     shift: float = 0.06
     noise: float = 0.05
     flip: bool = False

@@ -54,7 +54,7 @@ def add_parsers(subparsers: Any) -> None:
     _add_common(train)
     train.add_argument("--samples-per-class", type=_count, help="images of a class in a batch (default 8)")
     train.add_argument("--epoch-steps", type=_count, help="steps between evaluations (default: an eighth of the run)")
-    train.add_argument("--lr", type=float, help="peak learning rate (default 3e-3)")
+    train.add_argument("--lr", type=float, help="peak learning rate (default 1e-2)")
     train.add_argument("--flip", action="store_true", help="mirror half of the training images")
     train.add_argument("--merge-classes", type=_count, help="let so many classes share a training label, at random")
     train.add_argument("--quick", action="store_true", help=f"a short run of {QUICK_STEPS} steps")

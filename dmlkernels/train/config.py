@@ -53,7 +53,7 @@ class TrainConfig:
     samples_per_class: int = 8
     steps: int = 480
     epoch_steps: int | None = None
-    lr: float = 3e-3
+    lr: float = 1e-2
     flip: bool = False
     seed: int = 0
     device: str = "cpu"

@@ -234,8 +234,9 @@ class Job:
         after, queries, gallery = self.retrieval()
         spectrum = metrics.singular_values(queries).tolist()
         images, labels = self.batch(next(iter(self.sampler)))
+        # In training mode, as the loss met its batches; the network has been evaluated and saved already.
         with torch.no_grad():
-            batch = self.state.model.eval()(images)
+            batch = self.state.model.train()(images)
         costs = measure.compare_backends(self.loss_arguments, batch, labels, (self.backend, "reference"), config.device)
         fused, reference = costs[self.backend], costs["reference"]
         result: dict[str, Any] = {f"{name}_before": value for name, value in progress.before.items()}
