@@ -1,4 +1,4 @@
-"""Every instruction set runs on the processors it is for: the kernels, without torch, under emulated older processors."""
+"""Every instruction set runs on the processors it is for: the kernels, without torch, as emulated older processors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dmlkernels import _backend
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / f"native-{sys.implementation.cache_tag}"
 
-pytestmark = pytest.mark.skipif("cpu" not in _backend.loaded["native"], reason="no native library, so nothing to emulate")
+pytestmark = pytest.mark.skipif("cpu" not in _backend.loaded["native"], reason="no native library to emulate")
 
 
 @pytest.fixture(scope="module")
