@@ -94,13 +94,18 @@ def _verdict(runs: Runs, labels: str) -> str:
 
 def picture(path: Path, data: RetrievalData, runs: Runs) -> None:
     """R@1 of the four runs, their curves, what the loss costs, and the same queries under both merged runs."""
-    figure = pictures.new_figure(14, 9.4)
-    top, bottom = figure.subfigures(2, 1, height_ratios=(4.1, 5.3))
+    figure = pictures.new_figure(14, 9.7)
+    top, bottom = figure.subfigures(2, 1, height_ratios=(4.4, 5.3))
+    first = runs["fine", "all"].result
+    top.suptitle(
+        f"{data.name}, {first['config']['steps']} steps of {first['batch']:,} images, seed {first['seed']}",
+        weight="bold",
+    )
     bars, curves, costs = top.subplots(1, 3, width_ratios=(1, 1.15, 1))
     _recall_bars(bars, runs)
     _recall_curves(curves, runs)
     _cost_bars(costs, runs)
-    generator = torch.Generator().manual_seed(runs["fine", "all"].result["seed"])
+    generator = torch.Generator().manual_seed(first["seed"])
     chosen = torch.randperm(len(data.test), generator=generator)[:ROWS]
     bottom.suptitle(
         f"trained on {LABELS['merged']}: the same random queries, nearest neighbours first "
@@ -132,10 +137,10 @@ def _recall_curves(axes: Any, runs: Runs) -> None:
     for (labels, method), outcome in runs.items():
         at, recall = zip(*outcome.result["history"]["recall_at_1"], strict=True)
         style = "-" if labels == "fine" else "--"
-        axes.plot(at, recall, style, color=COLORS[method], marker="o", label=f"{LABELS[labels]}; {method} positives")
+        axes.plot(at, recall, style, color=COLORS[method], marker="o", label=f"{labels} labels, {method} positives")
     axes.set(title="R@1 while training", xlabel="step", ylim=(0, 1.32), yticks=(0, 0.2, 0.4, 0.6, 0.8, 1.0))
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False, loc="upper left", fontsize=9, ncols=2)
+    axes.legend(frameon=False, loc="upper left", fontsize=8.5, ncols=2, columnspacing=1.0, handlelength=1.6)
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -156,5 +161,5 @@ def _cost_bars(axes: Any, runs: Runs) -> None:
         axes.text(1.02, place, reference, va="center", fontsize=9)
     axes.set_yticks(places, [row[0] for row in rows])
     axes.invert_yaxis()
-    axes.set(title="loss: fused (colour) beside eager (grey)", xlim=(0, 1.4), xticks=())
+    axes.set(title="the loss: fused (colour), eager (grey)", xlim=(0, 1.4), xticks=())
     axes.spines[["top", "right", "bottom"]].set_visible(False)

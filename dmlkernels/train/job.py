@@ -128,6 +128,7 @@ class Job:
             progress=Progress(),
         )
         self.augment = Augment(flip=config.flip)
+        self.latest: tuple[dict[str, float], Tensor, Tensor | None] | None = None
         if saved is not None:
             checkpoint.restore(saved, self.state)
 
@@ -198,8 +199,8 @@ class Job:
                     bar.set_postfix_str(f"loss {number:.4f}  R@1 {progress.recall[-1][1]:.3f}  {rate:,.0f} images/s")
                     bar.update()
                 rate = size * (progress.step - first) / (time.perf_counter() - start)
-                found, _, _ = self.retrieval()
-                progress.recall.append((progress.step, found["recall_at_1"]))
+                self.latest = self.retrieval()
+                progress.recall.append((progress.step, self.latest[0]["recall_at_1"]))
                 progress.epoch += 1
                 progress.seconds += time.perf_counter() - start
                 checkpoint.save(self.folder, config, self.state)
@@ -231,7 +232,7 @@ class Job:
     def finish(self) -> Outcome:
         """Measure the trained network and the loss, and write the pictures and, last of all, ``metrics.json``."""
         progress, config = self.state.progress, self.config
-        after, queries, gallery = self.retrieval()
+        after, queries, gallery = self.latest or self.retrieval()
         spectrum = metrics.singular_values(queries).tolist()
         images, labels = self.batch(next(iter(self.sampler)))
         # In training mode, as the loss met its batches; the network has been evaluated and saved already.

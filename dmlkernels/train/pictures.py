@@ -135,10 +135,9 @@ def find_neighbors(data: RetrievalData, queries: Tensor, gallery: Tensor | None,
 
 def show_sheet(axes: Any, canvas: np.ndarray, title: str) -> None:
     axes.imshow(canvas, interpolation="antialiased")
-    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_title(title + "\n", loc="left", fontsize=11)  # the empty line is for the two captions below
     axes.text(CELL / 2, -8, "query", ha="center", va="bottom", fontsize=8)
     axes.text(CELL + 3 * GAP, -8, "nearest first", ha="left", va="bottom", fontsize=8)
-    axes.title.set_position((0, 1.0))
     axes.set_axis_off()
 
 
@@ -158,6 +157,6 @@ def neighbors(path: Path, data: RetrievalData, queries: Tensor, gallery: Tensor 
     figure = new_figure(width * len(groups) + 0.6, height + 0.75)
     panels = figure.subplots(1, len(groups), squeeze=False)[0]
     for axes, (title, chosen) in zip(panels, groups, strict=True):
-        show_sheet(axes, sheet(data, chosen.tolist(), nearest[chosen]), title + "\n")
+        show_sheet(axes, sheet(data, chosen.tolist(), nearest[chosen]), title)
     figure.suptitle("neighbours in unseen classes: green frame, same class; red frame with a corner, another class")
     save(figure, path)
