@@ -140,7 +140,7 @@ def _recall_curves(axes: Any, runs: Runs) -> None:
         axes.plot(at, recall, style, color=COLORS[method], marker="o", label=f"{labels} labels, {method} positives")
     axes.set(title="R@1 while training", xlabel="step", ylim=(0, 1.32), yticks=(0, 0.2, 0.4, 0.6, 0.8, 1.0))
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False, loc="upper left", fontsize=8.5, ncols=2, columnspacing=1.0, handlelength=1.6)
+    axes.legend(frameon=False, loc="upper left", fontsize=8, ncols=2, columnspacing=1.0, handlelength=2.8)
     axes.spines[["top", "right"]].set_visible(False)
 
 
