@@ -319,6 +319,14 @@ def test_huge_rows(backend, device, scale):
     assert scale > 1e12 or bool(got.isfinite().all())
 
 
+@pytest.mark.parametrize("alpha", [1e10, 1e17])
+def test_boundary_beyond_every_distance(backend, device, alpha):
+    """Every negative is a member, and nothing else is: not what a kernel pads its tiles with."""
+    pairs = make_pairs("random", 37, d=6, device=device)
+    rows = loss(pairs, alpha=alpha, neg_temperature=0.0, neg_weight=1.0)(pairs.embeddings)
+    torch.testing.assert_close(rows, torch.full_like(rows, alpha), rtol=1e-5, atol=0)
+
+
 def test_no_features(backend, device):
     """Rows of width 0 coincide: every negative costs α."""
     value = F.ranked_list_loss(torch.empty(5, 0, device=device), torch.arange(5, device=device) // 2)

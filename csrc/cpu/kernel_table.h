@@ -10,7 +10,7 @@ enum class Isa { plain, avx2, avx512 };
 
 // Norm of the rows that pad a tile: farther than any pair, so that no test lets them in, and finite.
 template <class T>
-constexpr T kFar = sizeof(T) == 4 ? static_cast<T>(1e30) : static_cast<T>(1e300);
+constexpr T kFar = sizeof(T) == 4 ? static_cast<T>(1e38) : static_cast<T>(1e300);
 
 // Rows ready for tile products, in the order of the launcher (sorted by class for the pair losses).
 template <class T>

@@ -47,7 +47,8 @@ std::vector<int32_t> order_rows(const std::vector<RowState>& state, const int64_
 }
 
 template <class T>
-std::vector<RowState> row_states(const Tensor& x, const int64_t* labels, std::optional<int64_t> ignore_index) {
+std::vector<RowState> row_states(const Tensor& x, const int64_t* labels, std::optional<int64_t> ignore_index,
+                                 bool normalize) {
   const int64_t n = x.size(0), d = x.size(1);
   const auto& kernel = kernels<RowsKernels<T>>();
   std::vector<RowState> state(static_cast<size_t>(n), RowState::kept);
@@ -59,7 +60,9 @@ std::vector<RowState> row_states(const Tensor& x, const int64_t* labels, std::op
         continue;
       }
       read_row(x, i, row.data(), 0, d);
-      if (!std::isfinite(kernel.sum_squares(row.data(), d))) state[i] = RowState::non_finite;
+      // Rows that are not normalised must stay nearer to each other than to the padding.
+      const T largest = normalize ? std::numeric_limits<T>::max() : kFar<T> / 8;
+      if (!(kernel.sum_squares(row.data(), d) <= largest)) state[i] = RowState::non_finite;
     }
   });
   return state;
@@ -216,7 +219,7 @@ PairRows<T> prepare_pairs(const PairArguments& a, Layout layout) {
   out.self = !a.ref_emb.has_value();
   const auto side = [&](const Tensor& x, const Tensor& labels, Rows<T>& rows) {
     const int64_t* y = labels.const_data_ptr<int64_t>();
-    rows.state = row_states<T>(x, y, a.ignore_index);
+    rows.state = row_states<T>(x, y, a.ignore_index, a.normalize);
     rows.any_non_finite = std::find(rows.state.begin(), rows.state.end(), RowState::non_finite) != rows.state.end();
     std::vector<int32_t> order = order_rows(rows.state, y);
     pack(x, order, a.normalize, layout, rows);
