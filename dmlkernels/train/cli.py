@@ -11,7 +11,7 @@ from typing import Any
 from dmlkernels.train.config import FIELDS, JobError, TrainConfig
 from dmlkernels.train.losses import LOSSES, OPTIONS, flag
 
-QUICK_STEPS = 40
+QUICK_STEPS, QUICK_EPOCH = 30, 10
 
 
 def _count(text: str) -> int:
@@ -114,7 +114,7 @@ def run_train(given: dict[str, Any]) -> None:
     if options:
         chosen["loss_options"] = options
     if given.get("quick"):
-        chosen.setdefault("steps", QUICK_STEPS)
+        chosen = {"steps": QUICK_STEPS, "epoch_steps": QUICK_EPOCH} | chosen
     if "resume" not in given:
         if "data" not in chosen:
             raise JobError("train needs --data, for instance --data glyphs")
@@ -128,6 +128,7 @@ def run_train(given: dict[str, Any]) -> None:
         config = TrainConfig(**saved["config"])
         for name, value in chosen.items():
             if value != getattr(config, name):
-                raise JobError(f"{flag(name)} {value}: the run in {folder} has {getattr(config, name)}; leave it out")
+                what = "options of the loss" if name == "loss_options" else flag(name)
+                raise JobError(f"{what} {value}: the run in {folder} has {getattr(config, name)}; leave it out")
     outcome = job.run(config, folder, saved=saved)
     print(report.summary(outcome.result, folder))

@@ -51,7 +51,7 @@ class TrainConfig:
     merge_classes: int = 1
     batch: int | None = None
     samples_per_class: int = 8
-    steps: int = 480
+    steps: int = 420
     epoch_steps: int | None = None
     lr: float = 1e-2
     flip: bool = False

@@ -11,11 +11,13 @@ import torch
 from dmlkernels.data import RetrievalData, load, merge_classes
 from dmlkernels.train import pictures, report
 from dmlkernels.train.config import JobError, TrainConfig, write_json
-from dmlkernels.train.job import BATCH, Outcome, run
+from dmlkernels.train.job import Outcome, run
 
-STEPS, QUICK_STEPS, EVALUATIONS = 80, 24, 4
+FULL = {"steps": 64, "batch": 2048, "evaluations": 4}
+QUICK = {"steps": 24, "batch": 1024, "evaluations": 2}
 MERGED = 4
 NOISE = 0.01
+RESULTS = ("demo.png", "demo.json")
 METHODS = {"all": "RLL, all positives", "easy": "RLL, easy positives"}
 LABELS = {"fine": "fine labels", "merged": f"{MERGED} classes merged"}
 COLORS = {"all": "#d1792b", "easy": "#1f5fa8"}
@@ -27,16 +29,19 @@ def main(given: dict[str, Any]) -> None:
     """Run the demo with the command line's options; it writes ``demo.png`` and ``demo.json`` beside the four runs."""
     out: Path = given.get("out", Path("runs") / "demo")
     options: dict[str, Any] = {name: given[name] for name in ("seed", "device", "backend", "batch") if name in given}
-    options["steps"] = given.get("steps", QUICK_STEPS if given.get("quick") else STEPS)
-    options["epoch_steps"] = -(-options["steps"] // EVALUATIONS)
+    scale = QUICK if given.get("quick") else FULL
+    options["steps"] = given.get("steps", scale["steps"])
+    options["epoch_steps"] = -(-options["steps"] // scale["evaluations"])
     options["data"] = given.get("data", "glyphs")
     base = TrainConfig(**options)
     data = load(base.data, seed=base.seed)
     merged = len(merge_classes(data.train.labels, MERGED, base.seed).unique())
     # All four runs see batches of one size, so it is the coarse labels that set it.
-    options.setdefault("batch", min(BATCH, merged * base.samples_per_class))
+    options.setdefault("batch", min(scale["batch"], merged * base.samples_per_class))
     if merged < 2:
         raise JobError(f"{base.data} has too few classes to merge {MERGED} at a time")
+    for name in RESULTS:
+        (out / name).unlink(missing_ok=True)
     runs: Runs = {}
     for labels in LABELS:
         for method in METHODS:
@@ -45,8 +50,8 @@ def main(given: dict[str, Any]) -> None:
                 **options, easy_positive=method == "easy", merge_classes=MERGED if labels == "merged" else 1
             )
             runs[labels, method] = run(config, out / f"{labels}-{method}", data=data)
-    picture(out / "demo.png", data, runs)
-    write_json(out / "demo.json", {"-".join(key): outcome.result for key, outcome in runs.items()})
+    picture(out / RESULTS[0], data, runs)
+    write_json(out / RESULTS[1], {"-".join(key): outcome.result for key, outcome in runs.items()})
     print(summary(runs))
     print(f"\ndemo.png and demo.json are in {out}, beside a folder for each run.")
 
