@@ -879,3 +879,12 @@ def test_anti_collapse_messages(backend):
             ({"rate_weight": 0}, op + "rate_weight must be a positive number, got 0"),
         ],
     )
+
+
+def test_a_zero_pivot_above_the_small_kernel(backend, device):
+    a = torch.stack([torch.eye(100), torch.zeros(100, 100)]).to(device).requires_grad_()
+    logdet = F.cholesky_logdet(a, check=False)
+    assert logdet[0].item() == 0
+    assert bool(logdet[1].isnan())
+    (grad,) = torch.autograd.grad(logdet[0], a)
+    torch.testing.assert_close(grad[0], torch.eye(100, device=device))

@@ -9,6 +9,7 @@ from test_ranked_list import OPTIONS, draw, loss, match, tensors
 
 import dmlkernels
 from dmlkernels import functional as F
+from dmlkernels import losses
 from dmlkernels._schemas import TILE
 from dmlkernels.testing import Pairs, assert_matches, evaluate, make_pairs
 
@@ -340,3 +341,32 @@ def test_scale_of_the_rows_does_not_matter(backend, device, scale):
     b = evaluate(loss(pairs), [pairs.embeddings * scale])
     b.grads = [b.grads[0] * scale]
     assert_close(b, a)
+
+
+def test_alpha_at_an_easy_positive(backend, device):
+    """Forward and backward agree on who is in the set, even where one rounding decides it."""
+    pairs = make_pairs("random", 64, d=32, classes=32, seed=41, device=device)
+    distances = F.nearest_positive(pairs.embeddings, pairs.labels).distance
+    for alpha in distances[distances.isfinite()].tolist():
+        x = pairs.embeddings.clone().requires_grad_()
+        F.ranked_list_loss(x, pairs.labels, alpha=alpha, margin=0.0, positive="easy", neg_weight=0.0).backward()
+        assert bool(x.grad.isfinite().all())
+        assert float(x.grad.norm(dim=1).max()) < 10
+
+
+def test_gradient_of_ignored_rows_beside_nan(backend, device):
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).to(device)
+    x[2] = torch.nan
+    x.requires_grad_()
+    F.ranked_list_loss(x, torch.tensor([0, 0, 1, 7], device=device), ignore_index=7).backward()
+    assert x.grad[3].tolist() == [0, 0, 0]
+
+
+def test_listed_nan_reaches_the_loss(backend, device):
+    x = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)).to(device)
+    x[0, 0] = torch.nan
+    labels = torch.tensor([0, 0, 1, 1, 2, 2], device=device)
+    listed = tuple(torch.tensor(side, device=device) for side in ([0, 2], [1, 3], [2, 4]))
+    assert bool(losses.RankedListLoss()(x, labels, listed).isnan())
+    with pytest.raises(ValueError, match="finite"):
+        losses.RankedListLoss(check_finite=True)(x, labels, listed)

@@ -143,6 +143,9 @@ std::tuple<Tensor, Tensor> large_matrices(const Tensor& a, bool check, bool need
     if (bad && check) fail_not_positive_definite(matrix);
     data<T>(logdet)[matrix] = static_cast<T>(bad ? kNaN : value);
     any_failed = any_failed || bad;
+    // LAPACK's inverse refuses a zero on the diagonal; what comes of this matrix is replaced by NaN below.
+    for (int64_t i = 0; bad && i < n; ++i)
+      for (int64_t j = 0; j < n; ++j) data<T>(l)[(matrix * n + i) * n + j] = i == j;
   }
   if (!need_inverse) return {logdet, filled(a, {0, n, n}, kType<T>, 0)};
   Tensor inverse = torch::stable::contiguous(lapack_inverse(l));
@@ -370,7 +373,8 @@ std::tuple<Tensor, Tensor> coding_rate_fwd(const Tensor& z, std::optional<Tensor
   const RateOptions o{eps_squared, gain, scale == "official_proxy", normalize, need_grad};
   const Tensor x = torch::stable::contiguous(z);
   // The error of a float32 gradient grows as 1e-8 times the condition number: from 1e5 on, factor in float64.
-  const bool wide = compute_type(x) == ScalarType::Double || condition_bound(x, o) > 1e5;
+  // Rows of one class, not normalised, can outweigh all others: their bound is not that of the whole.
+  const bool wide = compute_type(x) == ScalarType::Double || (labels && !normalize) || condition_bound(x, o) > 1e5;
   return wide ? rate_as<double>(x, labels, o) : rate_as<float>(x, labels, o);
 }
 

@@ -175,8 +175,10 @@ Buffer<T> easy_weights(const RankedListProblem<T>& p, const int32_t* chosen, con
     const double squared = kernel.squared_difference(p.q.rows + i * p.q.stride, p.g.rows + to * p.g.stride, p.q.d);
     const double d = std::sqrt(squared), v = d - p.pos.boundary;
     const double norms = static_cast<double>(p.q.norms[i]) + p.g.norms[to];
-    if (!(v > 0) || squared <= norms * 8 * eps * eps) continue;
-    const double share = std::exp(p.pos.temperature * v - stats[row]), level = stats[2 * m + row];
+    // The forward has decided who is in the set: an empty one has no loss.
+    const double level = stats[2 * m + row];
+    if (level == 0 || squared <= norms * 8 * eps * eps) continue;
+    const double share = std::exp(p.pos.temperature * v - stats[row]);
     weight[i] = static_cast<T>(grad[row] * o.pos_weight * share * (1 + p.pos.weight_slope * (v - level)) / d);
   }
   return weight;
@@ -195,6 +197,16 @@ Buffer<int32_t> to_packed(const RowsView<T>& q, const RowsView<T>& g, const int6
   return chosen;
 }
 
+// NaN for every row that takes part, 0 for those that ignore_index takes out.
+template <class T>
+Tensor nan_gradient(const Tensor& x, const Rows<T>& rows) {
+  Tensor grad = filled(x, {x.size(0), x.size(1)}, x.scalar_type(), 0);
+  const std::vector<T> nan(static_cast<size_t>(x.size(1)), std::numeric_limits<T>::quiet_NaN());
+  for (int64_t i = 0; i < x.size(0); ++i)
+    if (rows.state[i] != RowState::ignored) write_row(nan.data(), grad, i, 0, x.size(1));
+  return grad;
+}
+
 template <class T>
 std::tuple<Tensor, Tensor> backward_as(const PairArguments& a, const Options& o, const Tensor& grad_loss,
                                        const Tensor& row_stats, const Tensor& easy_index, const Tensor& active,
@@ -203,9 +215,8 @@ std::tuple<Tensor, Tensor> backward_as(const PairArguments& a, const Options& o,
   const int64_t m = a.embeddings.size(0), d = a.embeddings.size(1);
   const PairRows<T> rows = prepare_pairs<T>(a, Layout::both);
   if (rows.gallery().any_non_finite) {
-    const double nan = std::numeric_limits<double>::quiet_NaN();
-    return {filled(a.embeddings, {m, d}, type, nan),
-            filled(a.embeddings, {need_grad_ref ? a.ref_emb->size(0) : 0, d}, type, nan)};
+    return {nan_gradient(a.embeddings, rows.queries),
+            need_grad_ref ? nan_gradient(*a.ref_emb, rows.own_gallery) : filled(a.embeddings, {0, d}, type, 0)};
   }
   const RowsView<T>&q = rows.queries.view, &g = rows.gallery().view;
   const TileSchedule schedule = TileSchedule::make(q.n, g.n, rows.self);

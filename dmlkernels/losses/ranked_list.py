@@ -68,10 +68,14 @@ class RankedListLoss(PairLoss):
         ids: Tensor | None = None,
         ref_ids: Tensor | None = None,
     ) -> Tensor:
-        """() loss, or (M,) for reduction="none"; with `indices_tuple`, of the listed pairs only."""
-        if indices_tuple is not None:
-            return self._listed(embeddings, indices_tuple, ref_emb)
+        """() loss, or (M,) for reduction="none".
+
+        With `indices_tuple`, of the listed pairs only, whatever ids or ignore_index say.
+        """
         inputs = self.pair_inputs("RankedListLoss", embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
+        if indices_tuple is not None:
+            _checks.pair_namespace("RankedListLoss", inputs, self.check_finite)
+            return self._listed(embeddings, indices_tuple, ref_emb)
         loss, totals = loss_and_totals(inputs, self.settings, self.reduction, self.check_finite)
         self.set_stats(*totals.unbind())
         return loss
@@ -90,7 +94,7 @@ class RankedListLoss(PairLoss):
             end = gallery[other].detach() if options.grad == "query" else gallery[other]
             d = listed_distance(embeddings[anchor], end, self.normalize)
             violation = sign * (d - boundary)
-            members = violation.detach() > 0
+            members = ~(violation.detach() <= 0)  # NaN must reach the loss
             if options.positive == "easy" and sign > 0:
                 members = members & (d.detach() == _row_extreme(d.detach(), anchor, rows, "amin")[anchor])
             eps = 0.0

@@ -13,6 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ._precision import without_autocast
+
 NEAR = 0.01  # share of the mean squared norm under which a squared distance is recomputed in difference form
 
 
@@ -30,6 +32,7 @@ def rows(x: Tensor, normalize: bool) -> Tensor:
     return torch.where(norm > 1e-12, x / norm.clamp_min(1e-12), x.detach() / 1e-12)
 
 
+@without_autocast
 def squared_distance(f: Tensor, g: Tensor, wanted: Tensor | None = None) -> Tensor:
     """(M, N) squared distances; near-duplicates among the `wanted` pairs in difference form."""
     norms = f.square().sum(1)[:, None] + g.square().sum(1)[None, :]
@@ -50,6 +53,7 @@ def distance(f: Tensor, g: Tensor, wanted: Tensor | None = None) -> Tensor:
     return torch.where(apart, torch.where(apart, squared, 1).sqrt(), squared.detach().sqrt())
 
 
+@without_autocast
 def pairwise(x: Tensor, y: Tensor | None, metric: str, normalize: bool) -> Tensor:
     """(M, N) "dot", "euclidean" or "squared" of the (normalised) rows, in the inputs' dtype."""
     f = rows(x, normalize)
