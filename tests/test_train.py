@@ -129,10 +129,10 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     assert quick_run(npz, whole, *words) == 0
     train_step = job.Job.train_step
 
-    def interrupted(self: job.Job, indices: list[int]) -> float:
+    def interrupted(self: job.Job, indices: list[int]) -> None:
         if self.state.progress.step == stop_after:
             raise KeyboardInterrupt
-        return train_step(self, indices)
+        train_step(self, indices)
 
     monkeypatch.setattr(job.Job, "train_step", interrupted)
     assert quick_run(npz, parts, *words) == 130

@@ -158,7 +158,7 @@ class Job:
         images = self.data.train.batch(chosen).to(self.device)
         return self.augment(images, self.state.generator), self.labels[chosen].to(self.device)
 
-    def train_step(self, indices: list[int]) -> float:
+    def train_step(self, indices: list[int]) -> None:
         state = self.state
         state.model.train()
         images, labels = self.batch(indices)
@@ -174,7 +174,6 @@ class Job:
         state.scheduler.step()
         state.progress.step += 1
         state.progress.losses.append(number)
-        return number
 
     def train(self, log: TextIO) -> None:
         """All the epochs that are still to do, each closed by an evaluation and a checkpoint."""
@@ -193,23 +192,24 @@ class Job:
                 start = time.perf_counter()
                 first = progress.step
                 self.sampler.set_epoch(progress.epoch)
+                rate = 0.0
                 for indices in self._remaining():
-                    number = self.train_step(indices)
+                    self.train_step(indices)
                     rate = size * (progress.step - first) / (time.perf_counter() - start)
-                    bar.set_postfix_str(f"loss {number:.4f}  R@1 {progress.recall[-1][1]:.3f}  {rate:,.0f} images/s")
+                    bar.set_postfix_str(self._status(rate), refresh=False)
                     bar.update()
-                rate = size * (progress.step - first) / (time.perf_counter() - start)
                 self.latest = self.retrieval()
                 progress.recall.append((progress.step, self.latest[0]["recall_at_1"]))
                 progress.epoch += 1
                 progress.seconds += time.perf_counter() - start
                 checkpoint.save(self.folder, config, self.state)
+                bar.set_postfix_str(self._status(rate))
                 if bar.disable:
-                    log.write(
-                        f"step {progress.step}/{config.steps}  loss {progress.losses[-1]:.4f}  "
-                        f"R@1 {progress.recall[-1][1]:.3f}  {rate:,.0f} images/s\n"
-                    )
-                    log.flush()
+                    print(f"step {progress.step}/{config.steps}  {self._status(rate)}", file=log, flush=True)
+
+    def _status(self, rate: float) -> str:
+        progress = self.state.progress
+        return f"loss {progress.losses[-1]:.4f}  R@1 {progress.recall[-1][1]:.3f}  {rate:,.0f} images/s"
 
     def _remaining(self) -> Iterator[list[int]]:
         left = self.config.steps - self.state.progress.step
