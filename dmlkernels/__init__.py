@@ -1,6 +1,6 @@
 """Exact deep-metric-learning losses at large batch: the N×N matrix never exists."""
 
-from . import _backend, _library
+from . import _backend, _library, _triton
 from ._backend import get_backend, get_float32_precision, set_backend, set_float32_precision, use_backend
 from ._version import __version__
 from .ops import coding_rate, nearest_positive, pairwise, proxy_anchor, ranked_list, spherical_expansion
@@ -10,6 +10,7 @@ for _namespace in _backend.namespaces.values():
 for _op in (pairwise, ranked_list, nearest_positive, coding_rate, spherical_expansion, proxy_anchor):
     _op.register()
 _library.load_native()
+_triton.load()
 _backend.read_environment()
 
 from . import functional, losses, miners  # noqa: E402  (they call operators that the lines above define)

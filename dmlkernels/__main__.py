@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -32,7 +33,9 @@ def _info(arguments: argparse.Namespace) -> int:
     for device in ("cpu", "cuda"):
         there = device in _backend.loaded["native"]
         lines.append((f"native {device}", _native(device) if there else f"no: {_backend.missing['native', device]}"))
-    lines.append(("triton", "no: this version has no Triton kernels yet"))
+    for device in ("cpu", "cuda"):
+        there = device in _backend.loaded["triton"]
+        lines.append((f"triton {device}", _triton(device) if there else f"no: {_backend.missing['triton', device]}"))
     for module in ("matplotlib", "PIL", "scipy", "tqdm", "timm"):
         lines.append((module, "found" if importlib.util.find_spec(module) else "no"))
     for name, value in lines:
@@ -48,6 +51,11 @@ def _native(device: str) -> str:
         built = f"{info['compiler']}, torch {info['torch_version']}"
         return f"yes, {_C.cpu_capability()} of {', '.join(info['cpu_isas'])} (built with {built})"
     return f"yes, for {', '.join(info['cuda_architectures'])}"
+
+
+def _triton(device: str) -> str:
+    version = importlib.metadata.version("triton")
+    return f"yes, Triton {version}" + (", interpreted: for tests" if device == "cpu" else "")
 
 
 def _check(arguments: argparse.Namespace) -> int:

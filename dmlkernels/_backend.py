@@ -9,13 +9,15 @@ from typing import Literal
 
 import torch
 
+from ._autotable import FASTEST
+
 BACKENDS = ("auto", "native", "triton", "reference")
 PRECISIONS = ("ieee", "tf32x3", "tf32", "bf16")
 
 # Backend -> operator namespace. Tests add their own (a backend is a namespace with the same schemas).
-namespaces = {"native": "dmlkernels"}
+namespaces = {"native": "dmlkernels", "triton": "dmlkernels_triton"}
 # Device types for which a backend has kernels loaded, and one sentence for each that it has not.
-loaded: dict[str, set[str]] = {"native": set()}
+loaded: dict[str, set[str]] = {"native": set(), "triton": set()}
 missing: dict[tuple[str, str], str] = {}
 
 _backend = "auto"
@@ -76,7 +78,8 @@ def namespace(op: str, device: torch.device) -> str | None:
     if _backend == "reference":
         return None
     if _backend == "auto":
-        return namespaces["native"] if device.type in loaded["native"] else None
+        name = _fastest_on_gpu(op, device.index) if device.type == "cuda" else "native"
+        return namespaces[name] if device.type in loaded[name] else None
     if device.type in loaded.get(_backend, ()):
         return namespaces[_backend]
     why = missing.get((_backend, device.type), f"this version has no {_backend} kernels for {device.type} tensors")
@@ -84,6 +87,21 @@ def namespace(op: str, device: torch.device) -> str | None:
         f'{op}: backend "{_backend}" is not available for {device.type} tensors: {why}. '
         'Call dmlkernels.set_backend("auto") or "reference", or see `python -m dmlkernels info`.'
     )
+
+
+def _fastest_on_gpu(op: str, index: int) -> str:
+    """native or triton, as `_autotable` has it for this GPU; otherwise native where it is loaded."""
+    from . import _triton
+
+    usable = [name for name in ("native", "triton") if "cuda" in loaded[name]]
+    if "triton" in usable and _triton.unsupported(index):
+        usable.remove("triton")
+    listed = FASTEST.get(torch.cuda.get_device_name(index), {}).get(op)
+    return listed if listed in usable else usable[0] if usable else "native"
+
+
+# What torch.compiler.assume_constant_result sets: a graph asks once. Calling it would import the whole compiler.
+_fastest_on_gpu._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def read_environment() -> None:

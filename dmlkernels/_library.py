@@ -54,6 +54,11 @@ def define(namespace: str) -> None:
         library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
 
 
+def implement(namespace: str, operator: str, function: Callable, device: str) -> None:
+    """Put a Python function with the operator's schema behind one operator, for tensors of one device type."""
+    _libraries[namespace].impl(operator, function, device.upper())
+
+
 def register(
     op: str,
     *,

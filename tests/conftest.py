@@ -10,13 +10,11 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-import dmlkernels
-from dmlkernels import _backend
+# Triton reads this when a kernel is defined. Without a GPU its interpreter runs the kernels, on CPU tensors.
+os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 
-# Backends with kernels, and the device type of the tensors they are tested on: one line each.
-KERNELS = [
-    ("native", "cpu"),
-]
+import dmlkernels
+from dmlkernels import _backend, _triton
 
 if os.environ.get("PYTEST_XDIST_WORKER"):
     torch.set_num_threads(1)  # the workers are the parallelism
@@ -31,6 +29,7 @@ if hasattr(ctypes.CDLL(None), "mallopt"):
 class Target(NamedTuple):
     name: str
     device: str
+    emulated: bool = False  # a thousand times slower than the real thing: tests marked `large` are not for it
 
     @property
     def operators(self) -> Any:
@@ -38,8 +37,33 @@ class Target(NamedTuple):
         return getattr(torch.ops, _backend.namespaces[self.name])
 
 
+# Backends with kernels, and the device type of the tensors they are tested on: one line each.
+KERNELS = [
+    Target("native", "cpu"),
+    Target("triton", "cpu", emulated=True) if _triton.interpreted() else Target("triton", "cuda"),
+]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the tests marked `large` to the backends that are fast enough for them."""
+
+    def too_large(item: pytest.Item) -> bool:
+        parameters = getattr(item, "callspec", None) and item.callspec.params
+        target = parameters and (parameters.get("kernel") or parameters.get("backend"))
+        return isinstance(target, Target) and target.emulated and item.get_closest_marker("large") is not None
+
+    left_out = [item for item in items if too_large(item)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not too_large(item)]
+
+
+def _id(target: Target) -> str:
+    return f"{target.name}-{target.device}"
+
+
 def _use(request: pytest.FixtureRequest) -> Iterator[Target]:
-    target = Target(*request.param)
+    target = request.param
     if target.name != "reference" and target.device not in _backend.loaded.get(target.name, ()):
         why = _backend.missing.get((target.name, target.device), f"no {target.name} kernels for {target.device}")
         if target.name == "native" and target.device == "cpu" and os.environ.get("DMLKERNELS_REQUIRE_NATIVE") == "1":
@@ -49,13 +73,13 @@ def _use(request: pytest.FixtureRequest) -> Iterator[Target]:
         yield target
 
 
-@pytest.fixture(params=KERNELS, ids="-".join)
+@pytest.fixture(params=KERNELS, ids=_id)
 def kernel(request: pytest.FixtureRequest) -> Iterator[Target]:
     """Every backend that has kernels of its own, judged against the reference; it is in use during the test."""
     yield from _use(request)
 
 
-@pytest.fixture(params=[("reference", "cpu"), *KERNELS], ids="-".join)
+@pytest.fixture(params=[Target("reference", "cpu"), *KERNELS], ids=_id)
 def backend(request: pytest.FixtureRequest) -> Iterator[Target]:
     """Those and the reference, for what can be judged without it; it is in use during the test."""
     yield from _use(request)

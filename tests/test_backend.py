@@ -13,8 +13,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dmlkernels
-from dmlkernels import _backend
+from dmlkernels import _backend, _triton
 from dmlkernels import functional as F
+from dmlkernels._autotable import FASTEST
 from dmlkernels._schemas import SCHEMAS
 
 PACKAGE = Path(dmlkernels.__file__).parent
@@ -108,11 +109,61 @@ def test_unavailable_backend_says_why(name, monkeypatch, restored):
     assert torch.equal(value, CALLS[name](*data("cpu")))
 
 
-@pytest.mark.parametrize("name", CALLS)
-def test_triton_is_not_there_yet(name, restored):
-    dmlkernels.set_backend("triton")
-    with pytest.raises(RuntimeError, match=r'backend "triton" is not available for cpu tensors: .+'):
-        CALLS[name](*data("cpu"))
+def test_triton_takes_no_cpu_tensor_without_its_interpreter(tmp_path):
+    code = """
+import torch, dmlkernels, sys
+dmlkernels.set_backend("triton")
+assert "triton" not in sys.modules
+dmlkernels.functional.pairwise_similarity(torch.eye(2))
+"""
+    done = python(code, tmp_path, PYTHONPATH=str(PACKAGE.parent), TRITON_INTERPRET="0")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        'RuntimeError: pairwise_similarity: backend "triton" is not available for cpu tensors: Triton takes CPU tensors '
+        "only in its interpreter, for tests: set TRITON_INTERPRET=1 before Python starts. "
+        'Call dmlkernels.set_backend("auto") or "reference", or see `python -m dmlkernels info`.'
+    )
+
+
+def test_triton_that_is_not_installed(tmp_path):
+    code = """
+import sys
+sys.modules["triton"] = None
+import dmlkernels
+print(dmlkernels._backend.missing["triton", "cpu"])
+"""
+    done = python(code, tmp_path, PYTHONPATH=str(PACKAGE.parent))
+    assert done.stdout == "Triton is not installed; pip install triton\n"
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Looks like a GPU to the choice of a backend."""
+    _triton.unsupported.cache_clear()
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Some GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    monkeypatch.setitem(_backend.loaded, "native", {"cuda"})
+    monkeypatch.setitem(_backend.loaded, "triton", {"cuda"})
+    yield torch.device("cuda", 0)
+    _triton.unsupported.cache_clear()
+
+
+def test_auto_takes_the_faster_one(gpu, monkeypatch):
+    assert _backend.namespace("mine", gpu) == "dmlkernels"
+    monkeypatch.setitem(FASTEST, "Some GPU", {"mine": "triton"})
+    assert _backend.namespace("mine", gpu) == "dmlkernels_triton"
+    assert _backend.namespace("ranked_list_loss", gpu) == "dmlkernels"
+    monkeypatch.setitem(_backend.loaded, "native", set())
+    assert _backend.namespace("ranked_list_loss", gpu) == "dmlkernels_triton"
+
+
+def test_a_gpu_that_triton_does_not_support(gpu, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 0))
+    assert _triton.unsupported(0) == "Some GPU has compute capability 7.0, and they need 8.0"
+    monkeypatch.setitem(FASTEST, "Some GPU", {"mine": "triton"})
+    assert _backend.namespace("mine", gpu) == "dmlkernels"
+    monkeypatch.setitem(_backend.loaded, "native", set())
+    assert _backend.namespace("mine", gpu) is None
 
 
 # What runs.

@@ -1,1 +1,17 @@
-"""Triton kernels, installed as dmlkernels.triton_kernels: one file per operation."""
+"""Triton kernels, installed as dmlkernels.triton_kernels: one file per operation.
+
+Each file has a table `OPERATORS` of its operators, `<op>_fwd` and `<op>_bwd`, and a launcher with the schema of each.
+Nothing here imports Triton until an operator is called.
+"""
+
+# Operation -> file.
+MODULES = {
+    "pairwise": "pairwise",
+    "ranked_list": "ranked_list",
+    "nearest_positive": "nearest_positive",
+    "mine": "nearest_positive",
+    "cholesky": "coding_rate",
+    "coding_rate": "coding_rate",
+    "spherical_expansion": "spherical_expansion",
+    "proxy_anchor": "proxy_anchor",
+}

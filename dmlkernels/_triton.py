@@ -1,0 +1,77 @@
+"""Registers the Triton kernels of `dmlkernels.triton_kernels`, which are imported when one is first called."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from . import _backend, _library
+from ._schemas import SCHEMAS
+
+OLDEST_GPU = (8, 0)  # tensor-core products of bfloat16 and TF32
+
+
+def interpreted() -> bool:
+    """Whether Triton's interpreter runs the kernels, on CPU tensors; Triton reads the same variable."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+
+
+def load() -> None:
+    """Put launchers behind the operators of `dmlkernels_triton`; note where there are none, and why."""
+    why = _absent()
+    cpu = "Triton takes CPU tensors only in its interpreter, for tests: set TRITON_INTERPRET=1 before Python starts"
+    cuda = "this torch is a build without CUDA"
+    if interpreted():
+        cuda = "TRITON_INTERPRET=1 is set, and the interpreter takes CPU tensors"
+    for device, there, without in (
+        ("cpu", interpreted(), cpu),
+        ("cuda", torch.version.cuda is not None and not interpreted(), cuda),
+    ):
+        if why or not there:
+            _backend.missing["triton", device] = why or without
+            continue
+        for operator in SCHEMAS:
+            _library.implement("dmlkernels_triton", operator, functools.partial(_launch, operator), device)
+        _backend.loaded["triton"].add(device)
+
+
+def _absent() -> str | None:
+    """What keeps the kernels from running on any device."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed; pip install triton"
+    if importlib.util.find_spec("dmlkernels.triton_kernels") is None:
+        return "this copy of dmlkernels came without its triton_kernels"
+    return None
+
+
+def _launch(operator: str, *arguments: Any) -> Any:
+    device = next(a.device for a in arguments if isinstance(a, torch.Tensor))
+    if device.type == "cuda" and (why := unsupported(device.index)):
+        raise RuntimeError(f'{operator}: backend "triton" is not available on this GPU: {why}')
+    return _launcher(operator)(*arguments)
+
+
+@functools.cache
+def _launcher(operator: str) -> Callable[..., Any]:
+    from .triton_kernels import MODULES
+
+    module = importlib.import_module(f"dmlkernels.triton_kernels.{MODULES[operator.rpartition('_')[0]]}")
+    return module.OPERATORS[operator]
+
+
+@functools.cache
+def unsupported(index: int) -> str | None:
+    """Why the kernels cannot run on this GPU, or None."""
+    capability = torch.cuda.get_device_capability(index)
+    if capability >= OLDEST_GPU:
+        return None
+    return (
+        f"{torch.cuda.get_device_name(index)} has compute capability {capability[0]}.{capability[1]}, and they need "
+        f"{OLDEST_GPU[0]}.{OLDEST_GPU[1]}"
+    )
