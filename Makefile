@@ -11,8 +11,8 @@ BIN := $(VENV)/bin
 DEPENDENCIES := $(VENV)/.dependencies
 BUILD := $(VENV)/.build
 LINT := $(VENV)/.lint
-NATIVE := CMakeLists.txt setup.py $(wildcard csrc/*.cpp csrc/*/*.h csrc/*/*.cuh csrc/*/*.cpp csrc/*/*.cu csrc/*/*/*.h csrc/*/*/*.cpp)
-CXX_FILES := $(filter-out CMakeLists.txt setup.py,$(NATIVE)) $(wildcard tests/*/*.cpp tests/*/*.h)
+NATIVE := CMakeLists.txt setup.py $(wildcard cmake/* csrc/*.cpp csrc/*/*.h csrc/*/*.cuh csrc/*/*.cpp csrc/*/*.cu csrc/*/*/*.h csrc/*/*/*.cpp)
+CXX_FILES := $(filter-out CMakeLists.txt setup.py %.cmake,$(NATIVE)) $(wildcard tests/*/*.cpp tests/*/*.h)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: setup demo test trust bench bench-peers lint format wheel clean

@@ -40,8 +40,10 @@ class CMakeBuild(build_ext):
         cmake, ninja = (shutil.which(name, path=SEARCH_PATH) for name in ("cmake", "ninja"))
         if not cmake or not ninja:
             raise SystemExit("dmlkernels: cmake and ninja are needed to build: pip install cmake ninja")
-        build = ROOT / "build" / f"native-{sys.implementation.cache_tag}"
-        package = (ROOT if self.editable_mode or self.inplace else Path(self.build_lib).resolve()) / "dmlkernels"
+        in_place = self.editable_mode or self.inplace
+        # A wheel has CUDA where the package in place often has not: neither throws away what the other compiled.
+        build = ROOT / "build" / f"{'native' if in_place else 'wheel'}-{sys.implementation.cache_tag}"
+        package = (ROOT if in_place else Path(self.build_lib).resolve()) / "dmlkernels"
         configure = [
             f"-DCMAKE_MAKE_PROGRAM={ninja}",
             f"-DPython_EXECUTABLE={sys.executable}",

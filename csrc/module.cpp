@@ -27,6 +27,7 @@ py::dict build_info() {
   info["build_type"] = DML_BUILD_TYPE;
   info["cpu_isas"] = split(DML_CPU_ISAS);
   info["cuda"] = *DML_CUDA_ARCHITECTURES != '\0';
+  info["cuda_version"] = DML_CUDA_VERSION;
   info["cuda_architectures"] = split(DML_CUDA_ARCHITECTURES);
   info["torch_version"] = DML_TORCH_VERSION;
   return info;

@@ -30,6 +30,7 @@ LAYERS = (
     "csrc/cpu/kernels/{op}.cpp",
     "dmlkernels/ops/{op}.py",
     "dmlkernels/reference/{op}.py",
+    "triton_kernels/{op}.py",
     "tests/test_{op}.py",
     "bench/bench_{op}.py",
 )
@@ -131,7 +132,8 @@ def test_build_info():
     info = _C.build_info()
     assert info["version"] == dmlkernels.__version__
     assert info["cpu_isas"][0] == "plain"
-    assert info["cuda"] == bool(info["cuda_architectures"]) == any("cuda" in path.name for path in LIBRARIES)
+    assert info["cuda"] == any("cuda" in path.name for path in LIBRARIES)
+    assert info["cuda"] == bool(info["cuda_architectures"]) == bool(info["cuda_version"])
     assert _C.constants()["torch_target_version"] == (2, 11)
 
 
