@@ -1,0 +1,70 @@
+#pragma once
+// The only way to launch a kernel and to get shared memory, on a device and on the host (tests/cuda_host), where a
+// thread of a block is a fiber.
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include <type_traits>
+
+#if defined(DML_CUDA_HOST)
+#include "cuda_host/shim.h"
+#else
+#include <cuda_runtime.h>
+
+#include <stdexcept>
+#include <string>
+#endif
+
+#define DML_DEVICE __device__ __forceinline__
+#define DML_KERNEL(threads) __global__ void __launch_bounds__(threads)
+
+namespace dml {
+
+using Stream = void*;
+
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xffffffffu;
+// What every supported device gives a block: 8.6, 8.9 and 12.0 have no more.
+constexpr size_t kMaxShared = 99 * 1024;
+
+#if defined(DML_CUDA_HOST)
+
+#define DML_SHARED(name) unsigned char* const name = cuda_host::shared_memory()
+
+template <class... P>
+void launch(void (*kernel)(P...), dim3 grid, int block, size_t shared, Stream, std::type_identity_t<P>... arguments) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  cuda_host::run(grid, dim3(static_cast<unsigned>(block)), shared, [&] { kernel(arguments...); });
+}
+
+#else
+
+#define DML_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
+
+inline void check_cuda(cudaError_t status) {
+  if (status != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(status));
+}
+
+template <class... P>
+void launch(void (*kernel)(P...), dim3 grid, int block, size_t shared, Stream stream,
+            std::type_identity_t<P>... arguments) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  if (shared > 48 * 1024)
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)));
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(static_cast<unsigned>(block));
+  config.dynamicSmemBytes = shared;
+  config.stream = static_cast<cudaStream_t>(stream);
+  check_cuda(cudaLaunchKernelEx(&config, kernel, arguments...));
+  check_cuda(cudaGetLastError());
+}
+
+#endif
+
+inline unsigned blocks_for(int64_t items, int64_t per_block) {
+  return static_cast<unsigned>((items + per_block - 1) / per_block);
+}
+
+}  // namespace dml

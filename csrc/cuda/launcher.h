@@ -1,0 +1,82 @@
+#pragma once
+// What the launchers of csrc/cuda share: the namespace and the dispatch key that they register for, the stream, scratch
+// memory, and calls of ATen's own operators. Kernels do not include this: torch's headers are slow to compile.
+
+#include <array>
+#include <optional>
+#include <vector>
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+
+#include "common/check.h"
+
+#if defined(DML_CUDA_HOST)
+#define DML_OPERATORS dmlkernels_cuda_host
+#define DML_DEVICE_KEY CPU
+#else
+#define DML_OPERATORS dmlkernels
+#define DML_DEVICE_KEY CUDA
+#endif
+
+namespace dml {
+
+// The device of a tensor for as long as this lives, and the stream that torch uses on it.
+class OnDevice {
+ public:
+#if defined(DML_CUDA_HOST)
+  explicit OnDevice(const Tensor&) {}
+#else
+  explicit OnDevice(const Tensor& x) : guard_(x.get_device_index()) {
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
+  }
+#endif
+  void* stream = nullptr;
+
+ private:
+#if !defined(DML_CUDA_HOST)
+  torch::stable::accelerator::DeviceGuard guard_;
+#endif
+};
+
+using Shape = std::vector<int64_t>;
+
+inline Tensor empty(const Tensor& like, const Shape& shape, ScalarType type) {
+  return torch::stable::new_empty(like, shape, type);
+}
+inline Tensor zeros(const Tensor& like, const Shape& shape, ScalarType type) {
+  return torch::stable::new_zeros(like, shape, type);
+}
+inline Tensor filled(const Tensor& like, const Shape& shape, ScalarType type, double value) {
+  Tensor x = torch::stable::new_empty(like, shape, type);
+  return torch::stable::fill_(x, value);
+}
+
+template <class T>
+T* data(const Tensor& x) {
+  return static_cast<T*>(x.mutable_data_ptr());
+}
+template <class T>
+T* data(const std::optional<Tensor>& x) {
+  return x ? data<T>(*x) : nullptr;
+}
+
+inline ScalarType compute_type(const Tensor& x) {
+  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline std::optional<Tensor> contiguous(const std::optional<Tensor>& x) {
+  return x ? std::make_optional(torch::stable::contiguous(*x)) : std::nullopt;
+}
+
+// Sorted values and the places they come from; equal values keep their order. On the device, without synchronising.
+inline std::array<Tensor, 2> stable_sort(const Tensor& x) {
+  using torch::stable::detail::from;
+  using torch::stable::detail::to;
+  std::array<StableIValue, 4> stack{from(x), from(std::optional<bool>(true)), from(int64_t{-1}), from(false)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
+  return {to<Tensor>(stack[0]), to<Tensor>(stack[1])};
+}
+
+}  // namespace dml

@@ -1,0 +1,371 @@
+#include "cuda_host/shim.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <map>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#if !defined(__x86_64__)
+#error "the fibers of tests/cuda_host switch their contexts in x86-64 assembly"
+#endif
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(address, size) ((void)(address), (void)(size))
+#define ASAN_UNPOISON_MEMORY_REGION(address, size) ((void)(address), (void)(size))
+#endif
+
+// Saves what the calling convention asks a function to keep, and goes on with another stack. 7 ns; swapcontext, which
+// also saves the signal mask, takes 220.
+asm(R"(
+.text
+.globl cuda_host_switch
+.type cuda_host_switch, @function
+cuda_host_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size cuda_host_switch, .-cuda_host_switch
+)");
+extern "C" void cuda_host_switch(void** save, void* load);
+
+namespace cuda_host {
+namespace {
+
+constexpr size_t kStack = 256 * 1024, kGuard = 4096;
+constexpr size_t kAlign = 128, kCanary = 256;
+constexpr int kWarpSize = 32;
+constexpr size_t kSharedLimit = 99 * 1024;
+constexpr unsigned char kNanByte = 0xff;
+
+std::atomic<uint64_t> seed{[] {
+  const char* text = std::getenv("DMLKERNELS_CUDA_HOST_SEED");
+  return text == nullptr ? 0ull : std::strtoull(text, nullptr, 10);
+}()};
+
+struct Copy {
+  void* to;
+  const void* from;
+  size_t size, valid;
+};
+
+enum class State { runnable, at_block_barrier, at_warp_barrier, done };
+
+struct Fiber {
+  unsigned char* stack = nullptr;
+  void* pointer = nullptr;  // stack pointer while it does not run
+  void* fake_stack = nullptr;
+  State state = State::done;
+  dim3 index;
+  unsigned mask = 0;
+  Site site;
+  bool phase = false;
+  int predicate = 0;
+  std::vector<Copy> open;
+  std::vector<std::vector<Copy>> groups;
+};
+
+struct Warp {
+  alignas(64) unsigned char deposits[2][kWarpSize * kDeposit];
+};
+
+class Block;
+thread_local Block* current_block = nullptr;
+
+class Block {
+ public:
+  Indices where;
+  unsigned char* shared = nullptr;
+  int current = -1, votes = 0;
+  std::vector<Warp> warps;
+
+  Block(dim3 grid, dim3 size, size_t shared_size, const std::function<void()>& kernel)
+      : warps((size.x * size.y * size.z + kWarpSize - 1) / kWarpSize),
+        kernel_(kernel),
+        shared_size_(shared_size),
+        count_(static_cast<int>(size.x * size.y * size.z)) {
+    where.block_size = size;
+    where.grid_size = grid;
+    if (count_ > 1024) throw std::runtime_error("cuda_host: a block has at most 1024 threads");
+    if (shared_size > kSharedLimit)
+      throw std::runtime_error("cuda_host: a block asks for " + std::to_string(shared_size) +
+                               " bytes of shared memory, more than the 99 KiB that every device has");
+    memory_.resize(shared_size + kCanary + kAlign);
+    const auto address = reinterpret_cast<uintptr_t>(memory_.data());
+    shared = memory_.data() + (kAlign - address % kAlign) % kAlign;
+    while (static_cast<int>(fibers().size()) < count_) fibers().push_back(make_fiber());
+  }
+  ~Block() { ASAN_UNPOISON_MEMORY_REGION(memory_.data(), memory_.size()); }
+
+  void run(dim3 block) {
+    where.block = block;
+    ASAN_UNPOISON_MEMORY_REGION(shared, shared_size_ + kCanary);
+    std::fill_n(shared, shared_size_ + kCanary, kNanByte);
+    ASAN_POISON_MEMORY_REGION(shared + shared_size_, kCanary);
+    // Each block has its own order, which depends on nothing but the seed and the block.
+    random_.seed(seed.load() * 1000003 + (block.z * where.grid_size.y + block.y) * where.grid_size.x + block.x);
+    runnable_.clear();
+    for (int k = 0; k < count_; ++k) start(k);
+    live_ = count_;
+    while (live_ > 0) {
+      if (runnable_.empty()) throw std::runtime_error("cuda_host: divergent barrier: " + who_waits());
+      const size_t pick = random_() % runnable_.size();
+      const int next = runnable_[pick];
+      runnable_[pick] = runnable_.back();
+      runnable_.pop_back();
+      resume(next);
+      if (!failure.empty()) throw std::runtime_error("cuda_host: " + failure);
+    }
+    ASAN_UNPOISON_MEMORY_REGION(shared + shared_size_, kCanary);
+    for (size_t k = 0; k < kCanary; ++k)
+      if (shared[shared_size_ + k] != kNanByte)
+        throw std::runtime_error("cuda_host: a kernel wrote " + std::to_string(k) +
+                                 " bytes beyond the shared memory it asked for");
+  }
+
+  Fiber& self() { return fibers()[current]; }
+
+  void wait_for_block(const Site& site) {
+    self().site = site;
+    self().state = State::at_block_barrier;
+    if (all_at(site)) {
+      votes = 0;
+      for (int k = 0; k < count_; ++k) {
+        votes += fibers()[k].predicate != 0;
+        wake(k);
+      }
+    }
+    leave();
+  }
+
+  const unsigned char* exchange(unsigned mask, const void* value, size_t size, const Site& site) {
+    const int first = current / kWarpSize * kWarpSize, lane = current - first;
+    Fiber& me = self();
+    if ((mask >> lane & 1u) == 0) fail_in_kernel("a lane is not in the mask of its own warp operation", site);
+    me.phase = !me.phase;
+    unsigned char* deposits = warps[current / kWarpSize].deposits[me.phase];
+    if (size > 0) memcpy(deposits + lane * kDeposit, value, size);
+    me.mask = mask;
+    me.site = site;
+    me.state = State::at_warp_barrier;
+    bool all = true;
+    for (int k = 0; k < kWarpSize && all; ++k)
+      if ((mask >> k & 1u) != 0) all = first + k < count_ && waits_with(fibers()[first + k], me);
+    if (all) {
+      for (int k = 0; k < kWarpSize; ++k)
+        if ((mask >> k & 1u) != 0 && k != lane) wake(first + k);
+      me.state = State::runnable;  // the last to come goes on
+    } else {
+      leave();
+    }
+    return deposits;
+  }
+
+  // Abandons the block: the fibers are not resumed, and kernels own nothing that would need unwinding.
+  [[noreturn]] void fail(const std::string& what) {
+    failure = what;
+    for (;;) leave();
+  }
+  std::string failure;
+
+ private:
+  const std::function<void()>& kernel_;
+  size_t shared_size_;
+  int count_, live_ = 0;
+  std::vector<unsigned char> memory_;
+  std::vector<int> runnable_;
+  std::minstd_rand random_;
+  void* scheduler_ = nullptr;
+  void* scheduler_fake_stack_ = nullptr;
+  const void* scheduler_stack_ = nullptr;
+  size_t scheduler_size_ = 0;
+
+  static std::vector<Fiber>& fibers() {
+    thread_local std::vector<Fiber> all;
+    return all;
+  }
+  static Fiber make_fiber() {
+    Fiber fiber;
+    void* memory = mmap(nullptr, kStack + kGuard, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) throw std::bad_alloc();
+    mprotect(memory, kGuard, PROT_NONE);
+    fiber.stack = static_cast<unsigned char*>(memory) + kGuard;
+    return fiber;
+  }
+
+  static bool same_site(const Site& a, const Site& b) {
+    return a.line() == b.line() && a.column() == b.column() && a.file_name() == b.file_name();
+  }
+  static bool waits_with(const Fiber& other, const Fiber& me) {
+    return other.state == State::at_warp_barrier && other.mask == me.mask && same_site(other.site, me.site);
+  }
+  bool all_at(const Site& site) {
+    for (int k = 0; k < count_; ++k)
+      if (fibers()[k].state != State::at_block_barrier || !same_site(fibers()[k].site, site)) return false;
+    return true;
+  }
+
+  std::string who_waits() {
+    std::map<std::string, int> groups;
+    for (int k = 0; k < count_; ++k) {
+      const Fiber& fiber = fibers()[k];
+      const std::string place = std::string(fiber.site.file_name()) + ":" + std::to_string(fiber.site.line());
+      ++groups[fiber.state == State::done               ? "have returned"
+               : fiber.state == State::at_block_barrier ? "wait for their block at " + place
+                                                        : "wait for their warp at " + place];
+    }
+    std::string text;
+    for (const auto& [what, number] : groups)
+      text += (text.empty() ? "" : ", ") + std::to_string(number) + " threads " + what;
+    return text;
+  }
+
+  void wake(int k) {
+    fibers()[k].state = State::runnable;
+    runnable_.push_back(k);
+  }
+
+  void start(int k) {
+    Fiber& fiber = fibers()[k];
+    ASAN_UNPOISON_MEMORY_REGION(fiber.stack, kStack);
+    const dim3 size = where.block_size;
+    const auto n = static_cast<unsigned>(k);
+    fiber.index = dim3(n % size.x, n / size.x % size.y, n / (size.x * size.y));
+    fiber.open.clear();
+    fiber.groups.clear();
+    fiber.phase = false;
+    fiber.fake_stack = nullptr;
+    // Six registers to pop and the entry to return to; the stack is aligned as after a call.
+    auto* top = reinterpret_cast<void**>(fiber.stack + kStack - 64);
+    *--top = nullptr;
+    *--top = reinterpret_cast<void*>(&Block::entry);
+    for (int r = 0; r < 6; ++r) *--top = nullptr;
+    fiber.pointer = top;
+    wake(k);
+  }
+
+  static void entry() {
+    Block& block = *current_block;
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(nullptr, &block.scheduler_stack_, &block.scheduler_size_);
+#endif
+    block.kernel_();
+    Fiber& me = block.self();
+    me.state = State::done;
+    --block.live_;
+    block.leave(true);
+    std::abort();
+  }
+
+  void resume(int k) {
+    current = k;
+    Fiber& fiber = fibers()[k];
+    where.thread = fiber.index;
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_start_switch_fiber(&scheduler_fake_stack_, fiber.stack, kStack);
+#endif
+    cuda_host_switch(&scheduler_, fiber.pointer);
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(scheduler_fake_stack_, nullptr, nullptr);
+#endif
+  }
+
+  void leave([[maybe_unused]] bool forever = false) {
+    Fiber& me = self();
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_start_switch_fiber(forever ? nullptr : &me.fake_stack, scheduler_stack_, scheduler_size_);
+#endif
+    cuda_host_switch(&me.pointer, scheduler_);
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(me.fake_stack, &scheduler_stack_, &scheduler_size_);
+#endif
+  }
+};
+
+void finish(const std::vector<Copy>& group) {
+  for (const Copy& copy : group) {
+    memcpy(copy.to, copy.from, copy.valid);
+    memset(static_cast<unsigned char*>(copy.to) + copy.valid, 0, copy.size - copy.valid);
+  }
+}
+
+}  // namespace
+
+const Indices& indices() { return current_block->where; }
+unsigned char* shared_memory() { return current_block->shared; }
+int lane() { return current_block->current % kWarpSize; }
+
+void run(dim3 grid, dim3 block, size_t shared, const std::function<void()>& kernel) {
+  Block work(grid, block, shared, kernel);
+  current_block = &work;
+  dim3 at;
+  for (at.z = 0; at.z < grid.z; ++at.z)
+    for (at.y = 0; at.y < grid.y; ++at.y)
+      for (at.x = 0; at.x < grid.x; ++at.x) work.run(at);
+}
+
+void block_barrier(const Site& site) { current_block->wait_for_block(site); }
+
+const unsigned char* warp_exchange(unsigned mask, const void* value, size_t size, const Site& site) {
+  return current_block->exchange(mask, value, size, site);
+}
+
+void fail_in_kernel(const char* what, const Site& site) {
+  current_block->fail(std::string(what) + " at " + site.file_name() + ":" + std::to_string(site.line()));
+}
+
+void copy_async(void* to, const void* from, size_t size, size_t valid) {
+  memset(to, kNanByte, size);
+  current_block->self().open.push_back(Copy{to, from, size, valid});
+}
+
+void copy_async_commit() {
+  Fiber& me = current_block->self();
+  me.groups.push_back(std::move(me.open));
+  me.open.clear();
+}
+
+void copy_async_wait(int groups_in_flight) {
+  auto& groups = current_block->self().groups;
+  while (static_cast<int>(groups.size()) > groups_in_flight) {
+    finish(groups.front());
+    groups.erase(groups.begin());
+  }
+}
+
+}  // namespace cuda_host
+
+int __syncthreads_count(int predicate, const cuda_host::Site& site) {
+  cuda_host::current_block->self().predicate = predicate;
+  cuda_host::block_barrier(site);
+  const int votes = cuda_host::current_block->votes;
+  cuda_host::current_block->self().predicate = 0;
+  return votes;
+}
+
+int __syncthreads_or(int predicate, const cuda_host::Site& site) { return __syncthreads_count(predicate, site) != 0; }
+
+// The order of the fibers from the next launch on.
+extern "C" __attribute__((visibility("default"))) void dmlkernels_cuda_host_seed(uint64_t value) {
+  cuda_host::seed = value;
+}
