@@ -96,7 +96,7 @@ def test_full_run(npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     for name in ("recall_at_1", "recall_at_2", "recall_at_4", "map_at_r"):
         assert 0.0 <= result[f"{name}_before"] <= 1.0
         assert 0.0 <= result[f"{name}_after"] <= 1.0
-    assert 1.0 <= result["effective_rank"] <= model.FEATURES
+    assert 1.0 <= result["effective_rank"] <= 128
     assert result["effective_rank"] == result["effective_rank_after"]
     assert result["step_time_fused"] > 0
     assert result["step_time_reference"] > 0
@@ -298,16 +298,6 @@ def test_loss_options_reach_the_loss(
     assert math.isfinite(metrics_of(tmp_path / "out")["history"]["loss"][0])
 
 
-@pytest.mark.parametrize("name", sorted(losses.LOSSES))
-@pytest.mark.parametrize("easy", [False, True])
-def test_every_loss_of_the_registry_trains(name: str, easy: bool) -> None:
-    loss = losses.build(name, {}, easy_positive=easy, num_classes=4, embedding_size=8)
-    rows = torch.randn(16, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    loss(rows, torch.arange(16) // 4).backward()
-    assert rows.grad is not None
-    assert rows.grad.abs().sum() > 0
-
-
 def test_a_loss_with_proxies_gets_its_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     class Proxies(nn.Module):
         def __init__(self, num_classes: int, embedding_size: int, margin: float = 0.1) -> None:
@@ -389,12 +379,12 @@ def test_timm_networks(npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setitem(__import__("sys").modules, "timm", SimpleNamespace(create_model=create_model))
     assert quick_run(npz, tmp_path / "out", "--model", "timm:tiny") == 0
-    assert model.build("timm:tiny", 3).mean.flatten().tolist() == pytest.approx([0.4, 0.5, 0.6])
+    assert model.build("timm:tiny", 3, 16).mean.flatten().tolist() == pytest.approx([0.4, 0.5, 0.6])
     with pytest.raises(JobError, match="--model timm:other: Unknown model"):
-        model.build("timm:other", 3)
+        model.build("timm:other", 3, 16)
     monkeypatch.setitem(__import__("sys").modules, "timm", None)
     with pytest.raises(JobError, match="pip install timm"):
-        model.build("timm:tiny", 3)
+        model.build("timm:tiny", 3, 16)
 
 
 @pytest.mark.parametrize("package", ["matplotlib", "tqdm"])
@@ -468,7 +458,9 @@ def test_peak_memory_is_none_where_the_system_has_no_mark(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(measure, "_status", missing)
     assert measure.peak_extra_bytes(lambda: None) is None
-    result = {"config": {}, "seed": 0} | dict.fromkeys(("train_images", "train_classes", "test_images"), 1)
+    result = {"config": {"validate": False}, "seed": 0, "wrong_labels": 0} | dict.fromkeys(
+        ("train_images", "train_classes", "test_images"), 1
+    )
     result |= {"test_classes": 1, "batch": 8, "seconds_training": 1.0, "fused_kernels": False}
     result |= {f"{name}_{when}": 0.5 for name in ("map_at_r", "effective_rank") for when in ("before", "after")}
     result |= {f"recall_at_{k}_{when}": 0.5 for k in (1, 2, 4) for when in ("before", "after")}

@@ -24,8 +24,7 @@ class Progress:
     step: int = 0
     seconds: float = 0.0
     losses: list[float] = dataclasses.field(default_factory=list)  # one a step
-    recall: list[tuple[int, float]] = dataclasses.field(default_factory=list)  # (step, R@1), from step 0 on
-    before: dict[str, float] = dataclasses.field(default_factory=dict)  # retrieval of the untrained network
+    evaluations: list[dict[str, float]] = dataclasses.field(default_factory=list)  # with their step, from step 0 on
     spectrum_before: list[float] = dataclasses.field(default_factory=list)
 
 

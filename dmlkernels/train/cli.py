@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dmlkernels.train.config import FIELDS, JobError, TrainConfig
-from dmlkernels.train.losses import LOSSES, OPTIONS, flag
+from dmlkernels.train.losses import LOSSES, OPTIONS, WRAPPERS, flag
 
 QUICK_STEPS, QUICK_EPOCH = 30, 10
 
@@ -18,6 +18,13 @@ def _count(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return number
+
+
+def _share(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a share from 0 to below 1")
     return number
 
 
@@ -47,18 +54,29 @@ def add_parsers(subparsers: Any) -> None:
     train.add_argument("--image-size", type=_count, help="side of the images (default: the data set's)")
     train.add_argument("--model", help="small (default) or timm:NAME")
     train.add_argument("--pretrained", action="store_true", help="start from timm's weights")
+    train.add_argument("--features", type=_count, help="size of the embeddings (default 128)")
     train.add_argument("--loss", choices=sorted(LOSSES), help="default ranked_list")
     train.add_argument("--easy-positive", action="store_true", help="pull towards the nearest positive only")
     for option, settings in OPTIONS.items():
         train.add_argument(flag(option), **settings)
+    for name, wrapper in WRAPPERS.items():
+        train.add_argument(flag(name), action="store_true", help=wrapper.help)
+        for option, settings in wrapper.options.items():
+            train.add_argument(flag(f"{name}_{option}"), **settings)
     _add_common(train)
     train.add_argument("--samples-per-class", type=_count, help="images of a class in a batch (default 8)")
     train.add_argument("--epoch-steps", type=_count, help="steps between evaluations (default: an eighth of the run)")
     train.add_argument("--lr", type=float, help="peak learning rate (default 1e-2)")
     train.add_argument("--flip", action="store_true", help="mirror half of the training images")
     train.add_argument("--merge-classes", type=_count, help="let so many classes share a training label, at random")
+    train.add_argument("--label-noise", type=_share, help="share of the training labels that are made wrong, at random")
+    train.add_argument(
+        "--validate",
+        action="store_true",
+        help="hold out a fifth of the training classes and test on them, to choose settings with",
+    )
     train.add_argument("--quick", action="store_true", help=f"a short run of {QUICK_STEPS} steps")
-    train.add_argument("--out", type=Path, help="the run's folder (default runs/DATA-LOSS-SEED)")
+    train.add_argument("--out", type=Path, help="the run's folder (default runs/DATA-METHOD-SEED)")
     train.add_argument(
         "--resume", type=Path, nargs="?", const=None, help="go on with the run in this folder (default: that of --out)"
     )
@@ -106,10 +124,23 @@ def _demo(args: argparse.Namespace) -> int:
     return _guarded(demo.main, args, "the finished runs are in their folders")
 
 
+def _wrappers(given: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Each wrapper that is on, with its options."""
+    chosen: dict[str, dict[str, Any]] = {}
+    for name, wrapper in WRAPPERS.items():
+        options = {option: given[f"{name}_{option}"] for option in wrapper.options if f"{name}_{option}" in given}
+        if name in given:
+            chosen[name] = options
+        elif options:
+            raise JobError(f"{flag(f'{name}_{next(iter(options))}')} changes nothing without {flag(name)}: add it")
+    return chosen
+
+
 def run_train(given: dict[str, Any]) -> None:
     from dmlkernels.train import checkpoint, job, report
 
     chosen = {name: value for name, value in given.items() if name in FIELDS}
+    chosen |= _wrappers(given)
     options = {name: value for name, value in given.items() if name in OPTIONS}
     if options:
         chosen["loss_options"] = options

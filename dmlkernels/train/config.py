@@ -29,7 +29,12 @@ class TrainConfig:
         loss: a name of ``dmlkernels.train.losses.LOSSES``.
         loss_options: its constructor arguments where they differ from its defaults.
         easy_positive: pull every anchor towards its nearest positive only.
+        anti_collapse: constructor arguments of an `AntiCollapseLoss` around the loss; None: none.
+        expansion: constructor arguments of a `SphericalExpansionLoss` around the loss; None: none.
+        features: size of the embeddings.
         merge_classes: how many training classes share one label, at random (1: none).
+        label_noise: share of the training labels that are wrong, at random.
+        validate: hold out a fifth of the training classes and test on them, not on the test classes.
         batch: images in a batch; None takes 2,048, or all classes where there are fewer.
         samples_per_class: images of a class in a batch.
         steps: optimizer steps of the whole run.
@@ -48,7 +53,12 @@ class TrainConfig:
     loss: str = "ranked_list"
     loss_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     easy_positive: bool = False
+    anti_collapse: dict[str, Any] | None = None
+    expansion: dict[str, Any] | None = None
+    features: int = 128
     merge_classes: int = 1
+    label_noise: float = 0.0
+    validate: bool = False
     batch: int | None = None
     samples_per_class: int = 8
     steps: int = 420
@@ -64,9 +74,15 @@ class TrainConfig:
         return self.epoch_steps or max(1, -(-self.steps // 8))
 
     @property
+    def method(self) -> str:
+        """The loss and what is around it, for titles and names."""
+        around = {"easy-positive": self.easy_positive, "expansion": self.expansion, "anti-collapse": self.anti_collapse}
+        return "-".join([self.loss, *(name for name, on in around.items() if on not in (None, False))])
+
+    @property
     def default_folder(self) -> Path:
         data = re.sub(r"[^A-Za-z0-9]+", "-", self.data).strip("-")
-        return Path("runs") / f"{data}-{self.loss}-{self.seed}"
+        return Path("runs") / f"{data}-{self.method}-{self.seed}"
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(TrainConfig))

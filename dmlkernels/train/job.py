@@ -18,16 +18,20 @@ from torch import Tensor, nn
 import dmlkernels
 from dmlkernels import _backend, metrics
 from dmlkernels.data import RetrievalData, load, merge_classes
+from dmlkernels.losses import SphericalExpansionLoss
 from dmlkernels.samplers import ClassBalancedSampler
 from dmlkernels.train import checkpoint, losses, measure, model, pictures, report
 from dmlkernels.train.augment import Augment
 from dmlkernels.train.checkpoint import Progress, State
 from dmlkernels.train.config import JobError, TrainConfig, require, write_json
+from dmlkernels.train.evaluate import Evaluation, evaluate
+from dmlkernels.train.labels import add_noise, hold_out
 
 BATCH = 2048
 WEIGHT_DECAY = 1e-4
+PROXY_LR = 3.0  # times the network's
 RESULTS = ("metrics.json", "curves.png", "spectrum.png", "neighbors.png")
-KS = (1, 2, 4, 8)
+CURVES = ("recall_at_1", "effective_rank", "coding_rate")  # what the history follows through training
 
 
 def one_cycle(steps: int) -> Callable[[int], float]:
@@ -89,26 +93,39 @@ class Job:
         self.backend = config.backend or dmlkernels.get_backend()
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise JobError(f"--device {config.device}: this PyTorch sees no CUDA device")
-        self.data = data or load(config.data, size=config.image_size, seed=config.seed)
-        self.labels = self.data.train.labels
-        if config.merge_classes > 1:
-            self.labels = merge_classes(self.labels, config.merge_classes, config.seed)
-        classes = _batch_classes(config, self.labels)
-        # Copies of an image must share an id, or each would be the other's nearest positive.
+        data = data or load(config.data, size=config.image_size, seed=config.seed)
+        self.data = hold_out(data, config.seed) if config.validate else data
+        clean = merge_classes(self.data.train.labels, config.merge_classes, config.seed)
+        classes = _batch_classes(config, clean)
+        self.labels = clean
+        if config.label_noise:
+            self.labels = add_noise(clean, config.label_noise, config.seed)
+            classes = _batch_classes(config, self.labels)  # noise can empty a class
+        self.wrong_labels = int((self.labels != clean).sum())
         self.copies = int(self.labels.unique(return_counts=True)[1].min()) < config.samples_per_class
         torch.manual_seed(config.seed)
-        network = model.build(config.model, self.data.train.channels, config.pretrained).to(self.device)
+        network = model.build(config.model, self.data.train.channels, config.features, config.pretrained).to(
+            self.device
+        )
         self.loss_arguments: dict[str, Any] = {
             "name": config.loss,
             "options": config.loss_options,
             "easy_positive": config.easy_positive,
             "num_classes": int(self.labels.max()) + 1,
-            "embedding_size": model.FEATURES,
+            "embedding_size": config.features,
+            "expansion": config.expansion,
+            "anti_collapse": config.anti_collapse,
         }
         loss = losses.build(**self.loss_arguments).to(self.device)
+        # Copies of an image must share an id, or each would be the other's nearest positive.
+        self.takes_ids = self.copies and losses.LOSSES[config.loss].pairs
         self.fused = self._try_loss(loss)
         optimizer = torch.optim.AdamW(
-            [*network.parameters(), *loss.parameters()], lr=config.lr, weight_decay=WEIGHT_DECAY
+            [
+                {"params": list(network.parameters()), "weight_decay": WEIGHT_DECAY},
+                {"params": list(loss.parameters()), "weight_decay": 0.0, "lr": PROXY_LR * config.lr},
+            ],
+            lr=config.lr,
         )
         self.sampler = ClassBalancedSampler(
             self.labels,
@@ -128,13 +145,13 @@ class Job:
             progress=Progress(),
         )
         self.augment = Augment(flip=config.flip)
-        self.latest: tuple[dict[str, float], Tensor, Tensor | None] | None = None
+        self.latest: Evaluation | None = None
         if saved is not None:
             checkpoint.restore(saved, self.state)
 
     def _try_loss(self, loss: nn.Module) -> bool:
         """Whether kernels, not the reference, run this loss; one that cannot run stops the job before it starts."""
-        rows = torch.eye(4, model.FEATURES, device=self.device)
+        rows = torch.eye(4, self.config.features, device=self.device)
         try:
             with dmlkernels.use_backend(self.backend):
                 copy.deepcopy(loss)(rows, torch.tensor([0, 0, 1, 1], device=self.device))
@@ -142,16 +159,13 @@ class Job:
         except (RuntimeError, ValueError) as error:
             raise JobError(str(error)) from None
 
-    def retrieval(self) -> tuple[dict[str, float], Tensor, Tensor | None]:
-        """Metrics on the unseen classes, with the embeddings of the queries and of the gallery (None: the queries)."""
-        queries = model.embed(self.state.model, self.data.test, self.device)
-        gallery = None if self.data.gallery is None else model.embed(self.state.model, self.data.gallery, self.device)
-        gallery_labels = None if self.data.gallery is None else self.data.gallery.labels
-        if not all(part.isfinite().all() for part in (queries, gallery) if part is not None):
+    def evaluate(self) -> Evaluation:
+        """Measure the network as it is on the classes that it is not trained on."""
+        found = evaluate(self.state.model, self.data, self.device)
+        if found is None:
             step = self.state.progress.step
             raise JobError(f"the embeddings are not finite after step {step}; try a lower --lr")
-        found = metrics.retrieval(queries, self.data.test.labels, gallery, gallery_labels, ks=KS)
-        return {name: float(value) for name, value in found.items()}, queries, gallery
+        return found
 
     def batch(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         chosen = torch.as_tensor(indices)
@@ -162,7 +176,10 @@ class Job:
         state = self.state
         state.model.train()
         images, labels = self.batch(indices)
-        ids = {"ids": torch.as_tensor(indices).to(self.device)} if self.copies else {}
+        ids = {"ids": torch.as_tensor(indices).to(self.device)} if self.takes_ids else {}
+        for module in state.loss.modules():
+            if isinstance(module, SphericalExpansionLoss):
+                module.set_epoch(state.progress.step / self.config.steps, 1)
         with dmlkernels.use_backend(self.backend):
             value = state.loss(state.model(images), labels, **ids)
         number = float(value.detach())
@@ -198,8 +215,8 @@ class Job:
                     rate = size * (progress.step - first) / (time.perf_counter() - start)
                     bar.set_postfix_str(self._status(rate), refresh=False)
                     bar.update()
-                self.latest = self.retrieval()
-                progress.recall.append((progress.step, self.latest[0]["recall_at_1"]))
+                self.latest = self.evaluate()
+                progress.evaluations.append({"step": progress.step, **self.latest.numbers})
                 progress.epoch += 1
                 progress.seconds += time.perf_counter() - start
                 checkpoint.save(self.folder, config, self.state)
@@ -209,7 +226,9 @@ class Job:
 
     def _status(self, rate: float) -> str:
         progress = self.state.progress
-        return f"loss {progress.losses[-1]:.4f}  R@1 {progress.recall[-1][1]:.3f}  {rate:,.0f} images/s"
+        return (
+            f"loss {progress.losses[-1]:.4f}  R@1 {progress.evaluations[-1]['recall_at_1']:.3f}  {rate:,.0f} images/s"
+        )
 
     def _remaining(self) -> Iterator[list[int]]:
         left = self.config.steps - self.state.progress.step
@@ -218,10 +237,9 @@ class Job:
 
     def start(self) -> None:
         """Measure the untrained network, then make the run's folder, without the results of an earlier run."""
-        found, queries, _ = self.retrieval()
-        self.state.progress.before = found
-        self.state.progress.recall = [(0, found["recall_at_1"])]
-        self.state.progress.spectrum_before = metrics.singular_values(queries).tolist()
+        found = self.evaluate()
+        self.state.progress.evaluations = [{"step": 0, **found.numbers}]
+        self.state.progress.spectrum_before = metrics.singular_values(found.queries).tolist()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for name in (*RESULTS, checkpoint.NAME):
@@ -232,7 +250,7 @@ class Job:
     def finish(self) -> Outcome:
         """Measure the trained network and the loss, and write the pictures and, last of all, ``metrics.json``."""
         progress, config = self.state.progress, self.config
-        after, queries, gallery = self.latest or self.retrieval()
+        after, queries, gallery = self.latest or self.evaluate()
         spectrum = metrics.singular_values(queries).tolist()
         images, labels = self.batch(next(iter(self.sampler)))
         # In training mode, as the loss met its batches; the network has been evaluated and saved already.
@@ -240,7 +258,8 @@ class Job:
             batch = self.state.model.train()(images)
         costs = measure.compare_backends(self.loss_arguments, batch, labels, (self.backend, "reference"), config.device)
         fused, reference = costs[self.backend], costs["reference"]
-        result: dict[str, Any] = {f"{name}_before": value for name, value in progress.before.items()}
+        before = progress.evaluations[0]
+        result: dict[str, Any] = {f"{name}_before": before[name] for name in after}
         result |= {f"{name}_after": value for name, value in after.items()}
         result |= {
             "effective_rank": after["effective_rank"],
@@ -252,12 +271,15 @@ class Job:
             "batch": len(labels),
             "train_images": len(self.labels),
             "train_classes": len(self.labels.unique()),
+            "wrong_labels": self.wrong_labels,
             "test_images": len(self.data.test),
             "test_classes": len(self.data.test.labels.unique()),
             "seconds_training": progress.seconds,
             "seed": config.seed,
+            "method": config.method,
             "config": dataclasses.asdict(config),
-            "history": {"loss": progress.losses, "recall_at_1": progress.recall},
+            "history": {"loss": progress.losses}
+            | {name: [(found["step"], found[name]) for found in progress.evaluations] for name in CURVES},
             "versions": report.versions(),
         }
         pictures.curves(self.folder / "curves.png", result)

@@ -9,19 +9,18 @@ from torch import Tensor, nn
 from dmlkernels.data import ImageSet
 from dmlkernels.train.config import JobError, require
 
-FEATURES = 128
 EVALUATION_BATCH = 512
 GRID = 4  # side of the map before the linear layer, which still has to know where a stroke is
 
 
 class SmallNet(nn.Module):
-    """Four 3×3 convolutions (24, 48, 96, 128), a linear layer and a final batch norm.
+    """Four 3×3 convolutions (24, 48, 96, 128), a linear layer and a final batch norm over the features.
 
     The first three convolutions halve the image; with pooling in their place the network is three times slower on a CPU
     and no better on glyphs. The final batch norm centres the features, which keeps a random network away from collapse.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, features: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for width, stride in ((24, 2), (48, 2), (96, 2), (128, 1)):
@@ -32,11 +31,11 @@ class SmallNet(nn.Module):
             ]
             channels = width
         self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(GRID), nn.Flatten())
-        self.head = nn.Sequential(nn.Linear(channels * GRID**2, FEATURES, bias=False), nn.BatchNorm1d(FEATURES))
+        self.head = nn.Sequential(nn.Linear(channels * GRID**2, features, bias=False), nn.BatchNorm1d(features))
         # Channels-last takes a third off the time of these convolutions on a CPU.
         self.body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def forward(self, images: Tensor) -> Tensor:  # (b, channels, H, W) in [0, 1] -> (b, FEATURES)
+    def forward(self, images: Tensor) -> Tensor:  # (b, channels, H, W) in [0, 1] -> (b, features)
         return self.head(self.body((images - 0.5).contiguous(memory_format=torch.channels_last)))
 
 
@@ -46,7 +45,7 @@ class TimmNet(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, name: str, channels: int, pretrained: bool) -> None:
+    def __init__(self, name: str, channels: int, features: int, pretrained: bool) -> None:
         super().__init__()
         timm = require("timm", "timm")
         try:
@@ -58,20 +57,20 @@ class TimmNet(nn.Module):
             values = torch.tensor(settings.get(statistic, (otherwise,)), dtype=torch.float32)
             values = values if len(values) == channels else values.mean().expand(channels)
             self.register_buffer(statistic, values.reshape(1, channels, 1, 1).clone())
-        self.head = nn.Sequential(nn.Linear(self.body.num_features, FEATURES, bias=False), nn.BatchNorm1d(FEATURES))
+        self.head = nn.Sequential(nn.Linear(self.body.num_features, features, bias=False), nn.BatchNorm1d(features))
 
-    def forward(self, images: Tensor) -> Tensor:  # (b, channels, H, W) in [0, 1] -> (b, FEATURES)
+    def forward(self, images: Tensor) -> Tensor:  # (b, channels, H, W) in [0, 1] -> (b, features)
         return self.head(self.body((images - self.mean) / self.std))
 
 
-def build(name: str, channels: int, pretrained: bool = False) -> nn.Module:
-    """The network of ``--model name`` for images of so many channels."""
+def build(name: str, channels: int, features: int, pretrained: bool = False) -> nn.Module:
+    """The network of ``--model name`` from images of so many channels to so many features."""
     if name == "small":
-        return SmallNet(channels)
+        return SmallNet(channels, features)
     kind, _, network = name.partition(":")
     if kind != "timm" or not network:
         raise JobError(f"--model {name}: expected small or timm:NAME")
-    return TimmNet(network, channels, pretrained)
+    return TimmNet(network, channels, features, pretrained)
 
 
 @torch.no_grad()

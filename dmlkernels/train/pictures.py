@@ -53,7 +53,7 @@ def curves(path: Path, result: dict[str, Any]) -> None:
     steps = np.arange(1, len(losses) + 1)
     left.plot(steps, losses, color=AFTER, alpha=0.3, linewidth=0.9, label="each step")
     left.plot(steps, _smooth(losses), color=AFTER, linewidth=2, label="running mean")
-    left.set(title=f"training loss ({result['config']['loss']})", xlabel="step")
+    left.set(title=f"training loss ({result['method']})", xlabel="step")
     left.legend(frameon=False)
     at, recall = zip(*result["history"]["recall_at_1"], strict=True)
     right.plot(at, recall, color=AFTER, marker="o", linewidth=2)

@@ -52,9 +52,10 @@ def summary(result: dict[str, Any], folder: object) -> str:
     for name, key, show in COSTS:
         fused, reference = result[f"{key}_fused"], result[f"{key}_reference"]
         cost.append([name, show(fused), show(reference), ratio(fused, reference)])
+    others = "held-out training classes" if result["config"]["validate"] else "others"
     lines = [
         f"\nTrained on {result['train_images']:,} images of {result['train_classes']:,} classes, "
-        f"tested on {result['test_images']:,} images of {result['test_classes']:,} others "
+        f"tested on {result['test_images']:,} images of {result['test_classes']:,} {others} "
         f"({result['seconds_training']:.0f} s of training, seed {result['seed']}).\n",
         table(retrieval),
         f"\nOne batch of {result['batch']:,} embeddings:\n",
@@ -62,6 +63,9 @@ def summary(result: dict[str, Any], folder: object) -> str:
     ]
     if result["peak_extra_bytes_fused"] is None:
         lines.append("\nPeak memory is unknown: this system offers no high-water mark that can be reset.")
+    if result["wrong_labels"]:
+        noise = f"--label-noise {result['config']['label_noise']:g}"
+        lines.append(f"\n{result['wrong_labels']:,} of {result['train_images']:,} training labels are wrong ({noise}).")
     if not result["fused_kernels"]:
         lines.append(f"\n{NO_KERNELS}")
     return "\n".join([*lines, f"\nmetrics.json, curves.png, spectrum.png and neighbors.png are in {folder}"])
