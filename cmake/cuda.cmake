@@ -1,12 +1,12 @@
 # libdmlkernels_cuda.so. The libraries torch loads are found at run time, so a CPU build of torch is enough to compile
 # and link, and no GPU is needed. DML_CUDA_ARCHITECTURES and DML_CUDA_VERSION are empty where it is not built.
 
-set(DMLKERNELS_CUDA "$ENV{DMLKERNELS_CUDA}" CACHE STRING "auto (where nvcc is found), on or off")
+set(DMLKERNELS_CUDA "$ENV{DMLKERNELS_CUDA}" CACHE STRING "auto (where nvcc is found), on, all or off")
 if(DMLKERNELS_CUDA STREQUAL "")
   set(DMLKERNELS_CUDA auto)
 endif()
-if(NOT DMLKERNELS_CUDA MATCHES "^(auto|on|off)$")
-  message(FATAL_ERROR "DMLKERNELS_CUDA must be auto, on or off, got \"${DMLKERNELS_CUDA}\"")
+if(NOT DMLKERNELS_CUDA MATCHES "^(auto|on|all|off)$")
+  message(FATAL_ERROR "DMLKERNELS_CUDA must be auto, on, all or off, got \"${DMLKERNELS_CUDA}\"")
 endif()
 set(DML_CUDA_ARCHITECTURES "")
 set(DML_CUDA_VERSION "")
@@ -15,12 +15,18 @@ if(DMLKERNELS_CUDA STREQUAL "off")
 endif()
 find_program(NVCC nvcc HINTS ENV CUDA_HOME ENV CUDA_PATH PATH_SUFFIXES bin PATHS /usr/local/cuda)
 if(NOT NVCC)
-  if(DMLKERNELS_CUDA STREQUAL "on")
-    message(FATAL_ERROR "DMLKERNELS_CUDA=on needs nvcc: put it on PATH or set CUDA_HOME, or build with DMLKERNELS_CUDA=off")
+  if(NOT DMLKERNELS_CUDA STREQUAL "auto")
+    message(FATAL_ERROR "DMLKERNELS_CUDA=${DMLKERNELS_CUDA} needs nvcc: put it on PATH or set CUDA_HOME, or build with "
+                        "DMLKERNELS_CUDA=off")
   endif()
   return()
 endif()
 
+# 8.0 serves 8.6 and 8.9 too; for what is newer than the newest the driver compiles its PTX.
+set(every_architecture 80-real 90-real 100-real 120)
+if(DMLKERNELS_CUDA STREQUAL "all")
+  set(CMAKE_CUDA_ARCHITECTURES ${every_architecture})
+endif()
 if(NOT CMAKE_CUDA_ARCHITECTURES AND DEFINED ENV{TORCH_CUDA_ARCH_LIST})
   # "8.0 9.0a;10.0+PTX" in torch's spelling is 80-real, 90a-real, 100 in CMake's.
   string(REGEX MATCHALL "[0-9]+\\.[0-9]+[af]?(\\+PTX)?" names "$ENV{TORCH_CUDA_ARCH_LIST}")
@@ -34,8 +40,7 @@ if(NOT CMAKE_CUDA_ARCHITECTURES)
   if(gpus MATCHES "GPU 0")
     set(CMAKE_CUDA_ARCHITECTURES native)
   else()
-    # 8.0 serves 8.6 and 8.9 too; what is newer than the newest is compiled from its PTX by the driver.
-    set(CMAKE_CUDA_ARCHITECTURES 80-real 90-real 100-real 120)
+    set(CMAKE_CUDA_ARCHITECTURES ${every_architecture})
   endif()
 endif()
 set(CMAKE_CUDA_COMPILER ${NVCC})
