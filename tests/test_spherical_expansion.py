@@ -664,14 +664,38 @@ def test_around_a_pair_loss(backend, device, with_ids):
 
 
 def test_ignore_index_of_the_base_loss(backend, device):
-    """The base loss's own one is used; where it is None, it becomes a label that no class has."""
-    assert losses.SphericalExpansionLoss(losses.RankedListLoss(ignore_index=-1)).base_loss.ignore_index == -1
-    loss = losses.SphericalExpansionLoss(losses.RankedListLoss(), max_fraction=1.0)
-    assert loss.base_loss.ignore_index == -(2**63)
+    """The base loss's own one is used; one of None is a label that no class has while the synthetics are its gallery,
+    and None again afterwards: the caller's loss is not changed.
+    """
     pairs = make_pairs("random", 12, d=16, classes=12, labels="distinct", device=device)
-    value = loss(*pairs[:2])
-    torch.testing.assert_close(value, F.ranked_list_loss(*pairs[:2]))
-    assert int(loss.last_stats["expanded"]) == 0
+    for ignored in (None, 3):
+        seen = []
+
+        class Base(losses.RankedListLoss):
+            def forward(self, *args, **options):
+                seen.append(self.ignore_index)  # noqa: B023
+                return super().forward(*args, **options)
+
+        base = Base(ignore_index=ignored)
+        loss = losses.SphericalExpansionLoss(base, max_fraction=1.0)
+        assert base.ignore_index == ignored
+        value = loss(*pairs[:2])
+        torch.testing.assert_close(value, F.ranked_list_loss(*pairs[:2], ignore_index=ignored))
+        assert int(loss.last_stats["expanded"]) == 0
+        assert seen == [-(2**63) if ignored is None else ignored, ignored]
+        assert base.ignore_index == ignored
+
+
+def test_ignore_index_is_restored_when_the_base_loss_raises(backend, device):
+    class Base(losses.RankedListLoss):
+        def forward(self, *args, **options):
+            raise RuntimeError("no")
+
+    base = Base()
+    pairs = make_pairs("random", 12, d=16, device=device)
+    with pytest.raises(RuntimeError, match="no"):
+        losses.SphericalExpansionLoss(base)(*pairs[:2])
+    assert base.ignore_index is None
 
 
 def test_nothing_expanded_is_the_base_loss(backend, device):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +27,7 @@ class SphericalExpansionLoss(nn.Module):
     the class means take the place of the proxies. An `AntiCollapseLoss` belongs outside, so that its rate counts once.
 
     A sample that coincides with its proxy has no synthetics. Shapes may not depend on that, so a base loss with an
-    `ignore_index` gets rows of that label (where it is None, this module sets it to −2⁶³); any other base loss gets
+    `ignore_index` gets rows of that label (−2⁶³ where it is None, for the synthetics only); any other base loss gets
     copies of the sample, which is what its synthetics tend to as it nears the proxy.
 
     Args:
@@ -65,8 +68,6 @@ class SphericalExpansionLoss(nn.Module):
         if not 0 <= min_fraction <= max_fraction <= 1:
             got = f"{min_fraction}, {max_fraction}"
             _checks.fail("SphericalExpansionLoss", "min_fraction, max_fraction", "0 <= min <= max <= 1", got)
-        if getattr(base_loss, "ignore_index", NO_LABEL) is None:
-            base_loss.ignore_index = NO_LABEL  # type: ignore[assignment]
         self.base_loss, self.n, self.weight, self.differentiable = base_loss, n, weight, differentiable
         self.min_fraction, self.max_fraction, self.fraction = min_fraction, max_fraction, max_fraction
         self.last_stats: dict[str, Tensor] = {}
@@ -119,15 +120,29 @@ class SphericalExpansionLoss(nn.Module):
         z, y, valid = spherical_expansion(
             embeddings, labels, proxies, n=self.n, differentiable=self.differentiable, index=index
         )
-        ignored = getattr(self.base_loss, "ignore_index", None)
-        if ignored is not None:
-            y = torch.where(valid.repeat_interleave(self.n), y, ignored)
-        if proxies is not None:
-            return call_loss(self.base_loss, z, y), valid.sum()
-        gallery = {"ref_emb": z, "ref_labels": y, "ids": ids}
-        if ids is not None:
-            gallery["ref_ids"] = ids[index].repeat_interleave(self.n)
-        return call_loss(self.base_loss, embeddings, labels, **gallery), valid.sum()
+        with _ignoring(self.base_loss) as ignored:
+            if ignored is not None:
+                y = torch.where(valid.repeat_interleave(self.n), y, ignored)
+            if proxies is not None:
+                return call_loss(self.base_loss, z, y), valid.sum()
+            gallery = {"ref_emb": z, "ref_labels": y, "ids": ids}
+            if ids is not None:
+                gallery["ref_ids"] = ids[index].repeat_interleave(self.n)
+            return call_loss(self.base_loss, embeddings, labels, **gallery), valid.sum()
+
+
+@contextlib.contextmanager
+def _ignoring(loss: Any) -> Iterator[int | None]:
+    """The label that the loss ignores inside the block: its own, or one that no class has; None if it cannot ignore."""
+    own = getattr(loss, "ignore_index", None)
+    if own is not None or not hasattr(loss, "ignore_index"):
+        yield own
+        return
+    loss.ignore_index = NO_LABEL
+    try:
+        yield NO_LABEL
+    finally:
+        loss.ignore_index = None
 
 
 @torch.no_grad()
