@@ -3,59 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import importlib.util
-import os
-import platform
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 import dmlkernels
 
-from . import _backend
+from ._info import show as show_info
 from .selfcheck import run as run_check
 from .train import cli
 
 
 def _info(arguments: argparse.Namespace) -> int:
-    """What is available here and why the rest is not: paste it into a bug report."""
-    lines = [
-        ("dmlkernels", dmlkernels.__version__),
-        ("torch", f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}"),
-        ("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
-        ("threads", f"{torch.get_num_threads()} of {os.cpu_count()} cores"),
-        ("backend", f'"{dmlkernels.get_backend()}", float32 products "{dmlkernels.get_float32_precision()}"'),
-    ]
-    for device in ("cpu", "cuda"):
-        there = device in _backend.loaded["native"]
-        lines.append((f"native {device}", _native(device) if there else f"no: {_backend.missing['native', device]}"))
-    for device in ("cpu", "cuda"):
-        there = device in _backend.loaded["triton"]
-        lines.append((f"triton {device}", _triton(device) if there else f"no: {_backend.missing['triton', device]}"))
-    for module in ("matplotlib", "PIL", "scipy", "tqdm", "timm"):
-        lines.append((module, "found" if importlib.util.find_spec(module) else "no"))
-    for name, value in lines:
-        print(f"{name:<12} {value}")
+    show_info()
     return 0
-
-
-def _native(device: str) -> str:
-    from . import _C
-
-    info = _C.build_info()
-    if device == "cpu":
-        built = f"{info['compiler']}, torch {info['torch_version']}"
-        return f"yes, {_C.cpu_capability()} of {', '.join(info['cpu_isas'])} (built with {built})"
-    return f"yes, for {', '.join(info['cuda_architectures'])}"
-
-
-def _triton(device: str) -> str:
-    version = importlib.metadata.version("triton")
-    return f"yes, Triton {version}" + (", interpreted: for tests" if device == "cpu" else "")
 
 
 def _check(arguments: argparse.Namespace) -> int:

@@ -9,20 +9,22 @@ from pathlib import Path
 
 import torch
 
-from . import _backend
+from . import _backend, _diagnose
 from ._schemas import SCHEMAS
 
 _LIBRARY_DIR = Path(__file__).parent / "lib"
 _libraries: dict[str, torch.library.Library] = {}
+_registrations: list[Callable[[str], None]] = []  # what `register` does to a namespace, for those that come later
 
 
 def load_native() -> None:
     """Load libdmlkernels_cpu.so, and libdmlkernels_cuda.so where torch has CUDA; note what is missing, and why."""
-    _load("cpu", "build it with a C++ compiler: pip install -e . --no-build-isolation")
-    if torch.version.cuda is not None:
-        _load("cuda", "rebuild with DMLKERNELS_CUDA=on and nvcc on the PATH")
-    else:
-        _backend.missing["native", "cuda"] = "this torch is a build without CUDA"
+    for device in ("cpu", "cuda"):
+        why = _load(device)
+        if why is None:
+            _backend.loaded["native"].add(device)
+        else:
+            _backend.missing["native", device] = why
     if "cpu" not in _backend.loaded["native"]:
         warnings.warn(
             "dmlkernels: the native CPU kernels are not loaded, CPU tensors use the plain PyTorch reference, with N×N "
@@ -31,20 +33,33 @@ def load_native() -> None:
         )
 
 
-def _load(device: str, remedy: str) -> None:
+def _load(device: str) -> str | None:
+    """Load the library of a device; or else why there are no kernels for it."""
+    if device == "cuda" and torch.version.cuda is None:
+        return _diagnose.no_cuda_in_torch(torch.__version__)
     path = _LIBRARY_DIR / f"libdmlkernels_{device}.so"
     if not path.exists():
-        _backend.missing["native", device] = f"{path.name} was not built; {remedy}"
-        return
+        return _diagnose.not_built(path.name)
+    if why := _diagnose.other_processor(path):
+        return why
+    if device == "cuda" and (why := _diagnose.other_cuda(_built_with_cuda(), str(torch.version.cuda))):
+        return why
     try:
         torch.ops.load_library(path)
     except OSError as error:
-        _backend.missing["native", device] = f"{path.name} does not load here ({error}); {remedy}"
-        return
-    if device == "cuda":
-        _backend.missing["native", device] = "this version has no CUDA kernels yet"
-        return
-    _backend.loaded["native"].add(device)
+        return f"{path.name} does not load here ({error}); {_diagnose.FROM_SOURCE}"
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    lacking = [name for name in SCHEMAS if not has_kernel(f"dmlkernels::{name}", device.upper())]
+    return f"{path.name} has no kernel yet for {', '.join(lacking)}" if lacking else None
+
+
+def _built_with_cuda() -> str:
+    """The version of nvcc; empty where there is no module to ask."""
+    try:
+        from . import _C
+    except ImportError:
+        return ""
+    return _C.build_info()["cuda_version"]
 
 
 def define(namespace: str) -> None:
@@ -52,6 +67,15 @@ def define(namespace: str) -> None:
     library = _libraries[namespace] = torch.library.Library(namespace, "DEF")
     for name, schema in SCHEMAS.items():
         library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+
+
+def add_backend(name: str, namespace: str) -> None:
+    """Define a backend after import, for tests: who puts kernels behind its operators notes the devices as loaded."""
+    define(namespace)
+    for in_namespace in _registrations:
+        in_namespace(namespace)
+    _backend.namespaces[name] = namespace
+    _backend.loaded[name] = set()
 
 
 def implement(namespace: str, operator: str, function: Callable, device: str) -> None:
@@ -73,9 +97,10 @@ def register(
         backward: called with the namespace's `<op>_bwd`, returns the backward formula, so that a backward stays in the
             namespace of its forward.
     """
-    for namespace, library in _libraries.items():
+
+    def in_namespace(namespace: str) -> None:
+        library, operators = _libraries[namespace], getattr(torch.ops, namespace)
         forward_name, backward_name = f"{namespace}::{op}_fwd", f"{namespace}::{op}_bwd"
-        operators = getattr(torch.ops, namespace)
         forward_op, backward_op = getattr(operators, f"{op}_fwd"), getattr(operators, f"{op}_bwd")
         torch.library.register_fake(forward_name, fake_fwd, lib=library)
         torch.library.register_fake(backward_name, fake_bwd, lib=library)
@@ -83,6 +108,10 @@ def register(
         # Without a formula of its own, a second derivative would silently be zero.
         torch.library.register_autograd(backward_name, functools.partial(_no_double_backward, op), lib=library)
         torch.library.register_vmap(forward_name, functools.partial(_one_by_one, forward_op), lib=library)
+
+    _registrations.append(in_namespace)
+    for namespace in _libraries:
+        in_namespace(namespace)
 
 
 def _no_double_backward(op: str, ctx: object, *grads: object) -> None:
