@@ -1,6 +1,7 @@
 #pragma once
 // Checks of the operators, for calls that bypass the public functions. Errors name op, argument, expected and got.
 
+#include <optional>
 #include <string>
 
 #include <torch/csrc/stable/ops.h>
@@ -63,6 +64,14 @@ inline void check_choice(const char* op, const char* argument, const std::string
     expected += (expected.empty() ? "" : " or ") + std::string(choice);
   }
   fail(op, argument, expected, value);
+}
+
+inline ScalarType compute_type(const Tensor& x) {
+  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline std::optional<Tensor> contiguous(const std::optional<Tensor>& x) {
+  return x ? std::make_optional(torch::stable::contiguous(*x)) : std::nullopt;
 }
 
 }  // namespace dml

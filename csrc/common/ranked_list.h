@@ -3,6 +3,8 @@
 // weight. Weights are e^(T v) over their sum in the row. "Running" keeps a running maximum of T v where e^(T v) could
 // overflow.
 
+#include <math.h>
+
 #include "common/hd.h"
 
 namespace dml {
@@ -18,7 +20,7 @@ struct RankedSet {
 
 inline namespace DML_ISA {
 
-inline RankedSet make_ranked_set(bool positive, double boundary, double temperature, bool weight_grad) {
+DML_HD inline RankedSet make_ranked_set(bool positive, double boundary, double temperature, bool weight_grad) {
   // d > boundary holds for every d >= 0 if the boundary is negative, d < boundary for none if it is not positive.
   const bool beyond = positive ? boundary < 0 : boundary <= 0;
   return RankedSet{boundary, positive ? 1.0 : -1.0, temperature, weight_grad ? temperature : 0.0,
@@ -66,6 +68,30 @@ DML_INLINE void add_where(WeightedSum<V>& s, M members, V v, const RankedSet& se
   s.sum = s.sum + e;
   s.moment = fma(e, v, s.moment);
 }
+
+// log of the weights' denominator and loss of one set of one row.
+struct SetResult {
+  double log_denom, loss;
+};
+
+// The sums of one set of a row, from its parts; in double, once a row.
+struct SetSums {
+  double sum = 0, moment = 0, max = kNoMaximum;
+
+  DML_INLINE void add(double other_sum, double other_moment, double other_max) {
+    if (other_sum == 0) return;
+    const double top = max > other_max ? max : other_max;
+    sum = sum * ::exp(max - top) + other_sum * ::exp(other_max - top);
+    moment = moment * ::exp(max - top) + other_moment * ::exp(other_max - top);
+    max = top;
+  }
+  // eps: what eps_mode adds to the denominator.
+  DML_INLINE SetResult finish(double eps) const {
+    if (sum == 0) return SetResult{::log(eps), 0};
+    const double denominator = sum + eps * ::exp(-max);
+    return SetResult{::log(denominator) + max, moment / denominator};
+  }
+};
 
 // What the gradient of a row needs: with running maxima p = e^(T v - log_denom) and scale = g c; without, scale is
 // g c e^(-log_denom), and log_denom is not used. level = the row's loss of the set.

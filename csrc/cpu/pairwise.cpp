@@ -97,10 +97,6 @@ void check_operands(const char* op, const Tensor& x, const std::optional<Tensor>
   if (y) check_like(op, "y", *y, x);
 }
 
-std::optional<Tensor> contiguous(const std::optional<Tensor>& y) {
-  return y ? std::make_optional(torch::stable::contiguous(*y)) : std::nullopt;
-}
-
 Tensor pairwise_fwd(const Tensor& x, std::optional<Tensor> y, std::string metric, bool normalize, std::string) {
   const char* op = "pairwise";
   check_operands(op, x, y);

@@ -6,6 +6,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "common/ranked_list_arguments.h"
 #include "cpu/dispatch.h"
 #include "cpu/nearest_positive.h"
 #include "cpu/ranked_list_kernels.h"
@@ -15,31 +16,8 @@
 namespace dml {
 namespace {
 
-constexpr int64_t kRowStats = 4;  // log_denom_pos, log_denom_neg, loss_pos, loss_neg
-constexpr double kPmlEps = 1e-5;
-
-struct Options {
-  double alpha, margin, pos_temperature, neg_temperature, pos_weight, neg_weight;
-  bool weight_grad;
-  std::string grad, positive, eps_mode;
-
-  void check(const char* op) const {
-    check_choice(op, "grad", grad, {"full", "query"});
-    check_choice(op, "positive", positive, {"all", "easy"});
-    check_choice(op, "eps_mode", eps_mode, {"none", "pml"});
-  }
-};
-
-// e^(T v) of all gallery rows adds up below e^80, so that plain sums neither overflow nor vanish.
-bool needs_running_maximum(const Options& o, bool normalize, int64_t gallery) {
-  const double log_n = std::log(static_cast<double>(std::max<int64_t>(gallery, 1)));
-  const double negative = std::fabs(o.neg_temperature) * std::fabs(o.alpha);
-  const double positive = std::fabs(o.pos_temperature) * std::fabs(2 - o.alpha + o.margin);
-  return !normalize || negative + log_n >= 80 || positive + log_n >= 80;
-}
-
 template <class T>
-RankedListProblem<T> make_problem(const PairRows<T>& rows, const Options& o, bool normalize,
+RankedListProblem<T> make_problem(const PairRows<T>& rows, const RankedListOptions& o, bool normalize,
                                   const TileSchedule& schedule, unsigned char* active) {
   RankedListProblem<T> p{};
   p.q = rows.queries.view;
@@ -47,38 +25,17 @@ RankedListProblem<T> make_problem(const PairRows<T>& rows, const Options& o, boo
   p.pos = make_ranked_set(true, o.alpha - o.margin, o.pos_temperature, o.weight_grad);
   p.neg = make_ranked_set(false, o.alpha, o.neg_temperature, o.weight_grad);
   p.self = rows.self;
-  p.easy = o.positive == "easy";
-  p.apart = o.eps_mode == "pml";
+  p.easy = o.easy();
+  p.apart = o.apart();
   p.running = needs_running_maximum(o, normalize, p.g.n);
   p.col_tiles = schedule.col_tiles;
   p.active = active;
   return p;
 }
 
-// log of the weights' denominator and loss of one set of one row, from its sums over the parts.
-struct SetResult {
-  double log_denom = -std::numeric_limits<double>::infinity(), loss = 0;
-};
-
-struct SetSums {
-  double sum = 0, moment = 0, max = kNoMaximum;
-
-  void add(double other_sum, double other_moment, double other_max) {
-    if (other_sum == 0) return;
-    const double top = std::max(max, other_max);
-    sum = sum * std::exp(max - top) + other_sum * std::exp(other_max - top);
-    moment = moment * std::exp(max - top) + other_moment * std::exp(other_max - top);
-    max = top;
-  }
-  SetResult finish(double eps) const {
-    if (sum == 0) return SetResult{std::log(eps), 0};
-    const double denominator = sum + eps * std::exp(-max);
-    return SetResult{std::log(denominator) + max, moment / denominator};
-  }
-};
-
 template <class T>
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward_as(const PairArguments& a, const Options& o, bool check) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward_as(const PairArguments& a, const RankedListOptions& o,
+                                                              bool check) {
   const int64_t m = a.embeddings.size(0), n = a.ref_emb ? a.ref_emb->size(0) : m;
   const ScalarType type = compute_type(a.embeddings);
   const PairRows<T> rows = prepare_pairs<T>(a, Layout::panels);
@@ -87,7 +44,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward_as(const PairArgument
 
   Tensor loss = filled(a.embeddings, {m}, type, 0), row_stats = filled(a.embeddings, {kRowStats, m}, type, 0);
   Tensor totals = filled(a.embeddings, {4}, type, 0);
-  const bool easy = o.positive == "easy";
+  const bool easy = o.easy();
   Tensor easy_index = filled(a.embeddings, {easy ? m : 0}, ScalarType::Long, -1);
   Tensor active = filled(a.embeddings, {(m + kTile - 1) / kTile, (n + kTile - 1) / kTile}, ScalarType::Byte, 0);
   T* out = static_cast<T*>(loss.mutable_data_ptr());
@@ -112,7 +69,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward_as(const PairArgument
   for_each_tile(schedule, [&](const TilePair& t) { kernel.forward(p, t.row, t.col, t.part, parts); });
 
   const ChosenPositives<T> chosen = easy ? choose_positives(rows, false) : ChosenPositives<T>{};
-  const double eps = p.apart ? kPmlEps * static_cast<double>(g.n) : 0;
+  const double eps = o.epsilon(g.n);
   double total[4] = {};
   for (int64_t i = 0; i < q.n; ++i) {
     const int64_t row = q.index[i];
@@ -143,8 +100,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward_as(const PairArgument
 
 // Per-row factors of the gradient, in the order of the packed rows (csrc/common/ranked_list.h: RowGradient).
 template <class T>
-Buffer<T> gradient_factors(const RowsView<T>& q, const Options& o, bool running, const T* grad, const T* stats,
-                           int64_t m) {
+Buffer<T> gradient_factors(const RowsView<T>& q, const RankedListOptions& o, bool running, const T* grad,
+                           const T* stats, int64_t m) {
   Buffer<T> factors(kRankedFactors * q.padded);
   for (int64_t i = 0; i < q.n; ++i) {
     const int64_t row = q.index[i];
@@ -163,7 +120,7 @@ Buffer<T> gradient_factors(const RowsView<T>& q, const Options& o, bool running,
 
 // Weights of the easy positives: (dL/dd)/d, with p = 1 up to the epsilon of eps_mode.
 template <class T>
-Buffer<T> easy_weights(const RankedListProblem<T>& p, const int32_t* chosen, const Options& o, const T* grad,
+Buffer<T> easy_weights(const RankedListProblem<T>& p, const int32_t* chosen, const RankedListOptions& o, const T* grad,
                        const T* stats, int64_t m) {
   const auto& kernel = kernels<RowsKernels<T>>();
   const double eps = std::numeric_limits<T>::epsilon();
@@ -208,7 +165,7 @@ Tensor nan_gradient(const Tensor& x, const Rows<T>& rows) {
 }
 
 template <class T>
-std::tuple<Tensor, Tensor> backward_as(const PairArguments& a, const Options& o, const Tensor& grad_loss,
+std::tuple<Tensor, Tensor> backward_as(const PairArguments& a, const RankedListOptions& o, const Tensor& grad_loss,
                                        const Tensor& row_stats, const Tensor& easy_index, const Tensor& active,
                                        bool need_grad_ref) {
   const ScalarType type = a.embeddings.scalar_type();
@@ -260,8 +217,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> ranked_list_fwd(
     bool weight_grad, std::string grad, std::string positive, std::string eps_mode, std::string, bool, bool check) {
   const char* op = "ranked_list";
   const PairArguments a(op, embeddings, labels, ref_emb, ref_labels, ids, ref_ids, ignore_index, normalize);
-  const Options o{alpha,       margin, pos_temperature, neg_temperature, pos_weight, neg_weight,
-                  weight_grad, grad,   positive,        eps_mode};
+  const RankedListOptions o{alpha,       margin, pos_temperature, neg_temperature, pos_weight, neg_weight,
+                            weight_grad, grad,   positive,        eps_mode};
   o.check(op);
   return compute_type(embeddings) == ScalarType::Double ? forward_as<double>(a, o, check)
                                                         : forward_as<float>(a, o, check);
@@ -277,25 +234,16 @@ std::tuple<Tensor, Tensor> ranked_list_bwd(const Tensor& grad_loss, const Tensor
                                            std::string eps_mode, std::string, bool, bool need_grad_ref) {
   const char* op = "ranked_list_bwd";
   const PairArguments a(op, embeddings, labels, ref_emb, ref_labels, ids, ref_ids, ignore_index, normalize);
-  const Options o{alpha,       margin, pos_temperature, neg_temperature, pos_weight, neg_weight,
-                  weight_grad, grad,   positive,        eps_mode};
+  const RankedListOptions o{alpha,       margin, pos_temperature, neg_temperature, pos_weight, neg_weight,
+                            weight_grad, grad,   positive,        eps_mode};
   o.check(op);
-  const int64_t m = embeddings.size(0), n = ref_emb ? ref_emb->size(0) : m;
-  const ScalarType type = compute_type(embeddings);
-  check_vector(op, "grad_loss", grad_loss, m, type);
-  DML_CHECK(row_stats.dim() == 2 && row_stats.size(0) == kRowStats && row_stats.size(1) == m, op, "row_stats", "(4, M)",
-            row_stats);
-  DML_CHECK(row_stats.scalar_type() == type, op, "row_stats", text(type), row_stats.scalar_type());
-  DML_CHECK(active.dim() == 2 && active.size(0) == (m + kTile - 1) / kTile && active.size(1) == (n + kTile - 1) / kTile,
-            op, "tile_active", "(ceil(M/128), ceil(N/128))", active);
-  DML_CHECK(active.scalar_type() == ScalarType::Byte, op, "tile_active", "uint8", active.scalar_type());
-  check_vector(op, "easy_index", easy_index, positive == "easy" ? m : 0, ScalarType::Long);
-  DML_CHECK(ref_emb || !need_grad_ref, op, "need_grad_ref", "false without ref_emb", std::string("true"));
+  check_ranked_list_state(op, a, o, grad_loss, row_stats, easy_index, active, need_grad_ref);
   using torch::stable::contiguous;
   const Tensor g = contiguous(grad_loss), stats = contiguous(row_stats), easy = contiguous(easy_index),
                tiles = contiguous(active);
-  return type == ScalarType::Double ? backward_as<double>(a, o, g, stats, easy, tiles, need_grad_ref)
-                                    : backward_as<float>(a, o, g, stats, easy, tiles, need_grad_ref);
+  return compute_type(embeddings) == ScalarType::Double
+             ? backward_as<double>(a, o, g, stats, easy, tiles, need_grad_ref)
+             : backward_as<float>(a, o, g, stats, easy, tiles, need_grad_ref);
 }
 
 }  // namespace

@@ -7,7 +7,7 @@
 #include <optional>
 #include <vector>
 
-#include "common/check.h"
+#include "common/pair_arguments.h"
 #include "cpu/kernel_table.h"
 
 namespace dml {
@@ -56,19 +56,6 @@ struct PairRows {
   const Rows<T>& gallery() const { return self ? queries : own_gallery; }
 };
 
-// The pair arguments of the operators, checked.
-struct PairArguments {
-  const char* op;
-  Tensor embeddings, labels;
-  std::optional<Tensor> ref_emb, ref_labels, ids, ref_ids;
-  std::optional<int64_t> ignore_index;
-  bool normalize;
-
-  PairArguments(const char* op, const Tensor& embeddings, const Tensor& labels, const std::optional<Tensor>& ref_emb,
-                const std::optional<Tensor>& ref_labels, const std::optional<Tensor>& ids,
-                const std::optional<Tensor>& ref_ids, std::optional<int64_t> ignore_index, bool normalize);
-};
-
 // with_rows: keep the row-major copy that gradients need.
 template <class T>
 PairRows<T> prepare_pairs(const PairArguments& arguments, Layout layout);
@@ -93,9 +80,5 @@ Tensor finish_gradient(const Tensor& x, const Rows<T>& rows, const Buffer<T>& su
 
 // A tensor of the caller's dtype filled with one value.
 Tensor filled(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType type, double value);
-
-inline ScalarType compute_type(const Tensor& x) {
-  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
 
 }  // namespace dml

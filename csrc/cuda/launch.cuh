@@ -7,6 +7,8 @@
 
 #include <type_traits>
 
+#include "cuda/stream.h"
+
 #if defined(DML_CUDA_HOST)
 #include "cuda_host/shim.h"
 #else
@@ -20,8 +22,6 @@
 #define DML_KERNEL(threads) __global__ void __launch_bounds__(threads)
 
 namespace dml {
-
-using Stream = void*;
 
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;

@@ -62,14 +62,6 @@ T* data(const std::optional<Tensor>& x) {
   return x ? data<T>(*x) : nullptr;
 }
 
-inline ScalarType compute_type(const Tensor& x) {
-  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
-inline std::optional<Tensor> contiguous(const std::optional<Tensor>& x) {
-  return x ? std::make_optional(torch::stable::contiguous(*x)) : std::nullopt;
-}
-
 // Sorted values and the places they come from; equal values keep their order. On the device, without synchronising.
 inline std::array<Tensor, 2> stable_sort(const Tensor& x) {
   using torch::stable::detail::from;

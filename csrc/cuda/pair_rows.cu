@@ -1,0 +1,235 @@
+#include <algorithm>
+
+#include "cuda/pair_engine.cuh"
+
+namespace dml {
+namespace {
+
+constexpr int kRowsPerBlock = kThreads / kWarp;  // a warp reads a row
+
+// A row's state must be the same for every lane, so all of them see the sum.
+template <class E, class T>
+DML_KERNEL(kThreads)
+facts_kernel(const E* x, int64_t count, int64_t width, const int64_t* labels, bool has_ignore_index,
+             int64_t ignore_index, bool normalize, bool rounded, T* inverse, T* norm, RowState* state,
+             int32_t* any_non_finite) {
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * kRowsPerBlock + warp_index();
+  if (row >= count) return;
+  T exact = T(0), squares = T(0);
+  for (int64_t k = lane_index(); k < width; k += kWarp) {
+    T v = static_cast<T>(x[row * width + k]);
+    exact = fma(v, v, exact);
+    if constexpr (sizeof(T) == 4)
+      if (rounded) v = __uint_as_float(round_to_tf32(v));
+    squares = fma(v, v, squares);
+  }
+  exact = warp_sum(exact);
+  squares = warp_sum(squares);
+  if (lane_index() != 0) return;
+  const T length = sqrt(exact);
+  const T r = !normalize ? T(1) : length > T(0) ? T(1) / max(length, T(1e-12)) : T(0);
+  inverse[row] = r;
+  norm[row] = squares * r * r;
+  if (state == nullptr) return;
+  RowState found = RowState::kept;
+  // Squared distances of rows that are not normalised must not overflow.
+  const T largest = sizeof(T) == 4 ? T(normalize ? 3.4e38 : 1.25e37) : T(normalize ? 1.7e308 : 1.25e299);
+  if (has_ignore_index && labels[row] == ignore_index) {
+    found = RowState::ignored;
+  } else if (!(exact <= largest)) {
+    found = RowState::non_finite;
+    atomicOr(any_non_finite, 1);
+  }
+  state[row] = found;
+  if (found == RowState::kept) return;
+  norm[row] = not_a_number<T>();
+  inverse[row] = T(0);  // a weight of 0 stays one
+}
+
+// 32 x 32 elements through shared memory, one column of padding against bank conflicts.
+template <class E, class W>
+DML_KERNEL(kThreads)
+transpose_kernel(const E* x, const RowState* state, int64_t count, int64_t width, int64_t padded, W* out) {
+  DML_SHARED(shared);
+  W(*const tile)[kWarp + 1] = reinterpret_cast<W(*)[kWarp + 1]>(shared);
+  const int64_t row0 = static_cast<int64_t>(blockIdx.x) * kWarp, col0 = static_cast<int64_t>(blockIdx.y) * kWarp;
+  for (int r = warp_index(); r < kWarp; r += kWarps) {
+    const int64_t row = row0 + r, col = col0 + lane_index();
+    const bool there = row < count && col < width && (state == nullptr || state[row] == RowState::kept);
+    tile[r][lane_index()] = there ? static_cast<W>(x[row * width + col]) : static_cast<W>(0.0f);
+  }
+  __syncthreads();
+  for (int c = warp_index(); c < kWarp; c += kWarps)
+    if (col0 + c < width) out[(col0 + c) * padded + row0 + lane_index()] = tile[lane_index()][c];
+}
+
+// The chunks of the active tiles of one row tile.
+template <class E>
+struct ActiveChunks {
+  static constexpr int64_t kStep = kChunkBytes / static_cast<int64_t>(sizeof(E));
+  int64_t k, padded;
+  const unsigned char* active;
+  int64_t stride;
+
+  DML_DEVICE bool valid() const { return k < padded; }
+  DML_DEVICE void skip() {
+    while (active != nullptr && k < padded && !active[k / kTile * stride]) k += kTile;
+  }
+  DML_DEVICE void advance() {
+    k += kStep;
+    if (k % kTile == 0) skip();
+  }
+};
+
+template <Product P>
+DML_KERNEL(kThreads)
+product_kernel(Stripe stripe, const typename ProductTypes<P>::Element* x_transposed, int64_t width,
+               typename ProductTypes<P>::Value* sums) {
+  using E = typename ProductTypes<P>::Element;
+  DML_SHARED(shared);
+  const int64_t row0 = static_cast<int64_t>(blockIdx.x) * kTile, col0 = static_cast<int64_t>(blockIdx.y) * kTile;
+  const Operand<E> a{static_cast<const E*>(stripe.weights), stripe.padded, stripe.padded, stripe.count, nullptr, true};
+  const Operand<E> b{x_transposed, stripe.padded, stripe.padded, width, nullptr, true};
+  const unsigned char* const active =
+      stripe.active == nullptr ? nullptr
+                               : stripe.active + (stripe.first / kTile + blockIdx.x) * stripe.active_row_stride;
+  ActiveChunks<E> chunks{0, stripe.padded, active, stripe.active_col_stride};
+  chunks.skip();
+  PairTile<P> tile;
+  tile.multiply(a, row0, b, col0, chunks, shared);
+#pragma unroll
+  for (int r = 0; r < kRowSlots; ++r)
+#pragma unroll
+    for (int c = 0; c < kColSlots; ++c) {
+      const int64_t row = row0 + PairTile<P>::row(r), col = col0 + PairTile<P>::col(c);
+      if (row < stripe.count && col < width) sums[row * width + col] = tile.at(r, c);
+    }
+}
+
+template <class E, class T>
+DML_KERNEL(kThreads)
+finish_kernel(FinishGradient<T> p) {
+  const int64_t local = static_cast<int64_t>(blockIdx.x) * kRowsPerBlock + warp_index(), row = p.first + local;
+  if (local >= p.count) return;
+  const E* const x = static_cast<const E*>(p.x) + row * p.width;
+  const T* const sums = p.sums + local * p.width;
+  E* const out = static_cast<E*>(p.out) + row * p.width;
+  const RowState state = p.state == nullptr ? RowState::kept : p.state[row];
+  const bool bad = state == RowState::non_finite || (p.others_non_finite != nullptr && *p.others_non_finite != 0);
+  if (state == RowState::ignored || bad) {
+    const T value = state == RowState::ignored ? T(0) : not_a_number<T>();
+    for (int64_t k = lane_index(); k < p.width; k += kWarp) out[k] = static_cast<E>(value);
+    return;
+  }
+  T total = T(0);
+  for (int64_t s = 0; p.weight_sums != nullptr && s < p.splits; ++s) total += p.weight_sums[s * p.rows + row];
+  const T inverse = p.inverse[row];
+  const auto entry = [&](int64_t k) { return fma(total, static_cast<T>(x[k]) * inverse, p.sign * sums[k]); };
+  T radial = T(0);
+  if (p.normalize) {
+    for (int64_t k = lane_index(); k < p.width; k += kWarp)
+      radial = fma(entry(k), static_cast<T>(x[k]) * inverse, radial);
+    radial = warp_sum(radial);
+  }
+  for (int64_t k = lane_index(); k < p.width; k += kWarp) {
+    const T tangential = entry(k) - radial * (static_cast<T>(x[k]) * inverse);
+    out[k] = static_cast<E>(p.normalize ? tangential * inverse : tangential);
+  }
+}
+
+}  // namespace
+
+#define DML_BY_ELEMENT(precision, call)             \
+  switch (precision) {                              \
+    case Precision::bfloat16:                       \
+      return call(static_cast<const BFloat16*>(x)); \
+    case Precision::float16:                        \
+      return call(static_cast<const Half*>(x));     \
+    default:                                        \
+      return call(static_cast<const float*>(x));    \
+  }
+
+template <class T>
+void row_facts(Precision precision, const void* x, int64_t count, int64_t width, const int64_t* labels,
+               bool has_ignore_index, int64_t ignore_index, bool normalize, T* inverse, T* norm, RowState* state,
+               int32_t* any_non_finite, Stream stream) {
+  const auto call = [&](auto* rows) {
+    launch(facts_kernel<std::remove_const_t<std::remove_pointer_t<decltype(rows)>>, T>,
+           dim3(blocks_for(count, kRowsPerBlock)), kThreads, 0, stream, rows, count, width, labels, has_ignore_index,
+           ignore_index, normalize, precision == Precision::tf32, inverse, norm, state, any_non_finite);
+  };
+  if constexpr (sizeof(T) == 8)
+    return call(static_cast<const double*>(x));
+  else
+    DML_BY_ELEMENT(precision, call)
+}
+
+void transpose_rows(Precision precision, const void* x, const RowState* state, int64_t count, int64_t width,
+                    int64_t padded, void* out, Stream stream) {
+  const auto call = [&](auto* rows, auto* to) {
+    using E = std::remove_const_t<std::remove_pointer_t<decltype(rows)>>;
+    using W = std::remove_pointer_t<decltype(to)>;
+    launch(transpose_kernel<E, W>, dim3(blocks_for(padded, kWarp), blocks_for(width, kWarp)), kThreads,
+           kWarp * (kWarp + 1) * sizeof(W), stream, rows, state, count, width, padded, to);
+  };
+  switch (precision) {
+    case Precision::float64:
+      return call(static_cast<const double*>(x), static_cast<double*>(out));
+    case Precision::bfloat16:
+      return call(static_cast<const BFloat16*>(x), static_cast<BFloat16*>(out));
+    case Precision::float16:
+      return call(static_cast<const Half*>(x), static_cast<float*>(out));
+    default:
+      return call(static_cast<const float*>(x), static_cast<float*>(out));
+  }
+}
+
+template <class T>
+void weighted_rows(Precision precision, const Stripe& stripe, const void* x_transposed, int64_t width, T* sums,
+                   Stream stream) {
+  const dim3 grid(blocks_for(stripe.count, kTile), blocks_for(width, kTile));
+  if constexpr (sizeof(T) == 8) {
+    launch(product_kernel<Product::simt>, grid, kThreads, kTileShared, stream, stripe,
+           static_cast<const double*>(x_transposed), width, sums);
+  } else if (precision == Precision::bfloat16) {
+    launch(product_kernel<Product::bf16>, grid, kThreads, kTileShared, stream, stripe,
+           static_cast<const BFloat16*>(x_transposed), width, sums);
+  } else if (precision == Precision::float32) {
+    launch(product_kernel<Product::tf32x3>, grid, kThreads, kTileShared, stream, stripe,
+           static_cast<const float*>(x_transposed), width, sums);
+  } else {
+    launch(product_kernel<Product::tf32>, grid, kThreads, kTileShared, stream, stripe,
+           static_cast<const float*>(x_transposed), width, sums);
+  }
+}
+
+template <class T>
+void finish_gradient(Precision precision, const FinishGradient<T>& p, Stream stream) {
+  const dim3 grid(blocks_for(p.count, kRowsPerBlock));
+  const auto call = [&](auto* rows) {
+    using E = std::remove_const_t<std::remove_pointer_t<decltype(rows)>>;
+    launch(finish_kernel<E, T>, grid, kThreads, 0, stream, p);
+  };
+  const void* const x = p.x;
+  if constexpr (sizeof(T) == 8)
+    return call(static_cast<const double*>(x));
+  else
+    DML_BY_ELEMENT(precision, call)
+}
+
+#define DML_INSTANTIATE(T)                                                                                          \
+  template void row_facts<T>(Precision, const void*, int64_t, int64_t, const int64_t*, bool, int64_t, bool, T*, T*, \
+                             RowState*, int32_t*, Stream);                                                          \
+  template void weighted_rows<T>(Precision, const Stripe&, const void*, int64_t, T*, Stream);                       \
+  template void finish_gradient<T>(Precision, const FinishGradient<T>&, Stream);
+DML_INSTANTIATE(float)
+DML_INSTANTIATE(double)
+#undef DML_INSTANTIATE
+
+int64_t column_splits(int64_t row_tiles, int64_t col_tiles) {
+  // Two waves of blocks for the largest device; fewer columns than four tiles a block would not pay for its start.
+  const int64_t wanted = row_tiles > 0 ? (2 * 132 + row_tiles - 1) / row_tiles : 1;
+  return std::clamp<int64_t>(std::min(wanted, (col_tiles + 3) / 4), 1, 64);
+}
+
+}  // namespace dml
