@@ -13,6 +13,8 @@ import torch
 # Triton reads this when a kernel is defined. Without a GPU its interpreter runs the kernels, on CPU tensors.
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 
+from cuda_host import backend as cuda_host
+
 import dmlkernels
 from dmlkernels import _backend, _triton
 
@@ -41,21 +43,27 @@ class Target(NamedTuple):
 KERNELS = [
     Target("native", "cpu"),
     Target("triton", "cpu", emulated=True) if _triton.interpreted() else Target("triton", "cuda"),
+    Target("cuda-host", "cpu", emulated=True),
 ]
+# Tests of the operators whose CUDA kernels exist.
+CUDA_HOST_MODULES: set[str] = set()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave the tests marked `large` to the backends that are fast enough for them."""
 
-    def too_large(item: pytest.Item) -> bool:
+    def left_out(item: pytest.Item) -> bool:
         parameters = getattr(item, "callspec", None) and item.callspec.params
         target = parameters and (parameters.get("kernel") or parameters.get("backend"))
-        return isinstance(target, Target) and target.emulated and item.get_closest_marker("large") is not None
+        if not isinstance(target, Target):
+            return False
+        if target.name == "cuda-host" and item.path.stem not in CUDA_HOST_MODULES:
+            return True
+        return target.emulated and item.get_closest_marker("large") is not None
 
-    left_out = [item for item in items if too_large(item)]
-    if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if not too_large(item)]
+    if deselected := [item for item in items if left_out(item)]:
+        config.hook.pytest_deselected(items=deselected)
+        items[:] = [item for item in items if not left_out(item)]
 
 
 def _id(target: Target) -> str:
@@ -64,9 +72,11 @@ def _id(target: Target) -> str:
 
 def _use(request: pytest.FixtureRequest) -> Iterator[Target]:
     target = request.param
+    if target.name == "cuda-host":
+        cuda_host.load()
     if target.name != "reference" and target.device not in _backend.loaded.get(target.name, ()):
         why = _backend.missing.get((target.name, target.device), f"no {target.name} kernels for {target.device}")
-        if target.name == "native" and target.device == "cpu" and os.environ.get("DMLKERNELS_REQUIRE_NATIVE") == "1":
+        if target.name != "triton" and target.device == "cpu" and os.environ.get("DMLKERNELS_REQUIRE_NATIVE") == "1":
             pytest.fail(f"DMLKERNELS_REQUIRE_NATIVE=1, but {why}")
         pytest.skip(why)
     with dmlkernels.use_backend(target.name):

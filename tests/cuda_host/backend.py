@@ -1,0 +1,61 @@
+"""The backend "cuda-host": the kernels of csrc/cuda, compiled for this processor when a test first asks for them."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import functools
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from dmlkernels import _backend, _library
+
+BUILD = Path(__file__).resolve().parents[2] / "build" / f"native-{sys.implementation.cache_tag}"
+_CMAKE = shutil.which("cmake", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+
+
+def cannot_build() -> str | None:
+    """What keeps this machine from compiling the kernels, or None."""
+    if _CMAKE is None:
+        return "the cuda-host kernels are compiled with cmake, which is not on the PATH"
+    if not (BUILD / "CMakeCache.txt").is_file():
+        return "the cuda-host kernels are compiled in the build folder of an editable install: pip install -e ."
+    if os.uname().machine != "x86_64":
+        return "the fibers of tests/cuda_host are written for x86-64"
+    return None
+
+
+@functools.cache
+def build(target: str) -> Path:
+    """Bring a CMake target of tests/cuda_host up to date; parallel test processes wait for the first."""
+    with (BUILD / f"{target}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = subprocess.run([_CMAKE, "--build", BUILD, "--target", target], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{target} does not compile:\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
+    folder = BUILD / "tests" / "cuda_host"
+    library = folder / f"lib{target}.so"
+    return library if library.exists() else folder / target
+
+
+@functools.cache
+def load() -> None:
+    """Put the kernels behind the operators of `dmlkernels_cuda_host`; note why, where they cannot be compiled."""
+    if why := cannot_build():
+        _backend.missing["cuda-host", "cpu"] = why
+        return
+    torch.ops.load_library(build("dmlkernels_cuda_host"))
+    _backend.loaded["cuda-host"].add("cpu")
+
+
+def set_seed(seed: int) -> None:
+    """The order in which the threads of a block run, from the next launch on."""
+    ctypes.CDLL(build("dmlkernels_cuda_host")).dmlkernels_cuda_host_seed(ctypes.c_uint64(seed))
+
+
+_library.add_backend("cuda-host", "dmlkernels_cuda_host")
