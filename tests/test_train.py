@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 import dmlkernels
-from dmlkernels.train import checkpoint, cli, demo, job, losses, measure, model, pictures, report
+from dmlkernels.train import checkpoint, cli, job, losses, measure, model, pictures, report
 from dmlkernels.train.augment import Augment
 from dmlkernels.train.config import JobError, TrainConfig, write_atomically
 
@@ -475,51 +475,6 @@ def test_a_failing_measurement_says_why() -> None:
     loss = {"name": "nothing", "options": {}, "easy_positive": False, "num_classes": 2, "embedding_size": 4}
     with pytest.raises(JobError, match=r"measurement .* failed: .*--loss nothing"):
         measure.compare_backends(loss, torch.eye(4), torch.tensor([0, 0, 1, 1]), ("reference",))
-
-
-@pytest.mark.usefixtures("no_pictures")
-def test_demo(npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "demo"
-    assert command("demo", "--quick", "--data", f"npz:{npz}", "--steps", 2, "--out", out) == 0
-    assert_picture(out / "demo.png")
-    runs = json.loads((out / "demo.json").read_text())
-    assert set(runs) == {"fine-all", "fine-easy", "merged-all", "merged-easy"}
-    for name, result in runs.items():
-        assert metrics_of(out / name) == result
-        assert result["batch"] == 16
-        assert result["test_classes"] == 8
-        assert result["train_classes"] == (2 if name.startswith("merged") else 8)
-        assert result["config"]["easy_positive"] == name.endswith("easy")
-    assert runs["fine-all"]["recall_at_1_before"] == runs["merged-easy"]["recall_at_1_before"]
-    printed = capsys.readouterr().out
-    assert f"{runs['merged-easy']['recall_at_1_after']:.3f}" in printed
-    assert "under 1 point are noise" in printed
-    assert "peak extra memory" in printed
-
-
-@pytest.mark.parametrize(
-    "all_positives, easy, words",
-    [
-        (0.3, 0.8, "With 4 classes merged, easy positives gain 50.0 points"),
-        (0.8, 0.75, "With 4 classes merged, easy positives lose 5.0 points"),
-        (0.8, 0.806, "make no difference that one seed can show (+0.6 points"),
-    ],
-)
-def test_the_demo_says_what_the_numbers_say(all_positives: float, easy: float, words: str) -> None:
-    runs = {
-        (labels, method): SimpleNamespace(result={"recall_at_1_after": recall})
-        for labels in demo.LABELS
-        for method, recall in (("all", all_positives), ("easy", easy))
-    }
-    assert words in demo._verdict(runs, "merged")
-
-
-def test_the_demo_refuses_too_few_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    images, labels = tiny_images(classes=8)
-    np.savez(tmp_path / "few.npz", images=images, labels=labels)
-    assert command("demo", "--data", f"npz:{tmp_path / 'few.npz'}", "--out", tmp_path / "out") == 2
-    assert "too few classes" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
 
 
 def test_default_folder_is_named_after_the_run() -> None:

@@ -84,15 +84,15 @@ def add_parsers(subparsers: Any) -> None:
     demo = subparsers.add_parser(
         "demo",
         argument_default=argparse.SUPPRESS,
-        help="four short runs that show what easy positives are for",
-        description="Ranked list loss with all and with easy positives, on fine labels and on labels that merge four "
-        "classes; always tested on single unseen classes.",
+        help="six short runs: four methods side by side",
+        description="Ranked list loss, Anti-Collapse, Proxy-Anchor and spherical expansion on fine labels, easy "
+        "positives on labels that merge four classes; always tested on single unseen classes.",
     )
     demo.set_defaults(run=_demo)
     demo.add_argument("--data", help="default glyphs")
     _add_common(demo)
     demo.add_argument("--quick", action="store_true", help="fewer steps, for a smoke test")
-    demo.add_argument("--out", type=Path, help="where the picture and the four runs go (default runs/demo)")
+    demo.add_argument("--out", type=Path, help="where the picture and the six runs go (default runs/demo)")
 
 
 def _guarded(work: Callable[[dict[str, Any]], None], args: argparse.Namespace, hint: str) -> int:

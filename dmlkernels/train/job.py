@@ -235,9 +235,9 @@ class Job:
         for _, indices in zip(range(min(left, self.config.steps_per_epoch)), self.sampler, strict=False):
             yield indices
 
-    def start(self) -> None:
-        """Measure the untrained network, then make the run's folder, without the results of an earlier run."""
-        found = self.evaluate()
+    def start(self, before: Evaluation | None = None) -> None:
+        """Measure the untrained network (None: it is not known yet), then make the run's folder, or empty it."""
+        found = before or self.evaluate()
         self.state.progress.evaluations = [{"step": 0, **found.numbers}]
         self.state.progress.spectrum_before = metrics.singular_values(found.queries).tolist()
         try:
@@ -247,11 +247,10 @@ class Job:
         except OSError as error:
             raise JobError(f"--out {self.folder}: {error.strerror}") from None
 
-    def finish(self) -> Outcome:
-        """Measure the trained network and the loss, and write the pictures and, last of all, ``metrics.json``."""
+    def finish(self, draw: bool = True) -> Outcome:
+        """Measure the trained network and the loss; write the pictures (`draw`) and, last of all, ``metrics.json``."""
         progress, config = self.state.progress, self.config
         after, queries, gallery = self.latest or self.evaluate()
-        spectrum = metrics.singular_values(queries).tolist()
         images, labels = self.batch(next(iter(self.sampler)))
         # In training mode, as the loss met its batches; the network has been evaluated and saved already.
         with torch.no_grad():
@@ -282,9 +281,11 @@ class Job:
             | {name: [(found["step"], found[name]) for found in progress.evaluations] for name in CURVES},
             "versions": report.versions(),
         }
-        pictures.curves(self.folder / "curves.png", result)
-        pictures.spectrum(self.folder / "spectrum.png", progress.spectrum_before, spectrum, result)
-        pictures.neighbors(self.folder / "neighbors.png", self.data, queries, gallery, config.seed)
+        if draw:
+            spectrum = metrics.singular_values(queries).tolist()
+            pictures.curves(self.folder / "curves.png", result)
+            pictures.spectrum(self.folder / "spectrum.png", progress.spectrum_before, spectrum, result)
+            pictures.neighbors(self.folder / "neighbors.png", self.data, queries, gallery, config.seed)
         write_json(self.folder / "metrics.json", result)
         return Outcome(result, queries, gallery)
 
@@ -296,6 +297,8 @@ def run(
     saved: dict[str, Any] | None = None,
     data: RetrievalData | None = None,
     log: TextIO | None = None,
+    before: Evaluation | None = None,
+    draw: bool = True,
 ) -> Outcome:
     """Train, evaluate and report one run.
 
@@ -305,6 +308,8 @@ def run(
         saved: content of a checkpoint (``checkpoint.read``) to go on from.
         data: the data set, if it is loaded already.
         log: where the progress goes; None: stderr.
+        before: the evaluation of the untrained network, if it is known already.
+        draw: write the three pictures.
 
     Raises:
         JobError: settings, data or this machine do not allow the run; nothing half-written is left behind.
@@ -313,9 +318,9 @@ def run(
     job = Job(config, folder, data, saved)
     try:
         if saved is None:
-            job.start()
+            job.start(before)
         job.train(log or sys.stderr)
-        return job.finish()
+        return job.finish(draw)
     except BaseException:
         with contextlib.suppress(OSError):
             folder.rmdir()  # refused, as it should be, where a checkpoint is in it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -62,6 +63,18 @@ def hold_out(data: RetrievalData, seed: int) -> RetrievalData:
         gallery=None,
         class_names=[data.class_names[index] for index in order.tolist()],
     )
+
+
+def keep_test_classes(data: RetrievalData, count: int) -> RetrievalData:
+    """The same training set, tested on the first `count` test classes only, or on all where there are fewer."""
+    kept = data.test.labels.unique()[:count]
+
+    def part(images: ImageSet) -> ImageSet:
+        rows = torch.isin(images.labels, kept).nonzero()[:, 0]
+        return _Subset(images, rows, images.labels[rows])
+
+    gallery = None if data.gallery is None else part(data.gallery)
+    return dataclasses.replace(data, test=part(data.test), gallery=gallery)
 
 
 def add_noise(labels: Tensor, fraction: float, seed: int) -> Tensor:

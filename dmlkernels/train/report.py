@@ -12,14 +12,14 @@ import torch
 NO_KERNELS = "No compiled kernels ran: fused and reference are both plain PyTorch (see `python -m dmlkernels info`)."
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as aligned text: the first row a heading, the first column to the left, the others to the right."""
+def table(rows: Sequence[Sequence[str]], headings: int = 1) -> str:
+    """Rows as aligned text: the first ones a heading, the first column to the left, the others to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for first, *others in rows:
         cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
         lines.append("  ".join(cells))
-    lines.insert(1, "  ".join("-" * width for width in widths))
+    lines.insert(headings, "  ".join("-" * width for width in widths))
     return "\n".join(lines)
 
 
