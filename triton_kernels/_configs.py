@@ -1,0 +1,60 @@
+"""Block sizes of the kernels on pairs: pinned, and searched for only with DMLKERNELS_AUTOTUNE=1."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+class Config(NamedTuple):
+    block_m: int  # rows of a tile; a divisor of the 128 of `tile_active`
+    block_n: int  # columns of a tile
+    block_k: int  # features of one step of a product
+    block_d: int  # features that one program sums up in a backward
+    num_warps: int
+    num_stages: int
+
+    def tile(self) -> dict[str, int]:
+        """Launch arguments of a kernel on tiles of pairs."""
+        return {
+            "BLOCK_M": self.block_m,
+            "BLOCK_N": self.block_n,
+            "BLOCK_K": self.block_k,
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+        }
+
+
+def power_of_two(n: int, low: int, high: int) -> int:
+    """The power of two from n up, within [low, high]."""
+    return min(high, max(low, 1 << max(n - 1, 0).bit_length()))
+
+
+def choose(kernel: str, dtype: torch.dtype, width: int, device: torch.device, square: bool = False) -> Config:
+    """Block sizes for rows of `width` features in products of `dtype`; `square`: as many columns as rows."""
+    if device.type == "cpu":
+        # The interpreter's cost is by the operation, not by its size.
+        return Config(128, 128, power_of_two(width, 16, 128), power_of_two(width, 16, 128), 4, 1)
+    return Config(64, 64, 32, 64, 4, 2)
+
+
+def dot_precision(precision: str) -> str:
+    """`input_precision` of tl.dot for float32 rows. Tensor cores have no IEEE product: three of TF32 are as accurate."""
+    return {"ieee": "tf32x3", "tf32x3": "tf32x3", "tf32": "tf32", "bf16": "tf32"}[precision]
+
+
+def rounding(operand: torch.dtype, rows: torch.dtype, precision: str) -> str:
+    """How weights are rounded for a product with operand rows (`_pair.rounded_weights`)."""
+    if operand == torch.bfloat16:
+        return "bf16" if rows == torch.bfloat16 and precision in ("ieee", "tf32x3") else "bf16x1"
+    return "tf32" if operand == torch.float32 and precision == "tf32" else "none"
+
+
+PROGRAMS = 264  # two for each multiprocessor of an H100
+MOST_PARTS = 16
+
+
+def parts(programs: int, tiles: int) -> int:
+    """Into how many parts the columns are cut where few row tiles would leave most of a GPU idle."""
+    return max(1, min(MOST_PARTS, PROGRAMS // max(programs, 1), tiles))

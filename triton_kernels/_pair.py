@@ -1,0 +1,191 @@
+"""One tile of pairs: products, distances and weighted sums of rows. The formulae are those of csrc/common, by name."""
+
+import triton
+import triton.language as tl
+
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
+# csrc/common/pairwise.h
+
+NEAR = tl.constexpr(0.005)  # share of ||f||^2 + ||g||^2 up to which a squared distance is recomputed: there it cancels
+
+
+@triton.jit
+def product_form(dot, norms):
+    """norms = ||f||^2 + ||g||^2. A NaN stays one."""
+    squared = norms - 2.0 * dot
+    return tl.where(squared < 0.0, 0.0, squared)
+
+
+@triton.jit
+def is_near(squared, norms):
+    return squared <= norms * NEAR
+
+
+@triton.jit
+def gradient_scale(squared, norms, EPS: tl.constexpr):
+    """1/d as the weight of a gradient; coincident points, up to 4 eps of the rows' norm, get none."""
+    apart = squared > norms * (8.0 * EPS * EPS)
+    return tl.where(apart, 1.0 / tl.sqrt(tl.where(apart, squared, 1.0)), 0.0)
+
+
+# csrc/common/nearest_positive.h
+
+
+@triton.jit
+def offer(best, best_index, squared, candidates, index, FARTHEST: tl.constexpr):
+    """Best of a row and of the candidates of a tile, ties to the lower index. Farthest: the keys are negative squares."""
+    key = tl.where(candidates, -squared if FARTHEST else squared, float("inf"))
+    tile_best = tl.min(key, 1)
+    chosen = candidates & (key == tile_best[:, None])
+    tile_index = tl.min(tl.where(chosen, index[None, :], NO_INDEX), 1)
+    wins = (tile_best < best) | ((tile_best == best) & (tile_index < best_index))
+    return tl.where(wins, tile_best, best), tl.where(wins, tile_index, best_index)
+
+
+NO_INDEX = tl.constexpr(2**62)  # above every row: whatever is offered wins
+
+
+# Numbers as tensor cores take them.
+
+
+@triton.jit
+def scalar(value, DTYPE: tl.constexpr):
+    """A float argument, which arrives as float64, in the type that the kernel computes in."""
+    return tl.full([], value, DTYPE)
+
+
+@triton.jit
+def keep_bits(x, DROPPED: tl.constexpr):
+    """float32 rounded to nearest even, without its last DROPPED bits: 13 for TF32, 16 for bfloat16."""
+    bits = x.to(tl.int32, bitcast=True)
+    bits = bits + ((1 << (DROPPED - 1)) - 1) + ((bits >> DROPPED) & 1)
+    return ((bits >> DROPPED) << DROPPED).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def store_as(pointer, value, mask):
+    """Store in the pointer's type. The interpreter truncates bfloat16, and is given what needs no rounding."""
+    if INTERPRETED and pointer.dtype.element_ty == tl.bfloat16:
+        value = tl.where(value == value, keep_bits(value.to(tl.float32), 16), value)
+    tl.store(pointer, value.to(pointer.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def dot(a, b, acc, PRECISION: tl.constexpr):
+    """acc + a @ b. The interpreter, which has no bfloat16, gets exact float32."""
+    if INTERPRETED and a.dtype == tl.bfloat16:
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=acc.dtype)
+
+
+# Tiles. Rows are int64 row numbers; a row that does not take part is read as zeros.
+
+
+@triton.jit
+def load_rows(x, rows, ok, k, D: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Columns k .. k + BLOCK_K of the listed rows of x (rows, D)."""
+    columns = k + tl.arange(0, BLOCK_K)
+    mask = ok[:, None] if D % BLOCK_K == 0 else ok[:, None] & (columns < D)[None, :]
+    return tl.load(x + rows[:, None] * D + columns[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def tile_product(
+    x,
+    y,
+    rows,
+    cols,
+    row_ok,
+    col_ok,
+    D: tl.constexpr,
+    PRECISION: tl.constexpr,
+    DTYPE: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Dot products of the listed rows of x with those of y."""
+    acc = tl.zeros((rows.shape[0], cols.shape[0]), DTYPE)
+    for k in range(0, D, BLOCK_K):
+        a = load_rows(x, rows, row_ok, k, D, BLOCK_K)
+        b = load_rows(y, cols, col_ok, k, D, BLOCK_K)
+        acc = dot(a, tl.trans(b), acc, PRECISION)
+    return acc
+
+
+@triton.jit
+def difference_form(x, y, rows, cols, row_ok, col_ok, row_scale, col_scale, D: tl.constexpr, DTYPE: tl.constexpr):
+    """Sum of (f - g)^2, column by column: slow, exact where the product form cancels."""
+    acc = tl.zeros((rows.shape[0], cols.shape[0]), DTYPE)
+    for k in range(D):
+        f = tl.load(x + rows * D + k, mask=row_ok, other=0.0).to(DTYPE) * row_scale
+        g = tl.load(y + cols * D + k, mask=col_ok, other=0.0).to(DTYPE) * col_scale
+        delta = f[:, None] - g[None, :]
+        acc += delta * delta
+    return acc
+
+
+@triton.jit
+def squared_distances(
+    x, x_operand, y, y_operand, rows, cols, row_ok, col_ok, row_scale, col_scale, norms, wanted,
+    D: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Squared distances of a tile; near-duplicates among the wanted pairs in difference form."""
+    s = tile_product(x_operand, y_operand, rows, cols, row_ok, col_ok, D, PRECISION, DTYPE, BLOCK_K)
+    squared = product_form(s * (row_scale[:, None] * col_scale[None, :]), norms)
+    near = is_near(squared, norms) & wanted
+    if tl.max(tl.max(near.to(tl.int32), 1), 0) > 0:
+        exact = difference_form(x, y, rows, cols, row_ok, col_ok, row_scale, col_scale, D, DTYPE)
+        squared = tl.where(near, exact, squared)
+    return squared
+
+
+@triton.jit
+def upper_tile(program, tiles):
+    """The tile (i, j), i <= j, of a program: row r and row tiles - 1 - r of the triangle make one line of tiles + 1."""
+    r = program // (tiles + 1)
+    c = program % (tiles + 1)
+    first = c < tiles - r
+    return tl.where(first, r, tiles - 1 - r), tl.where(first, r + c, c - 1)
+
+
+# Sums of weighted rows. A weight meets raw rows, so the other row's scale is folded into it before it is rounded.
+
+
+@triton.jit
+def rounded_weights(weights, scale, ROUNDING: tl.constexpr):
+    """weight * scale as the product takes it, in two parts, and the weight that this amounts to.
+
+    ROUNDING: "none"; "tf32"; "bf16" (8 bits of a weight are too few beside float32 results: 16 in two products);
+    "bf16x1", where that was asked for.
+    """
+    high = weights * scale[None, :]
+    low = high
+    amounts_to = weights
+    if ROUNDING == "tf32":
+        high = keep_bits(high, 13)
+        amounts_to = high / scale[None, :]
+    elif ROUNDING == "bf16x1":
+        high = keep_bits(high, 16)
+        amounts_to = high / scale[None, :]
+    elif ROUNDING == "bf16":
+        high = keep_bits(low, 16)
+        low = keep_bits(low - high, 16)
+        amounts_to = (high + low) / scale[None, :]
+    return high, low, amounts_to
+
+
+@triton.jit
+def add_weighted_rows(acc, high, low, x, ROUNDING: tl.constexpr, PRECISION: tl.constexpr):
+    """acc + (high + low) @ x, for rows x of the operand's type."""
+    if ROUNDING == "bf16":
+        acc = dot(high.to(tl.bfloat16), x, acc, PRECISION)
+        acc = dot(low.to(tl.bfloat16), x, acc, PRECISION)
+    elif ROUNDING == "bf16x1":
+        acc = dot(high.to(tl.bfloat16), x, acc, PRECISION)
+    elif x.dtype == tl.float16:
+        # Weights leave float16's range; TF32 holds the rows exactly.
+        acc = dot(high, x.to(tl.float32), acc, "tf32x3")
+    else:
+        acc = dot(high, x, acc, PRECISION)
+    return acc
