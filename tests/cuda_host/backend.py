@@ -33,6 +33,8 @@ def cannot_build() -> str | None:
 @functools.cache
 def build(target: str) -> Path:
     """Bring a CMake target of tests/cuda_host up to date; parallel test processes wait for the first."""
+    if why := cannot_build():
+        raise RuntimeError(why)
     with (BUILD / f"{target}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = subprocess.run([_CMAKE, "--build", BUILD, "--target", target], capture_output=True, text=True)

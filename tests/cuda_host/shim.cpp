@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
+#include <deque>
 #include <map>
+#include <numeric>
 #include <random>
 #include <stdexcept>
 #include <string>
@@ -57,6 +59,8 @@ constexpr size_t kAlign = 128, kCanary = 256;
 constexpr int kWarpSize = 32;
 constexpr size_t kSharedLimit = 99 * 1024;
 constexpr unsigned char kNanByte = 0xff;
+// Beyond the shared memory: NaN in every floating type too, but neither what kernels write as NaN nor -1.
+constexpr unsigned char kCanaryBytes[2] = {0xfe, 0xff};
 
 std::atomic<uint64_t> seed{[] {
   const char* text = std::getenv("DMLKERNELS_CUDA_HOST_SEED");
@@ -71,6 +75,23 @@ struct Copy {
 
 enum class State { runnable, at_block_barrier, at_warp_barrier, done };
 
+// What the lanes of one exchange brought, for as long as one of them may read it.
+struct Exchange {
+  unsigned readers = 0;
+  alignas(64) unsigned char deposits[kWarpSize * kDeposit];
+};
+
+struct Warp {
+  unsigned char brought[kWarpSize * kDeposit];
+  std::deque<Exchange> exchanges;
+
+  Exchange& unused() {
+    for (Exchange& exchange : exchanges)
+      if (exchange.readers == 0) return exchange;
+    return exchanges.emplace_back();
+  }
+};
+
 struct Fiber {
   unsigned char* stack = nullptr;
   void* pointer = nullptr;  // stack pointer while it does not run
@@ -79,14 +100,10 @@ struct Fiber {
   dim3 index;
   unsigned mask = 0;
   Site site;
-  bool phase = false;
+  Exchange* exchange = nullptr;  // the last one, which this lane may still read
   int predicate = 0;
   std::vector<Copy> open;
   std::vector<std::vector<Copy>> groups;
-};
-
-struct Warp {
-  alignas(64) unsigned char deposits[2][kWarpSize * kDeposit];
 };
 
 class Block;
@@ -113,17 +130,97 @@ class Block {
     memory_.resize(shared_size + kCanary + kAlign);
     const auto address = reinterpret_cast<uintptr_t>(memory_.data());
     shared = memory_.data() + (kAlign - address % kAlign) % kAlign;
-    while (static_cast<int>(fibers().size()) < count_) fibers().push_back(make_fiber());
+    thread_local std::vector<Fiber> all;
+    while (static_cast<int>(all.size()) < count_) all.push_back(make_fiber());
+    fibers_ = all.data();
   }
   ~Block() { ASAN_UNPOISON_MEMORY_REGION(memory_.data(), memory_.size()); }
+
+  void run_grid() {
+    const dim3 grid = where.grid_size;
+    std::vector<unsigned> order(grid.x * grid.y * grid.z);
+    std::iota(order.begin(), order.end(), 0u);
+    random_.seed(static_cast<unsigned>(seed.load()));
+    std::shuffle(order.begin(), order.end(), random_);
+    for (unsigned k : order) run(dim3(k % grid.x, k / grid.x % grid.y, k / (grid.x * grid.y)));
+  }
+
+  Fiber& self() { return fibers_[current]; }
+
+  bool is_shared(const void* at, size_t size) const {
+    const auto* first = static_cast<const unsigned char*>(at);
+    return first >= shared && first + size <= shared + shared_size_;
+  }
+
+  void wait_for_block(const Site& site) {
+    self().site = site;
+    self().state = State::at_block_barrier;
+    if (all_at(site)) {
+      votes = 0;
+      for (int k = 0; k < count_; ++k) {
+        votes += fibers_[k].predicate != 0;
+        wake(k);
+      }
+    }
+    leave();
+  }
+
+  const unsigned char* exchange(unsigned mask, const void* value, size_t size, const Site& site) {
+    const int first = current / kWarpSize * kWarpSize, lane = current - first;
+    Fiber& me = self();
+    Warp& warp = warps[current / kWarpSize];
+    if ((mask >> lane & 1u) == 0) fail_in_kernel("a lane is not in the mask of its own warp operation", site);
+    if (me.exchange != nullptr) me.exchange->readers &= ~(1u << lane);
+    if (size > 0) memcpy(warp.brought + lane * kDeposit, value, size);
+    me.mask = mask;
+    me.site = site;
+    me.state = State::at_warp_barrier;
+    for (int k = 0; k < kWarpSize; ++k) {
+      if ((mask >> k & 1u) != 0 && (first + k >= count_ || !waits_with(fibers_[first + k], me))) {
+        leave();
+        return self().exchange->deposits;
+      }
+    }
+    Exchange& exchange = warp.unused();
+    exchange.readers = mask;
+    for (int k = 0; k < kWarpSize; ++k) {
+      if ((mask >> k & 1u) == 0) continue;
+      memcpy(exchange.deposits + k * kDeposit, warp.brought + k * kDeposit, size);
+      fibers_[first + k].exchange = &exchange;
+      if (k != lane) wake(first + k);
+    }
+    me.state = State::runnable;  // the last to come goes on
+    return exchange.deposits;
+  }
+
+  // Abandons the block: the fibers are not resumed, and kernels own nothing that would need unwinding.
+  [[noreturn]] void fail(const std::string& what) {
+    failure = what;
+    for (;;) leave();
+  }
+  std::string failure;
+
+ private:
+  const std::function<void()>& kernel_;
+  size_t shared_size_;
+  int count_, live_ = 0;
+  Fiber* fibers_;  // the thread's, kept from launch to launch
+  std::vector<unsigned char> memory_;
+  std::vector<int> runnable_;
+  std::mt19937 random_;
+  void* scheduler_ = nullptr;
+  void* scheduler_fake_stack_ = nullptr;
+  const void* scheduler_stack_ = nullptr;
+  size_t scheduler_size_ = 0;
 
   void run(dim3 block) {
     where.block = block;
     ASAN_UNPOISON_MEMORY_REGION(shared, shared_size_ + kCanary);
-    std::fill_n(shared, shared_size_ + kCanary, kNanByte);
+    std::fill_n(shared, shared_size_, kNanByte);
+    for (size_t k = 0; k < kCanary; ++k) shared[shared_size_ + k] = kCanaryBytes[k % 2];
     ASAN_POISON_MEMORY_REGION(shared + shared_size_, kCanary);
-    // Each block has its own order, which depends on nothing but the seed and the block.
-    random_.seed(seed.load() * 1000003 + (block.z * where.grid_size.y + block.y) * where.grid_size.x + block.x);
+    for (Warp& warp : warps)
+      for (Exchange& exchange : warp.exchanges) exchange.readers = 0;
     runnable_.clear();
     for (int k = 0; k < count_; ++k) start(k);
     live_ = count_;
@@ -138,72 +235,11 @@ class Block {
     }
     ASAN_UNPOISON_MEMORY_REGION(shared + shared_size_, kCanary);
     for (size_t k = 0; k < kCanary; ++k)
-      if (shared[shared_size_ + k] != kNanByte)
-        throw std::runtime_error("cuda_host: a kernel wrote " + std::to_string(k) +
-                                 " bytes beyond the shared memory it asked for");
+      if (shared[shared_size_ + k] != kCanaryBytes[k % 2])
+        throw std::runtime_error("cuda_host: a kernel wrote beyond the " + std::to_string(shared_size_) +
+                                 " bytes of shared memory it asked for, at byte " + std::to_string(shared_size_ + k));
   }
 
-  Fiber& self() { return fibers()[current]; }
-
-  void wait_for_block(const Site& site) {
-    self().site = site;
-    self().state = State::at_block_barrier;
-    if (all_at(site)) {
-      votes = 0;
-      for (int k = 0; k < count_; ++k) {
-        votes += fibers()[k].predicate != 0;
-        wake(k);
-      }
-    }
-    leave();
-  }
-
-  const unsigned char* exchange(unsigned mask, const void* value, size_t size, const Site& site) {
-    const int first = current / kWarpSize * kWarpSize, lane = current - first;
-    Fiber& me = self();
-    if ((mask >> lane & 1u) == 0) fail_in_kernel("a lane is not in the mask of its own warp operation", site);
-    me.phase = !me.phase;
-    unsigned char* deposits = warps[current / kWarpSize].deposits[me.phase];
-    if (size > 0) memcpy(deposits + lane * kDeposit, value, size);
-    me.mask = mask;
-    me.site = site;
-    me.state = State::at_warp_barrier;
-    bool all = true;
-    for (int k = 0; k < kWarpSize && all; ++k)
-      if ((mask >> k & 1u) != 0) all = first + k < count_ && waits_with(fibers()[first + k], me);
-    if (all) {
-      for (int k = 0; k < kWarpSize; ++k)
-        if ((mask >> k & 1u) != 0 && k != lane) wake(first + k);
-      me.state = State::runnable;  // the last to come goes on
-    } else {
-      leave();
-    }
-    return deposits;
-  }
-
-  // Abandons the block: the fibers are not resumed, and kernels own nothing that would need unwinding.
-  [[noreturn]] void fail(const std::string& what) {
-    failure = what;
-    for (;;) leave();
-  }
-  std::string failure;
-
- private:
-  const std::function<void()>& kernel_;
-  size_t shared_size_;
-  int count_, live_ = 0;
-  std::vector<unsigned char> memory_;
-  std::vector<int> runnable_;
-  std::minstd_rand random_;
-  void* scheduler_ = nullptr;
-  void* scheduler_fake_stack_ = nullptr;
-  const void* scheduler_stack_ = nullptr;
-  size_t scheduler_size_ = 0;
-
-  static std::vector<Fiber>& fibers() {
-    thread_local std::vector<Fiber> all;
-    return all;
-  }
   static Fiber make_fiber() {
     Fiber fiber;
     void* memory = mmap(nullptr, kStack + kGuard, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -214,21 +250,21 @@ class Block {
   }
 
   static bool same_site(const Site& a, const Site& b) {
-    return a.line() == b.line() && a.column() == b.column() && a.file_name() == b.file_name();
+    return a.line() == b.line() && a.column() == b.column() && strcmp(a.file_name(), b.file_name()) == 0;
   }
   static bool waits_with(const Fiber& other, const Fiber& me) {
     return other.state == State::at_warp_barrier && other.mask == me.mask && same_site(other.site, me.site);
   }
   bool all_at(const Site& site) {
     for (int k = 0; k < count_; ++k)
-      if (fibers()[k].state != State::at_block_barrier || !same_site(fibers()[k].site, site)) return false;
+      if (fibers_[k].state != State::at_block_barrier || !same_site(fibers_[k].site, site)) return false;
     return true;
   }
 
   std::string who_waits() {
     std::map<std::string, int> groups;
     for (int k = 0; k < count_; ++k) {
-      const Fiber& fiber = fibers()[k];
+      const Fiber& fiber = fibers_[k];
       const std::string place = std::string(fiber.site.file_name()) + ":" + std::to_string(fiber.site.line());
       ++groups[fiber.state == State::done               ? "have returned"
                : fiber.state == State::at_block_barrier ? "wait for their block at " + place
@@ -241,19 +277,19 @@ class Block {
   }
 
   void wake(int k) {
-    fibers()[k].state = State::runnable;
+    fibers_[k].state = State::runnable;
     runnable_.push_back(k);
   }
 
   void start(int k) {
-    Fiber& fiber = fibers()[k];
+    Fiber& fiber = fibers_[k];
     ASAN_UNPOISON_MEMORY_REGION(fiber.stack, kStack);
     const dim3 size = where.block_size;
     const auto n = static_cast<unsigned>(k);
     fiber.index = dim3(n % size.x, n / size.x % size.y, n / (size.x * size.y));
     fiber.open.clear();
     fiber.groups.clear();
-    fiber.phase = false;
+    fiber.exchange = nullptr;
     fiber.fake_stack = nullptr;
     // Six registers to pop and the entry to return to; the stack is aligned as after a call.
     auto* top = reinterpret_cast<void**>(fiber.stack + kStack - 64);
@@ -279,7 +315,7 @@ class Block {
 
   void resume(int k) {
     current = k;
-    Fiber& fiber = fibers()[k];
+    Fiber& fiber = fibers_[k];
     where.thread = fiber.index;
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_start_switch_fiber(&scheduler_fake_stack_, fiber.stack, kStack);
@@ -318,10 +354,7 @@ int lane() { return current_block->current % kWarpSize; }
 void run(dim3 grid, dim3 block, size_t shared, const std::function<void()>& kernel) {
   Block work(grid, block, shared, kernel);
   current_block = &work;
-  dim3 at;
-  for (at.z = 0; at.z < grid.z; ++at.z)
-    for (at.y = 0; at.y < grid.y; ++at.y)
-      for (at.x = 0; at.x < grid.x; ++at.x) work.run(at);
+  work.run_grid();
 }
 
 void block_barrier(const Site& site) { current_block->wait_for_block(site); }
@@ -334,7 +367,10 @@ void fail_in_kernel(const char* what, const Site& site) {
   current_block->fail(std::string(what) + " at " + site.file_name() + ":" + std::to_string(site.line()));
 }
 
-void copy_async(void* to, const void* from, size_t size, size_t valid) {
+void copy_async(void* to, const void* from, size_t size, size_t valid, const Site& site) {
+  if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % size != 0)
+    fail_in_kernel("a copy of misaligned addresses", site);
+  if (!current_block->is_shared(to, size)) fail_in_kernel("a copy to what is not shared memory", site);
   memset(to, kNanByte, size);
   current_block->self().open.push_back(Copy{to, from, size, valid});
 }

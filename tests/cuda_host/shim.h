@@ -1,7 +1,8 @@
 #pragma once
-// CUDA's execution model on the host: a fiber per thread, blocks one after another. Between two synchronisations the
-// fibers run in a seeded random order, so that a race gives different results under different seeds. Shared memory is
-// NaN at the start of each block. A barrier that some threads do not reach is an error that names who waits where.
+// CUDA's execution model on the host: a fiber per thread, blocks one after another. The blocks of a launch, and between
+// two synchronisations the fibers of a block, run in a seeded random order, so that a race gives different results
+// under different seeds. Shared memory is NaN at the start of each block. A barrier that some threads do not reach is
+// an error that names who waits where.
 
 #include <math.h>
 #include <stdint.h>
@@ -62,7 +63,7 @@ T shuffle(unsigned mask, T value, int from, const Site& site) {
 }
 
 // Copies of cp.async: done when the thread waits for them, never before; until then the target is NaN.
-void copy_async(void* to, const void* from, size_t size, size_t valid);
+void copy_async(void* to, const void* from, size_t size, size_t valid, const Site& site = Site::current());
 void copy_async_commit();
 void copy_async_wait(int groups_in_flight);
 
@@ -83,7 +84,7 @@ inline void __syncwarp(unsigned mask = 0xffffffffu, DML_SITE) { cuda_host::warp_
 template <class T>
 T __shfl_sync(unsigned mask, T value, int from, int width = 32, DML_SITE) {
   const int base = cuda_host::lane() / width * width;
-  return cuda_host::shuffle(mask, value, base + from % width, site);
+  return cuda_host::shuffle(mask, value, base + (from & (width - 1)), site);
 }
 template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32, DML_SITE) {

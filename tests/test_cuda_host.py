@@ -1,0 +1,131 @@
+"""The host's model of CUDA's execution: what it gives is right, and each planted fault of a kernel is caught."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cuda_host.backend import build, cannot_build
+
+SOURCES = Path(__file__).resolve().parent / "cuda_host"
+SEEDS = range(8)
+
+pytestmark = pytest.mark.skipif(
+    cannot_build() is not None and os.environ.get("DMLKERNELS_REQUIRE_NATIVE") != "1", reason=str(cannot_build())
+)
+
+
+def cases(source: str) -> list[str]:
+    return re.findall(r"^DML_CASE\((\w+)\)", (SOURCES / source).read_text(), re.MULTILINE)
+
+
+def drive(name: str, which: str, sanitized: bool = False) -> subprocess.CompletedProcess[str]:
+    """One line per seed."""
+    return subprocess.run(
+        [build("cuda_host_driver_sanitized" if sanitized else "cuda_host_driver"), name, which, *map(str, SEEDS)],
+        env=os.environ | {"ASAN_OPTIONS": "detect_leaks=0"},  # a launch that fails leaves its fibers as they are
+        capture_output=True,
+        text=True,
+    )
+
+
+def outcomes(name: str, which: str) -> list[str]:
+    done = drive(name, which)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(SEEDS)
+    return lines
+
+
+def numbers(line: str) -> np.ndarray:
+    assert not line.startswith("error"), line
+    return np.array([int(word, 16) for word in line.split()], dtype=np.uint32).view(np.float32)
+
+
+@pytest.mark.parametrize("name", cases("checks.cpp"))
+@pytest.mark.parametrize("sanitized", [False, True], ids=["plain", "sanitized"])
+def test_what_the_host_gives(name, sanitized):
+    done = drive(name, "right", sanitized)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "\n" * len(SEEDS), "")
+
+
+# What each fault leads to; the right twin of every one gives the same numbers whatever the order of the threads.
+
+REFUSED = {
+    "shared_overrun": "a kernel wrote beyond the 256 bytes of shared memory it asked for, at byte 256",
+    "shared_overrun_with_minus_one": "a kernel wrote beyond the 256 bytes of shared memory it asked for, at byte 256",
+    "too_much_shared": "a block asks for 101377 bytes of shared memory, more than the 99 KiB that every device has",
+    "divergent_barrier": "divergent barrier: 48 threads have returned, 16 threads wait for their block at @",
+    "barrier_in_both_branches": (
+        "divergent barrier: 24 threads wait for their block at @, 40 threads wait for their block at @"
+    ),
+    "warp_vote_after_return": "divergent barrier: 24 threads have returned, 40 threads wait for their warp at @",
+    "shuffle_outside_mask": "a shuffle reads a lane outside its mask at @",
+    "lane_not_in_its_mask": "a lane is not in the mask of its own warp operation at @",
+    "copy_beyond_shared": "a copy to what is not shared memory at @",
+    "misaligned_copy": "a copy of misaligned addresses at @",
+}
+NOT_A_NUMBER = ["shared_overread", "shared_uninitialised", "copy_without_wait", "copy_with_too_short_a_wait"]
+DEPENDS_ON_ORDER = [
+    "missing_barrier",
+    "missing_barrier_of_a_loop",
+    "missing_warp_barrier",
+    "copy_without_barrier",
+    "blocks_in_order",
+    "sum_by_atomics",
+]
+SANITIZED = {
+    "shared_overrun": "AddressSanitizer: use-after-poison.*WRITE of size 4.*write_shared",
+    "shared_overread": "AddressSanitizer: use-after-poison.*READ of size 4.*read_shared",
+    "global_overrun": "AddressSanitizer: heap-buffer-overflow.*WRITE of size 4.*write_global",
+    "global_overread": "AddressSanitizer: heap-buffer-overflow.*READ of size 4.*read_global",
+    "misaligned_load": "runtime error: member access within misaligned address .* requires 8 byte alignment",
+}
+
+
+def test_every_fault_has_its_test():
+    assert set(cases("faults.cpp")) == {*REFUSED, *NOT_A_NUMBER, *DEPENDS_ON_ORDER, *SANITIZED}
+
+
+@pytest.mark.parametrize("name", cases("faults.cpp"))
+def test_right_twin(name):
+    first, *others = outcomes(name, "right")
+    assert np.isfinite(numbers(first)).all()
+    assert set(others) == {first}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name):
+    words = re.escape("error: cuda_host: " + REFUSED[name]).replace("@", r"(\S+):(\d+)")
+    for line in outcomes(name, "fault"):
+        found = re.fullmatch(words, line)
+        assert found, line
+        for file, number in zip(found.groups()[::2], found.groups()[1::2], strict=True):
+            place = Path(file).read_text().splitlines()[int(number) - 1]
+            assert re.search("__syncthreads|__shfl|__ballot|copy", place)
+
+
+@pytest.mark.parametrize("name", NOT_A_NUMBER)
+def test_not_a_number(name):
+    for line in outcomes(name, "fault"):
+        assert np.isnan(numbers(line)).any()
+
+
+@pytest.mark.parametrize("name", DEPENDS_ON_ORDER)
+def test_depends_on_the_order(name):
+    first = outcomes(name, "fault")
+    assert len(set(first)) > 1
+    assert outcomes(name, "fault") == first  # and a seed gives the same order again
+
+
+@pytest.mark.parametrize("name", SANITIZED)
+def test_sanitized(name):
+    done = drive(name, "fault", sanitized=True)
+    assert done.returncode != 0
+    assert re.search(SANITIZED[name], done.stderr, re.DOTALL)
+    done = drive(name, "right", sanitized=True)
+    assert (done.returncode, done.stderr) == (0, "")
