@@ -1,7 +1,8 @@
-"""`make bench`: the CPU table, every contender side by side in one run, and whether each goal is reached.
+"""`make bench`: the table of a device, every contender side by side in one run, and whether each goal is reached.
 
-Writes bench/results/cpu-<model>-<threads>t.json, which `python bench/table.py --write` carries into the documents, and
-exits with 1 if a "must" is missed. Run it on a machine that does nothing else.
+On the CPU it writes bench/results/cpu-<model>-<threads>t.json, which `python bench/table.py --write` carries into the
+documents, and exits with 1 if a "must" is missed. Run it on a machine that does nothing else. With --device cuda the
+table of cuda_cases.py is taken on the GPU; `make gpu STAGE=bench` keeps it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ try:
     import common
 except ImportError as error:  # the package itself works without its compiled parts
     sys.exit(f"bench: {error}; build the package first: pip install -e . --no-build-isolation")
+import cuda_cases
 import table
 from common import Case
 
@@ -139,7 +141,7 @@ def measured_row(case: Case, samples: int, skip: dict[str, str], memory: bool) -
         pairs, tiles = common.active_shares(case.batch())
         common.assert_share(case.kind, pairs)
     names = [name for name in ("fused", *case.rivals) if name not in skip]
-    if case.timed and set(names) <= {"fused", "product"}:
+    if case.timed and set(names) <= {"fused", "triton", "product"}:
         # Nothing in the row says whether the fused result is right.
         common.assert_rivals_agree(case if common.reference_fits(case) else case.shrunk())
     contenders = common.measure(case, names, samples) if case.timed else {name: {} for name in names}
@@ -155,6 +157,7 @@ def measured_row(case: Case, samples: int, skip: dict[str, str], memory: bool) -
         "rows": case.rows,
         "columns": case.columns if common.OPERATIONS[case.operation].pairs else None,
         "width": case.width,
+        "numbers": case.numbers,
         "active_pairs": pairs,
         "active_tiles": tiles,
         "contenders": contenders,
@@ -164,6 +167,10 @@ def measured_row(case: Case, samples: int, skip: dict[str, str], memory: bool) -
 def skipped(case: Case, arguments: argparse.Namespace) -> dict[str, str]:
     """Rivals that are left out of a row, and why."""
     skip = {}
+    if "triton" in case.rivals and "cuda" not in _backend.loaded["triton"]:
+        skip["triton"] = "not available here"
+    if "peer" in case.rivals and importlib.util.find_spec("pytorch_metric_learning") is None:
+        skip["peer"] = "not installed"
     if arguments.no_compile or arguments.quick:
         skip["compiled"] = "left out"
     if not common.reference_fits(case):
@@ -185,7 +192,9 @@ def measured(arguments: argparse.Namespace) -> dict:
     samples = 3 if arguments.quick else common.SAMPLES
     rows = []
     start = time.perf_counter()
-    for case in (*CASES, *(PEER_CASES if arguments.peers else ())):
+    cases = cuda_cases.CASES if arguments.device == "cuda" else (*CASES, *(PEER_CASES if arguments.peers else ()))
+    goals = (Goal(*goal) for goal in cuda_cases.GOALS) if arguments.device == "cuda" else GOALS
+    for case in cases:
         case = case.shrunk() if arguments.quick else case
         rows.append(measured_row(case, samples, skipped(case, arguments), memory=not arguments.quick or not case.timed))
         print(f"{time.perf_counter() - start:5.0f} s  {case.name}", file=sys.stderr, flush=True)
@@ -194,8 +203,10 @@ def measured(arguments: argparse.Namespace) -> dict:
         "machine": machine,
         "samples": samples,
         "rows": rows,
-        "goals": [goal.judged(by_name[goal.case]) for goal in GOALS if goal.case in by_name],
-        "one_thread_gflops": common.one_thread_rates(*((256, 64) if arguments.quick else ())),
+        "goals": [goal.judged(by_name[goal.case]) for goal in goals if goal.case in by_name],
+        "one_thread_gflops": (
+            None if arguments.device == "cuda" else common.one_thread_rates(*((256, 64) if arguments.quick else ()))
+        ),
     }
 
 
@@ -209,10 +220,15 @@ def main() -> int:
     ):
         parser.add_argument(flag, action="store_true", help=text)
     parser.add_argument("--out", type=Path, help="result file, in place of bench/results/ (--quick writes only here)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dry", action="store_true", help="with --device cuda: its rows at tiny sizes, on the CPU")
     arguments = parser.parse_args()
-    if "cpu" not in _backend.loaded["native"]:
-        print(f"bench: no native CPU kernels: {_backend.missing['native', 'cpu']}", file=sys.stderr)
+    arguments.quick |= arguments.dry
+    device = "cpu" if arguments.dry else arguments.device
+    if device not in _backend.loaded["native"]:
+        print(f"bench: no native kernels: {_backend.missing['native', device]}", file=sys.stderr)
         return 2
+    common.use_device(device)
     if arguments.peers and importlib.util.find_spec("pytorch_metric_learning") is None:
         print("bench: --peers needs pytorch-metric-learning: make bench-peers", file=sys.stderr)
         return 2
@@ -221,7 +237,7 @@ def main() -> int:
     print(f"\n{table.render_machine(results)}\n\n{table.render_all(results)}\n")
     machine = results["machine"]
     path = arguments.out
-    if path is None and not arguments.quick:
+    if path is None and not arguments.quick and device == "cpu":
         path = table.RESULTS / f"cpu-{common.slug(machine['cpu'])}-{machine['threads']}t.json"
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ BEGIN, END = "<!-- bench:cpu begin -->", "<!-- bench:cpu end -->"
 
 NAMES = {
     "fused": "**dmlkernels**",
+    "triton": "**dmlkernels, Triton**",
     "reference": "eager PyTorch",
     "compiled": "torch.compile",
     "peer": "pytorch-metric-learning",
@@ -63,8 +64,9 @@ def _percent(share: float) -> str:
 
 def render_machine(results: dict) -> str:
     m = results["machine"]
+    gpu = f"{m['gpu']}; " if "gpu" in m else ""
     return (
-        f"{m['cpu']}, {m['cores']} cores, {m['memory_gb']} GB, {m['isa']}; threads: {m['threads']}; "
+        f"{gpu}{m['cpu']}, {m['cores']} cores, {m['memory_gb']} GB, {m['isa']}; threads: {m['threads']}; "
         f"torch {m['torch']}, dmlkernels {m['dmlkernels']} at {m['commit']}; load {m['load']} before the run"
     )
 
@@ -87,7 +89,8 @@ def render_goals(results: dict) -> str:
 def _lines(row: dict, count: int) -> list[str]:
     """What the row is about, over the lines of its contenders."""
     sizes = [row[name] for name in ("rows", "columns", "width") if row[name] is not None]
-    lines = [row["operation"], " × ".join(map(str, sizes))]
+    numbers = f", {row['numbers']}" if row.get("numbers") else ""
+    lines = [row["operation"] + numbers, " × ".join(map(str, sizes))]
     if row["active_pairs"] is not None:
         pairs, tiles = _percent(row["active_pairs"]), _percent(row["active_tiles"])
         lines[1] += f", {KINDS[row['kind']]}"

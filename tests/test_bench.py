@@ -14,6 +14,7 @@ from types import ModuleType
 import pytest
 import torch
 
+import dmlkernels
 from dmlkernels import _backend
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -139,6 +140,25 @@ def test_goal_ranges_take_the_quantiles_against_each_other(run):
     assert judged("forward", "product") == [0.25, 1.0, 4.0]
     assert judged("peak_bytes", None) == [5.0, 5.0, 5.0]
     assert run.Goal("", "", "total", "peer", 1, 1, 1).judged(contenders)["met"] == "not measured"
+
+
+def test_goals_on_a_gpu_are_of_rows_that_are_taken(common, run):
+    cases = {case.name: case for case in run.cuda_cases.CASES}
+    assert len(cases) == len(run.cuda_cases.CASES)
+    for goal in (run.Goal(*goal) for goal in run.cuda_cases.GOALS):
+        assert goal.rival in cases[goal.case].rivals
+        assert goal.reached(goal.must) == "must"
+
+
+def test_coarse_operands_are_judged_by_coarse_tolerances(common):
+    case = common.Case("tiny", "ranked_list", "dense", 512, 16)
+    half, tf32 = case._replace(dtype="bfloat16"), case._replace(precision="tf32")
+    assert [c.numbers for c in (case, half, tf32)] == [None, "bfloat16", "tf32"]
+    assert case.coarse == 1 < tf32.coarse < half.coarse
+    common.assert_rivals_agree(half)
+    with common.products_of(tf32):
+        assert dmlkernels.get_float32_precision() == "tf32"
+    assert dmlkernels.get_float32_precision() == "ieee"
 
 
 @pytest.mark.parametrize("met, code", [("must", 0), ("not measured", 0), ("MISSED", 1)])
