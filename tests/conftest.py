@@ -12,6 +12,8 @@ import torch
 
 # Triton reads this when a kernel is defined. Without a GPU its interpreter runs the kernels, on CPU tensors.
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
+# cuBLAS reads this when it starts: without it, it refuses to work under deterministic algorithms.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 from cuda_host import backend as cuda_host
 
@@ -23,7 +25,8 @@ if os.environ.get("PYTEST_XDIST_WORKER"):
 
 # With deterministic algorithms on, torch fills what `empty` returns with NaN; glibc does the like for a kernel's own
 # scratch memory (M_PERTURB, with bytes that read as -1.7e38). An element that nobody wrote is then seen.
-torch.use_deterministic_algorithms(True)
+# On a GPU the reference uses operators of PyTorch that have no deterministic algorithm.
+torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
 if hasattr(ctypes.CDLL(None), "mallopt"):
     ctypes.CDLL(None).mallopt(-6, 1)
 
@@ -42,6 +45,7 @@ class Target(NamedTuple):
 # Backends with kernels, and the device type of the tensors they are tested on: one line each.
 KERNELS = [
     Target("native", "cpu"),
+    *([Target("native", "cuda")] if torch.cuda.is_available() else []),
     Target("triton", "cpu", emulated=True) if _triton.interpreted() else Target("triton", "cuda"),
     Target("cuda-host", "cpu", emulated=True),
 ]
