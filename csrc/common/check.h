@@ -66,6 +66,10 @@ inline void check_choice(const char* op, const char* argument, const std::string
   fail(op, argument, expected, value);
 }
 
+inline void check_finite(const char* op, bool any_non_finite) {
+  DML_CHECK(!any_non_finite, op, "embeddings and ref_emb", "finite (check_finite=True)", std::string("NaN or Inf"));
+}
+
 inline ScalarType compute_type(const Tensor& x) {
   return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }

@@ -227,10 +227,6 @@ Rows<T> prepare_rows(const Tensor& x, bool normalize, Layout layout) {
   return out;
 }
 
-void check_finite(const char* op, bool any_non_finite) {
-  DML_CHECK(!any_non_finite, op, "embeddings and ref_emb", "finite (check_finite=True)", std::string("NaN or Inf"));
-}
-
 Tensor filled(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType type, double value) {
   Tensor out = torch::stable::new_empty(like, std::vector<int64_t>(shape), type);
   return torch::stable::fill_(out, value);

@@ -70,8 +70,6 @@ void read_row(const Tensor& x, int64_t row, T* to, int64_t first, int64_t count)
 template <class T>
 void write_row(const T* from, const Tensor& x, int64_t row, int64_t first, int64_t count);
 
-void check_finite(const char* op, bool any_non_finite);
-
 // Gradient of x (rows of the caller's tensor) from sums over pairs: p = weights f + sign * sums, then the backward of
 // the normalisation. `parts` partial sums are added in order. Ignored rows get 0, non-finite ones NaN.
 template <class T>

@@ -62,6 +62,14 @@ T* data(const std::optional<Tensor>& x) {
   return x ? data<T>(*x) : nullptr;
 }
 
+// Waits for the device.
+inline int32_t read_int(const Tensor& x) {
+  const torch::stable::Device cpu(torch::headeronly::DeviceType::CPU);
+  Tensor here = torch::stable::empty(Shape{1}, ScalarType::Int, std::nullopt, cpu);
+  torch::stable::copy_(here, x);
+  return *static_cast<const int32_t*>(here.const_data_ptr());
+}
+
 // Sorted values and the places they come from; equal values keep their order. On the device, without synchronising.
 inline std::array<Tensor, 2> stable_sort(const Tensor& x) {
   using torch::stable::detail::from;

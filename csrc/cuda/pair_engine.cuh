@@ -5,8 +5,10 @@
 // A loss is a struct with
 //   Sums                    what a row adds up, starting at Loss::empty(); kValues numbers, value(k), merge(other)
 //   Totals                  kTotals numbers of the whole batch
-//   visit(block, dot, r, c, times, row_sums, col_sums or null, totals) -> does the pair count?
+//   add_to_row(block, dot, r, c, mirrored, sums, totals) -> does the pair count? `mirrored`: the column's end too
+//   add_to_column(block, dot, r, c, sums)
 //   weight(block, dot, r, c) -> the pair's weight of (f_i - g_j), or of g_j, in the gradient of row r
+//   normalize               whether the rows are normalised
 // all of them uniform in their options, so that a launch never diverges on one.
 
 #include "cuda/pairs.cuh"
@@ -20,6 +22,7 @@ struct RowPartials {
   int64_t rows, splits;
 };
 
+// Over lanes that differ in `bits`.
 template <class Sums>
 DML_DEVICE void merge_lanes(Sums& sums, int bits) {
   Sums other;
@@ -28,6 +31,7 @@ DML_DEVICE void merge_lanes(Sums& sums, int bits) {
   sums.merge(other);
 }
 
+// Four neighbouring lanes share a row of each half of the tile; with mirrored tiles, two threads share a column.
 template <Product P, class Loss>
 DML_KERNEL(kThreads)
 statistics_kernel(PairProblem<P> p, Loss loss, RowPartials<typename ProductTypes<P>::Value> out, bool symmetric,
@@ -38,70 +42,59 @@ statistics_kernel(PairProblem<P> p, Loss loss, RowPartials<typename ProductTypes
   const int64_t col_tiles = (p.b.count + kTile - 1) / kTile;
   const TileWalk walk(col_tiles, symmetric);
   PairBlock<P> block(p, shared, walk.row_tile);
-  Sums rows[kRowSlots];
-#pragma unroll
-  for (int r = 0; r < kRowSlots; ++r) rows[r] = Loss::empty();
+  const int thread = static_cast<int>(threadIdx.x), own_row = thread / 4, own_col = thread % kTile;
+  Sums rows[2] = {Loss::empty(), Loss::empty()};
   T totals[Loss::kTotals] = {};
 
   for (int64_t step = walk.begin; step < walk.end; ++step) {
     const int64_t col_tile = walk.col_tile(step);
     block.enter(col_tile);
     const bool mirrored = symmetric && col_tile != walk.row_tile;
+    Sums column = Loss::empty();
     bool counts = false;
 #pragma unroll
-    for (int c = 0; c < kColSlots; ++c) {
-      Sums column = Loss::empty();
-#pragma unroll
-      for (int r = 0; r < kRowSlots; ++r)
-        counts |= loss.visit(block, block.tile.at(r, c), PairTile<P>::row(r), PairTile<P>::col(c), rows[r],
-                             mirrored ? &column : nullptr, totals);
+    for (int half = 0; half < 2; ++half) {
+      const T* const scores = block.scores(half);
+      const int r = half * kHalf + own_row;
+#pragma unroll 1
+      for (int c = thread % 4; c < kTile; c += 4)
+        counts |= loss.add_to_row(block, scores[own_row * kScoreStride + c], r, c, mirrored, rows[half], totals);
       if (!mirrored) continue;
-      // The eight lanes that differ in bits 2 to 4 hold the same column.
-#pragma unroll
-      for (int bits = 4; bits < kWarp; bits *= 2) merge_lanes(column, bits);
-      const int64_t col = block.col0 + PairTile<P>::col(c);
-      if (lane_index() / 4 != 0 || col >= p.b.count) continue;
+#pragma unroll 1
+      for (int k = thread / kTile * kHalf / 2; k < (thread / kTile + 1) * kHalf / 2; ++k)
+        loss.add_to_column(block, scores[k * kScoreStride + own_col], half * kHalf + k, own_col, column);
+    }
+    if (mirrored && block.col0 + own_col < p.b.count) {
 #pragma unroll
       for (int k = 0; k < Sums::kValues; ++k)
-        if (column.value(k) != T(0)) atomicAdd(&out.values[k * out.rows + col], column.value(k));
+        if (column.value(k) != T(0)) atomicAdd(&out.values[k * out.rows + block.col0 + own_col], column.value(k));
     }
     const bool any = __syncthreads_or(counts) != 0;
-    if (threadIdx.x == 0 && active != nullptr) {
+    if (thread == 0 && active != nullptr) {
       active[walk.row_tile * col_tiles + col_tile] = any;
       if (mirrored) active[col_tile * col_tiles + walk.row_tile] = any;
     }
   }
 
-  // Four lanes, then four warps, share a row; the stages of the products are free now.
-  __syncthreads();
-  Sums* const by_warp = reinterpret_cast<Sums*>(shared);
 #pragma unroll
-  for (int r = 0; r < kRowSlots; ++r) {
-    merge_lanes(rows[r], 1);
-    merge_lanes(rows[r], 2);
-    if (lane_index() % 4 == 0) by_warp[(warp_index() % 4) * kTile + PairTile<P>::row(r)] = rows[r];
-  }
-  __syncthreads();
-  const int r = static_cast<int>(threadIdx.x);
-  const int64_t row = block.row0 + r;
-  if (r < kTile && row < p.a.count) {
-    Sums sums = by_warp[r];
-#pragma unroll
-    for (int w = 1; w < 4; ++w) sums.merge(by_warp[w * kTile + r]);
+  for (int half = 0; half < 2; ++half) {
+    merge_lanes(rows[half], 1);
+    merge_lanes(rows[half], 2);
+    const int64_t row = block.row0 + half * kHalf + own_row;
+    if (thread % 4 != 0 || row >= p.a.count) continue;
 #pragma unroll
     for (int k = 0; k < Sums::kValues; ++k) {
       if (symmetric)
-        atomicAdd(&out.values[k * out.rows + row], sums.value(k));
+        atomicAdd(&out.values[k * out.rows + row], rows[half].value(k));
       else
-        out.values[(k * out.splits + blockIdx.y) * out.rows + row] = sums.value(k);
+        out.values[(k * out.splits + blockIdx.y) * out.rows + row] = rows[half].value(k);
     }
   }
-  T* const scratch = reinterpret_cast<T*>(by_warp + 4 * kTile);
+  const int64_t slot = blockIdx.x * static_cast<int64_t>(gridDim.y) + blockIdx.y;
 #pragma unroll
   for (int k = 0; k < Loss::kTotals; ++k) {
-    const T sum = block_sum<kWarps>(totals[k], scratch);
-    if (threadIdx.x == 0)
-      block_totals[(blockIdx.x * static_cast<int64_t>(gridDim.y) + blockIdx.y) * Loss::kTotals + k] = sum;
+    const T sum = block_sum<kWarps>(totals[k], reinterpret_cast<T*>(shared));
+    if (thread == 0) block_totals[slot * Loss::kTotals + k] = sum;
   }
 }
 
@@ -135,45 +128,42 @@ weights_kernel(PairProblem<P> p, Loss loss, Stripe stripe, typename ProductTypes
   const TileWalk walk((p.b.count + kTile - 1) / kTile, false);
   PairBlock<P> block(p, shared, stripe.first / kTile + walk.row_tile);
   auto* const out = static_cast<typename W::Type*>(stripe.weights);
-  T sums[kRowSlots] = {};
+  T* const row_sum = reinterpret_cast<T*>(shared + kPairShared<P>);  // kTile of them, each of one warp
+  for (int r = warp_index(); r < kTile; r += kWarps)
+    if (lane_index() == 0) row_sum[r] = T(0);
   for (int64_t step = walk.begin; step < walk.end; ++step) {
     if (stripe.active != nullptr &&
         !stripe.active[block.row0 / kTile * stripe.active_row_stride + step * stripe.active_col_stride])
       continue;
     block.enter(step);
-#pragma unroll
-    for (int r = 0; r < kRowSlots; ++r) {
-      const int row = PairTile<P>::row(r);
-      const int64_t stripe_row = block.row0 - stripe.first + row;
-#pragma unroll
-      for (int c = 0; c < kColSlots; ++c) {
-        const int col = PairTile<P>::col(c);
-        const T weight = loss.weight(block, block.tile.at(r, c), row, col);
-        const auto rounded = W::round(weight * block.facts.cols.inverse[col]);
-        sums[r] += loss.normalize ? weight : static_cast<T>(rounded);
-        if (stripe_row < stripe.count) out[stripe_row * stripe.padded + block.col0 + col] = rounded;
+    for (int half = 0; half < 2; ++half) {
+      const T* const scores = block.scores(half);
+      // A warp takes a row, so that neighbouring lanes write neighbouring weights.
+      for (int k = warp_index(); k < kHalf; k += kWarps) {
+        const int r = half * kHalf + k;
+        const int64_t stripe_row = block.row0 - stripe.first + r;
+        T sum = T(0);
+#pragma unroll 1
+        for (int c = lane_index(); c < kTile; c += kWarp) {
+          const T weight = loss.weight(block, scores[k * kScoreStride + c], r, c);
+          const auto rounded = W::round(weight * block.facts.cols.inverse[c]);
+          sum += loss.normalize ? weight : static_cast<T>(rounded);
+          if (stripe_row < stripe.count) out[stripe_row * stripe.padded + block.col0 + c] = rounded;
+        }
+        sum = warp_sum(sum);
+        if (lane_index() == 0) row_sum[r] += sum;
       }
     }
   }
-  __syncthreads();
-  T* const by_warp = reinterpret_cast<T*>(shared);
-#pragma unroll
-  for (int r = 0; r < kRowSlots; ++r) {
-    const T sum = warp_sum<4>(sums[r]);
-    if (lane_index() % 4 == 0) by_warp[(warp_index() % 4) * kTile + PairTile<P>::row(r)] = sum;
-  }
-  __syncthreads();
-  const int r = static_cast<int>(threadIdx.x);
-  if (r < kTile && block.row0 + r < p.a.count)
-    row_sums[blockIdx.y * rows + block.row0 + r] =
-        by_warp[r] + by_warp[kTile + r] + by_warp[2 * kTile + r] + by_warp[3 * kTile + r];
+  for (int r = warp_index(); r < kTile; r += kWarps)
+    if (lane_index() == 0 && block.row0 + r < p.a.count) row_sums[blockIdx.y * rows + block.row0 + r] = row_sum[r];
 }
 
 template <Product P, class Loss>
 void launch_weights(const PairProblem<P>& p, const Loss& loss, const Stripe& stripe, int64_t splits,
                     typename ProductTypes<P>::Value* row_sums, int64_t rows, Stream stream) {
   launch(weights_kernel<P, Loss>, dim3(blocks_for(stripe.count, kTile), static_cast<unsigned>(splits)), kThreads,
-         kPairShared<P>, stream, p, loss, stripe, row_sums, rows);
+         kPairShared<P> + kTile * sizeof(typename ProductTypes<P>::Value), stream, p, loss, stripe, row_sums, rows);
 }
 
 }  // namespace dml

@@ -115,9 +115,9 @@ finish_kernel(FinishGradient<T> p) {
   const T* const sums = p.sums + local * p.width;
   E* const out = static_cast<E*>(p.out) + row * p.width;
   const RowState state = p.state == nullptr ? RowState::kept : p.state[row];
-  const bool bad = state == RowState::non_finite || (p.others_non_finite != nullptr && *p.others_non_finite != 0);
-  if (state == RowState::ignored || bad) {
-    const T value = state == RowState::ignored ? T(0) : not_a_number<T>();
+  const bool all_bad = p.others_non_finite != nullptr && *p.others_non_finite != 0;
+  if (state != RowState::kept || all_bad) {
+    const T value = state == RowState::ignored ? T(0) : all_bad ? not_a_number<T>() : p.non_finite_value;
     for (int64_t k = lane_index(); k < p.width; k += kWarp) out[k] = static_cast<E>(value);
     return;
   }
@@ -139,29 +139,16 @@ finish_kernel(FinishGradient<T> p) {
 
 }  // namespace
 
-#define DML_BY_ELEMENT(precision, call)             \
-  switch (precision) {                              \
-    case Precision::bfloat16:                       \
-      return call(static_cast<const BFloat16*>(x)); \
-    case Precision::float16:                        \
-      return call(static_cast<const Half*>(x));     \
-    default:                                        \
-      return call(static_cast<const float*>(x));    \
-  }
-
 template <class T>
 void row_facts(Precision precision, const void* x, int64_t count, int64_t width, const int64_t* labels,
                bool has_ignore_index, int64_t ignore_index, bool normalize, T* inverse, T* norm, RowState* state,
                int32_t* any_non_finite, Stream stream) {
-  const auto call = [&](auto* rows) {
-    launch(facts_kernel<std::remove_const_t<std::remove_pointer_t<decltype(rows)>>, T>,
-           dim3(blocks_for(count, kRowsPerBlock)), kThreads, 0, stream, rows, count, width, labels, has_ignore_index,
-           ignore_index, normalize, precision == Precision::tf32, inverse, norm, state, any_non_finite);
-  };
-  if constexpr (sizeof(T) == 8)
-    return call(static_cast<const double*>(x));
-  else
-    DML_BY_ELEMENT(precision, call)
+  with_element<T>(precision, [&](auto element) {
+    using E = decltype(element);
+    launch(facts_kernel<E, T>, dim3(blocks_for(count, kRowsPerBlock)), kThreads, 0, stream, static_cast<const E*>(x),
+           count, width, labels, has_ignore_index, ignore_index, normalize, precision == Precision::tf32, inverse, norm,
+           state, any_non_finite);
+  });
 }
 
 void transpose_rows(Precision precision, const void* x, const RowState* state, int64_t count, int64_t width,
@@ -206,15 +193,8 @@ void weighted_rows(Precision precision, const Stripe& stripe, const void* x_tran
 template <class T>
 void finish_gradient(Precision precision, const FinishGradient<T>& p, Stream stream) {
   const dim3 grid(blocks_for(p.count, kRowsPerBlock));
-  const auto call = [&](auto* rows) {
-    using E = std::remove_const_t<std::remove_pointer_t<decltype(rows)>>;
-    launch(finish_kernel<E, T>, grid, kThreads, 0, stream, p);
-  };
-  const void* const x = p.x;
-  if constexpr (sizeof(T) == 8)
-    return call(static_cast<const double*>(x));
-  else
-    DML_BY_ELEMENT(precision, call)
+  with_element<T>(precision,
+                  [&](auto element) { launch(finish_kernel<decltype(element), T>, grid, kThreads, 0, stream, p); });
 }
 
 #define DML_INSTANTIATE(T)                                                                                          \

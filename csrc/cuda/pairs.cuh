@@ -14,16 +14,17 @@ namespace dml {
 template <class T>
 struct TileSide {
   T inverse[kTile], norm[kTile];
-  int64_t label[kTile], id[kTile], easy[kTile];
+  int64_t label[kTile], id[kTile], easy[kTile], index[kTile];  // index: the caller's row
 
   // All threads of the block; a barrier follows before it is read.
-  DML_DEVICE void load(const RowFacts<T>& facts, int64_t first, int64_t count) {
+  DML_DEVICE void load(const RowFacts<T>& facts, const int64_t* order, int64_t first, int64_t count) {
     const int r = static_cast<int>(threadIdx.x);
     if (r >= kTile) return;
-    const int64_t row = first + r;
-    const bool here = row < count;
+    const bool here = first + r < count;
+    const int64_t row = here && order != nullptr ? order[first + r] : first + r;
     inverse[r] = here ? facts.inverse[row] : T(0);
     norm[r] = here ? facts.norm[row] : not_a_number<T>();
+    index[r] = row;
     label[r] = here && facts.labels != nullptr ? facts.labels[row] : 0;
     id[r] = !here ? 0 : facts.ids != nullptr ? facts.ids[row] : facts.first_id < 0 ? facts.first_id - row : row;
     easy[r] = here && facts.easy != nullptr ? facts.easy[row] : -1;
@@ -47,6 +48,42 @@ inline PairProblem<P> make_problem(const PairSides<typename ProductTypes<P>::Val
   return PairProblem<P>{side(sides.a), side(sides.b), sides.a.facts, sides.b.facts};
 }
 
+// Calls back with the product that computes rows of a precision.
+template <class T, class Call>
+void with_product(Precision precision, const Call& call) {
+  if constexpr (sizeof(T) == 8) {
+    call(std::integral_constant<Product, Product::simt>{});
+  } else {
+    switch (precision) {
+      case Precision::tf32:
+        return call(std::integral_constant<Product, Product::tf32>{});
+      case Precision::bfloat16:
+        return call(std::integral_constant<Product, Product::bf16>{});
+      case Precision::float16:
+        return call(std::integral_constant<Product, Product::fp16>{});
+      default:
+        return call(std::integral_constant<Product, Product::tf32x3>{});
+    }
+  }
+}
+
+// Calls back with an element of the rows.
+template <class T, class Call>
+void with_element(Precision precision, const Call& call) {
+  if constexpr (sizeof(T) == 8) {
+    call(double());
+  } else {
+    switch (precision) {
+      case Precision::bfloat16:
+        return call(BFloat16());
+      case Precision::float16:
+        return call(Half());
+      default:
+        return call(float());
+    }
+  }
+}
+
 // sum (f_i - g_j)^2 from the rows themselves: few pairs need it.
 template <class E, class T>
 DML_DEVICE T difference_form(const E* x, T x_inverse, const E* y, T y_inverse, int64_t width) {
@@ -63,44 +100,70 @@ struct TileFacts {
   TileSide<T> rows, cols;
 };
 
-// One tile of a block: its product, and what the pairs need. Shared memory: kTileShared, then TileFacts.
+// The dot products of half a tile go through shared memory to the formulae of the pairs: with the accumulators in
+// registers, their code would stand in a kernel 64 times. Quads of lanes read rows that are 4 banks apart.
+constexpr int kHalf = kTile / 2, kScoreStride = kTile + 4;
+template <class T>
+constexpr size_t kScoreBytes = kHalf * kScoreStride * sizeof(T);
+template <class T>
+constexpr size_t kWorkBytes = kTileShared > kScoreBytes<T> ? kTileShared : kScoreBytes<T>;
+
+// One tile of a block: its product, and what the pairs need. Shared memory: the stages of the product, or the scores of
+// half a tile; then TileFacts.
 template <Product P>
 struct PairBlock {
   using T = typename ProductTypes<P>::Value;
   const PairProblem<P>& p;
   unsigned char* shared;
   TileFacts<T>& facts;
-  PairTile<P> tile;
   int64_t row0, col0;
+  PairTile<P> tile;
 
   DML_DEVICE PairBlock(const PairProblem<P>& p, unsigned char* shared, int64_t row_tile)
-      : p(p), shared(shared), facts(*reinterpret_cast<TileFacts<T>*>(shared + kTileShared)), row0(row_tile * kTile) {
-    facts.rows.load(p.a_facts, row0, p.a.count);
+      : p(p), shared(shared), facts(*reinterpret_cast<TileFacts<T>*>(shared + kWorkBytes<T>)), row0(row_tile * kTile) {
+    facts.rows.load(p.a_facts, p.a.order, row0, p.a.count);
   }
 
   DML_DEVICE void enter(int64_t col_tile) {
     __syncthreads();  // everybody is done with the columns of the last tile
     col0 = col_tile * kTile;
-    facts.cols.load(p.b_facts, col0, p.b.count);
+    facts.cols.load(p.b_facts, p.b.order, col0, p.b.count);
     tile.multiply(p.a, row0, p.b, col0, DenseChunks<typename PairProblem<P>::E>{0, p.a.width}, shared);
-    __syncthreads();  // without a chunk to multiply, the facts have not been waited for
+  }
+
+  // Dot products of rows half * 64.. of the tile, (64, kScoreStride); every thread calls this, and may then read.
+  DML_DEVICE const T* scores(int half) {
+    T* const out = reinterpret_cast<T*>(shared);
+    __syncthreads();  // the other half has been read, or the stages of the product
+    if (warp_index() / 4 == half) {
+#pragma unroll
+      for (int r = 0; r < kRowSlots; ++r)
+#pragma unroll
+        for (int c = 0; c < kColSlots; ++c)
+          out[PairTile<P>::row(r) % kHalf * kScoreStride + PairTile<P>::col(c)] = tile.at(r, c);
+    }
+    __syncthreads();
+    return out;
   }
 
   DML_DEVICE bool excluded(int r, int c) const { return facts.rows.id[r] == facts.cols.id[c]; }
   DML_DEVICE bool same_class(int r, int c) const { return facts.rows.label[r] == facts.cols.label[c]; }
   DML_DEVICE T norms(int r, int c) const { return facts.rows.norm[r] + facts.cols.norm[c]; }
   DML_DEVICE T similarity(T dot, int r, int c) const { return dot * facts.rows.inverse[r] * facts.cols.inverse[c]; }
+  DML_DEVICE T difference_form(int r, int c) const {
+    return dml::difference_form(p.a.row(row0 + r), facts.rows.inverse[r], p.b.row(col0 + c), facts.cols.inverse[c],
+                                p.a.width);
+  }
   // Squared distance; near-duplicates in difference form.
   DML_DEVICE T squared(T dot, int r, int c) const {
     const T both = norms(r, c), product = product_form(similarity(dot, r, c), both);
-    if (!is_near(product, both)) return product;
-    return difference_form(p.a.row(row0 + r), facts.rows.inverse[r], p.b.row(col0 + c), facts.cols.inverse[c],
-                           p.a.width);
+    return is_near(product, both) ? difference_form(r, c) : product;
   }
 };
 
 template <Product P>
-constexpr size_t kPairShared = kTileShared + sizeof(TileFacts<typename ProductTypes<P>::Value>);
+constexpr size_t kPairShared =
+    kWorkBytes<typename ProductTypes<P>::Value> + sizeof(TileFacts<typename ProductTypes<P>::Value>);
 
 // The column tiles that block (row tile, split) of a grid visits. Symmetric: each unordered pair of tiles once, row
 // tile a meeting a, a + 1, ... a + L/2 around the ring, which gives every row tile the same work.

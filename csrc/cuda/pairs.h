@@ -40,7 +40,8 @@ PairSides<T> swapped(const PairSides<T>& s) {
   return PairSides<T>{s.b, s.a, s.width};
 }
 
-// Fills inverse, norm and state of the rows of x, and raises `any_non_finite`. labels may be null: then all rows count.
+// Fills inverse, norm and state of the rows of x, and raises `any_non_finite`. state may be null: then all rows count,
+// and non-finite ones give NaN.
 template <class T>
 void row_facts(Precision precision, const void* x, int64_t count, int64_t width, const int64_t* labels,
                bool has_ignore_index, int64_t ignore_index, bool normalize, T* inverse, T* norm, RowState* state,
@@ -73,7 +74,7 @@ struct FinishGradient {
   const int32_t* others_non_finite;
   const T *inverse, *sums, *weight_sums;  // sums (count, width); weight_sums (splits, rows) or null
   int64_t first, count, width, rows, splits;
-  T sign;
+  T sign, non_finite_value;  // the gradient of a non-finite row
   bool normalize;
   void* out;
 };

@@ -1,0 +1,209 @@
+#include "cuda/nearest_positive.h"
+
+#include <limits>
+
+#include "cuda/pairs.cuh"
+
+#include "common/nearest_positive.h"
+
+namespace dml {
+namespace {
+
+constexpr int kRowsPerBlock = kThreads / kWarp;  // of the listed pairs: a warp reads a row
+
+// First place in sorted values[0..n) whose value is not below (or, past: above) the key.
+DML_DEVICE int64_t first_place(const int64_t* values, int64_t n, int64_t key, bool past) {
+  int64_t low = 0, high = n;
+  while (low < high) {
+    const int64_t middle = low + (high - low) / 2;
+    if (values[middle] < key || (past && values[middle] == key))
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return low;
+}
+
+template <class T>
+struct Best {
+  T squared;
+  int64_t index;
+
+  DML_DEVICE void offer(T other, int64_t other_index, bool farthest) {
+    if (other_index < 0 || !wins(other, other_index, squared, index, farthest)) return;
+    squared = other;
+    index = other_index;
+  }
+};
+
+template <class T>
+DML_DEVICE Best<T> nothing(bool farthest) {
+  return Best<T>{farthest ? T(-1) : static_cast<T>(INFINITY), -1};
+}
+
+// Four neighbouring lanes share a row of each half of the tile, as in the statistics of the losses.
+template <Product P>
+DML_KERNEL(kThreads)
+select_kernel(PairProblem<P> p, Selection<typename ProductTypes<P>::Value> s, typename ProductTypes<P>::Value* best,
+              int64_t* best_index) {
+  using T = typename ProductTypes<P>::Value;
+  DML_SHARED(shared);
+  const int64_t row_tile = blockIdx.x;
+  int64_t first_tile = 0, end_tile = (p.b.count + kTile - 1) / kTile;
+  if (s.positives) {
+    const int64_t last_row = (row_tile + 1) * kTile < p.a.count ? (row_tile + 1) * kTile - 1 : p.a.count - 1;
+    first_tile = first_place(s.col_labels, p.b.count, s.row_labels[row_tile * kTile], false) / kTile;
+    end_tile = (first_place(s.col_labels, p.b.count, s.row_labels[last_row], true) + kTile - 1) / kTile;
+  }
+  const int64_t share = (end_tile - first_tile + gridDim.y - 1) / gridDim.y;
+  const int64_t begin = first_tile + share * blockIdx.y, end = begin + share < end_tile ? begin + share : end_tile;
+
+  PairBlock<P> block(p, shared, row_tile);
+  const int thread = static_cast<int>(threadIdx.x), own_row = thread / 4;
+  Best<T> found[2] = {nothing<T>(s.farthest), nothing<T>(s.farthest)};
+  for (int64_t tile = begin; tile < end; ++tile) {
+    block.enter(tile);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const T* const scores = block.scores(half);
+      const int r = half * kHalf + own_row;
+      const T limit = s.beyond == nullptr || block.row0 + r >= p.a.count ? T(-1) : s.beyond[block.facts.rows.index[r]];
+#pragma unroll 1
+      for (int c = thread % 4; c < kTile; c += 4) {
+        const T both = block.norms(r, c);
+        T squared = product_form(block.similarity(scores[own_row * kScoreStride + c], r, c), both);
+        const bool near = is_near(squared, both);
+        if (!near && !can_win(squared, found[half].squared, s.farthest)) continue;
+        if (block.same_class(r, c) != s.positives || block.excluded(r, c)) continue;
+        if (near) squared = block.difference_form(r, c);
+        if (beyond_positive(squared, limit)) found[half].offer(squared, block.facts.cols.index[c], s.farthest);
+      }
+    }
+  }
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+#pragma unroll
+    for (int bits = 1; bits < 4; bits *= 2)
+      found[half].offer(__shfl_xor_sync(kAllLanes, found[half].squared, bits),
+                        __shfl_xor_sync(kAllLanes, found[half].index, bits), s.farthest);
+    const int64_t row = row_tile * kTile + half * kHalf + own_row;
+    if (thread % 4 != 0 || row >= p.a.count) continue;
+    best[blockIdx.y * p.a.count + row] = found[half].squared;
+    best_index[blockIdx.y * p.a.count + row] = found[half].index;
+  }
+}
+
+// One thread a row: the best of its splits.
+template <class T>
+DML_KERNEL(kThreads)
+finish_selection_kernel(SelectedRows<T> p) {
+  const int64_t place = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (place >= p.count) return;
+  Best<T> found = nothing<T>(p.farthest);
+  for (int64_t split = 0; split < p.splits; ++split)
+    found.offer(p.best[split * p.count + place], p.best_index[split * p.count + place], p.farthest);
+  const int64_t row = p.order == nullptr ? place : p.order[place];
+  const bool others_bad = *p.gallery_non_finite != 0;
+  const bool bad = p.state[row] == RowState::non_finite || (p.state[row] == RowState::kept && others_bad);
+  if (others_bad) found.index = -1;
+  const T squared = found.index < 0 ? static_cast<T>(INFINITY) : found.squared;
+  if (p.squared != nullptr) p.squared[row] = squared;
+  if (p.distance != nullptr) p.distance[row] = bad ? not_a_number<T>() : sqrt(squared);
+  p.index[row] = found.index;
+}
+
+template <class E, class T>
+DML_KERNEL(kThreads)
+listed_weights_kernel(ListedSides<T> sides, ListedPairs<T> list) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kRowsPerBlock + warp_index();
+  if (i >= sides.queries) return;
+  const int64_t j = list.index[i];
+  T squared = T(0), norms = T(0);
+  if (j >= 0 && j < sides.gallery) {
+    const E *const x = static_cast<const E*>(sides.x) + i * sides.width, *const y = static_cast<const E*>(sides.y) +
+                                                                                    j * sides.width;
+    for (int64_t k = lane_index(); k < sides.width; k += kWarp) {
+      const T f = static_cast<T>(x[k]) * sides.x_inverse[i], g = static_cast<T>(y[k]) * sides.y_inverse[j];
+      squared = fma(f - g, f - g, squared);
+      norms = fma(f, f, fma(g, g, norms));
+    }
+  }
+  squared = warp_sum(squared);
+  norms = warp_sum(norms);
+  if (lane_index() != 0) return;
+  const T weight = j < 0 ? T(0) : list.grad[i] * gradient_scale(squared, norms, kEps<T>);
+  list.weight[i] = j < sides.gallery ? weight : not_a_number<T>();  // a row that is not there
+}
+
+// The gallery row j hears from the queries that chose it: a stretch of the sorted list, always in the same order.
+template <class E, class T>
+DML_KERNEL(kThreads)
+add_listed_kernel(ListedSides<T> sides, ListedPairs<T> list, bool to_gallery, T* sums, T* weight_sums) {
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * kRowsPerBlock + warp_index();
+  if (row >= (to_gallery ? sides.gallery : sides.queries)) return;
+  const E* const others = static_cast<const E*>(to_gallery ? sides.x : sides.y);
+  const T* const inverse = to_gallery ? sides.x_inverse : sides.y_inverse;
+  int64_t begin = row, end = list.index[to_gallery ? 0 : row] < 0 ? row : row + 1;
+  if (to_gallery) {
+    begin = first_place(list.sorted, sides.queries, row, false);
+    end = first_place(list.sorted, sides.queries, row, true);
+  }
+  T total = T(0);
+  for (int64_t at = begin; at < end; ++at) total += list.weight[to_gallery ? list.from[at] : row];
+  if (lane_index() == 0) weight_sums[row] += total;
+  for (int64_t k = lane_index(); k < sides.width; k += kWarp) {
+    T sum = sums[row * sides.width + k];
+    for (int64_t at = begin; at < end; ++at) {
+      const int64_t i = to_gallery ? list.from[at] : row, other = to_gallery ? i : list.index[row];
+      if (!to_gallery && other >= sides.gallery) break;
+      sum = fma(list.weight[i], static_cast<T>(others[other * sides.width + k]) * inverse[other], sum);
+    }
+    sums[row * sides.width + k] = sum;
+  }
+}
+
+}  // namespace
+
+template <class T>
+void select_pairs(Precision precision, const PairSides<T>& sides, const Selection<T>& selection, int64_t splits,
+                  T* best, int64_t* best_index, Stream stream) {
+  with_product<T>(precision, [&](auto product) {
+    constexpr Product P = decltype(product)::value;
+    launch(select_kernel<P>, dim3(blocks_for(sides.a.count, kTile), static_cast<unsigned>(splits)), kThreads,
+           kPairShared<P>, stream, make_problem<P>(sides), selection, best, best_index);
+  });
+}
+
+template <class T>
+void finish_selection(const SelectedRows<T>& rows, Stream stream) {
+  launch(finish_selection_kernel<T>, dim3(blocks_for(rows.count, kThreads)), kThreads, 0, stream, rows);
+}
+
+template <class T>
+void listed_weights(Precision precision, const ListedSides<T>& sides, const ListedPairs<T>& list, Stream stream) {
+  with_element<T>(precision, [&](auto element) {
+    launch(listed_weights_kernel<decltype(element), T>, dim3(blocks_for(sides.queries, kRowsPerBlock)), kThreads, 0,
+           stream, sides, list);
+  });
+}
+
+template <class T>
+void add_listed_rows(Precision precision, const ListedSides<T>& sides, const ListedPairs<T>& list, bool to_gallery,
+                     T* sums, T* weight_sums, Stream stream) {
+  with_element<T>(precision, [&](auto element) {
+    launch(add_listed_kernel<decltype(element), T>,
+           dim3(blocks_for(to_gallery ? sides.gallery : sides.queries, kRowsPerBlock)), kThreads, 0, stream, sides,
+           list, to_gallery, sums, weight_sums);
+  });
+}
+
+#define DML_INSTANTIATE(T)                                                                                           \
+  template void select_pairs<T>(Precision, const PairSides<T>&, const Selection<T>&, int64_t, T*, int64_t*, Stream); \
+  template void finish_selection<T>(const SelectedRows<T>&, Stream);                                                 \
+  template void listed_weights<T>(Precision, const ListedSides<T>&, const ListedPairs<T>&, Stream);                  \
+  template void add_listed_rows<T>(Precision, const ListedSides<T>&, const ListedPairs<T>&, bool, T*, T*, Stream);
+DML_INSTANTIATE(float)
+DML_INSTANTIATE(double)
+#undef DML_INSTANTIATE
+
+}  // namespace dml
