@@ -16,7 +16,8 @@ from PIL import Image
 from torch import nn
 
 import dmlkernels
-from dmlkernels.train import checkpoint, cli, job, losses, measure, model, pictures, report
+from dmlkernels import _backend
+from dmlkernels.train import checkpoint, cli, job, losses, measure, model, optimizer, pictures, report
 from dmlkernels.train.augment import Augment
 from dmlkernels.train.config import JobError, TrainConfig, write_atomically
 
@@ -397,7 +398,10 @@ def test_a_missing_package_is_named_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_backend_that_is_not_here(npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_backend_that_is_not_here(
+    npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(_backend.loaded, "triton", set())
     assert quick_run(npz, tmp_path / "out", "--backend", "triton") == 2
     assert 'backend "triton" is not available' in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -425,12 +429,12 @@ def test_augmentation_by_nothing_is_the_identity_and_mirrors_are_exact() -> None
 
 
 def test_one_cycle_rises_falls_and_survives_one_step() -> None:
-    factor = job.one_cycle(100)
+    factor = optimizer.one_cycle(100)
     assert factor(0) == pytest.approx(0.04)
     assert factor(30) == pytest.approx(1.0)
     assert factor(100) == pytest.approx(1e-3)
     assert max(factor(step) for step in range(100)) == pytest.approx(1.0)
-    assert 0 < job.one_cycle(1)(0) <= 1
+    assert 0 < optimizer.one_cycle(1)(0) <= 1
 
 
 def test_peak_memory_counts_what_was_freed_again() -> None:

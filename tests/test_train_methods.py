@@ -14,7 +14,7 @@ from test_train import cheap, command, metrics_of, no_pictures, npz, quick_run, 
 
 from dmlkernels import data
 from dmlkernels.losses import AntiCollapseLoss, SphericalExpansionLoss
-from dmlkernels.train import checkpoint, job, labels, losses
+from dmlkernels.train import checkpoint, job, labels, losses, optimizer
 from dmlkernels.train.config import JobError, TrainConfig
 from dmlkernels.train.evaluate import mean_distances
 
@@ -122,7 +122,7 @@ def test_what_does_not_go_together_is_one_sentence(
 def test_proxies_learn_three_times_as_fast_and_without_decay(npz: Path) -> None:
     run = tiny_job(npz, loss="proxy_anchor", lr=2e-3, expansion={}, anti_collapse={})
     network, proxies = run.state.optimizer.param_groups
-    assert (network["initial_lr"], network["weight_decay"]) == (2e-3, job.WEIGHT_DECAY)
+    assert (network["initial_lr"], network["weight_decay"]) == (2e-3, optimizer.WEIGHT_DECAY)
     assert (proxies["initial_lr"], proxies["weight_decay"]) == (6e-3, 0)
     assert [tuple(p.shape) for p in proxies["params"]] == [(8, 128)]
     before = proxies["params"][0].detach().clone()

@@ -8,7 +8,7 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -20,7 +20,7 @@ from dmlkernels import _backend, metrics
 from dmlkernels.data import RetrievalData, load, merge_classes
 from dmlkernels.losses import SphericalExpansionLoss
 from dmlkernels.samplers import ClassBalancedSampler
-from dmlkernels.train import checkpoint, losses, measure, model, pictures, report
+from dmlkernels.train import checkpoint, losses, measure, model, optimizer, pictures, report
 from dmlkernels.train.augment import Augment
 from dmlkernels.train.checkpoint import Progress, State
 from dmlkernels.train.config import JobError, TrainConfig, require, write_json
@@ -28,22 +28,8 @@ from dmlkernels.train.evaluate import Evaluation, evaluate
 from dmlkernels.train.labels import add_noise, hold_out
 
 BATCH = 2048
-WEIGHT_DECAY = 1e-4
-PROXY_LR = 3.0  # times the network's
 RESULTS = ("metrics.json", "curves.png", "spectrum.png", "neighbors.png")
 CURVES = ("recall_at_1", "effective_rank", "coding_rate")  # what the history follows through training
-
-
-def one_cycle(steps: int) -> Callable[[int], float]:
-    """Factor of the learning rate at each step: a cosine up over the first 30 %, a cosine down to 1e-3 after it."""
-    rise = max(1.0, 0.3 * steps)
-
-    def factor(step: int) -> float:
-        if step < rise:
-            return 1.0 - 0.96 * 0.5 * (1.0 + math.cos(math.pi * step / rise))
-        return 1e-3 + 0.999 * 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - rise) / max(1.0, steps - rise))))
-
-    return factor
 
 
 def _batch_classes(config: TrainConfig, labels: Tensor) -> int:
@@ -120,13 +106,7 @@ class Job:
         # Copies of an image must share an id, or each would be the other's nearest positive.
         self.takes_ids = self.copies and losses.LOSSES[config.loss].pairs
         self.fused = self._try_loss(loss)
-        optimizer = torch.optim.AdamW(
-            [
-                {"params": list(network.parameters()), "weight_decay": WEIGHT_DECAY},
-                {"params": list(loss.parameters()), "weight_decay": 0.0, "lr": PROXY_LR * config.lr},
-            ],
-            lr=config.lr,
-        )
+        adamw, schedule = optimizer.build(network, loss, config.lr, config.steps)
         self.sampler = ClassBalancedSampler(
             self.labels,
             classes,
@@ -138,8 +118,8 @@ class Job:
         self.state = State(
             model=network,
             loss=loss,
-            optimizer=optimizer,
-            scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, one_cycle(config.steps)),
+            optimizer=adamw,
+            scheduler=schedule,
             sampler=self.sampler,
             generator=torch.Generator().manual_seed(config.seed),
             progress=Progress(),
