@@ -66,3 +66,10 @@ def pair_arguments(
 def per_query(op: str, argument: str, v: Tensor, embeddings: Tensor) -> None:
     """A gradient of, or a statistic from, every query row, in the compute dtype."""
     vector(op, argument, v, embeddings.shape[0], compute_dtype(embeddings.dtype))
+
+
+def rows_of(op: str, argument: str, index: Tensor, size: int, x: Tensor) -> None:
+    """(size,) rows of x, or -1. On a GPU, which is not waited for, what is outside counts as -1."""
+    vector(op, argument, index, size, torch.int64)
+    if index.device.type == "cpu" and bool(((index < -1) | (index >= x.shape[0])).any()):
+        fail(op, argument, f"in [-1, N) with N={x.shape[0]}", index.tolist())

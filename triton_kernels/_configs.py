@@ -58,3 +58,11 @@ MOST_PARTS = 16
 def parts(programs: int, tiles: int) -> int:
     """Into how many parts the columns are cut where few row tiles would leave most of a GPU idle."""
     return max(1, min(MOST_PARTS, PROGRAMS // max(programs, 1), tiles))
+
+
+SYMMETRIC_FROM = 4096  # fewer rows make fewer tiles than a GPU has room for, and atomics cost more than they save
+
+
+def by_tiles(rows: int, deterministic: bool) -> bool:
+    """Whether the Ranked List Loss runs one program a tile, with atomics, or one a tile of rows, without."""
+    return not deterministic and rows >= SYMMETRIC_FROM

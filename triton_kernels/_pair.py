@@ -5,6 +5,11 @@ import triton.language as tl
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
+# State of a row: it takes part, ignore_index takes it out, or its norm is not finite.
+KEPT = tl.constexpr(1)
+IGNORED = tl.constexpr(0)
+NON_FINITE = tl.constexpr(-1)
+
 # csrc/common/pairwise.h
 
 NEAR = tl.constexpr(0.005)  # share of ||f||^2 + ||g||^2 up to which a squared distance is recomputed: there it cancels
@@ -31,6 +36,8 @@ def gradient_scale(squared, norms, EPS: tl.constexpr):
 
 # csrc/common/nearest_positive.h
 
+NO_INDEX = tl.constexpr(2**62)  # above every row: whatever is offered wins
+
 
 @triton.jit
 def offer(best, best_index, squared, candidates, index, FARTHEST: tl.constexpr):
@@ -43,7 +50,10 @@ def offer(best, best_index, squared, candidates, index, FARTHEST: tl.constexpr):
     return tl.where(wins, tile_best, best), tl.where(wins, tile_index, best_index)
 
 
-NO_INDEX = tl.constexpr(2**62)  # above every row: whatever is offered wins
+@triton.jit
+def beyond_positive(squared, positive):
+    """Semi-hard: farther than the chosen positive, strictly."""
+    return squared > positive
 
 
 # Numbers as tensor cores take them.
@@ -138,6 +148,31 @@ def squared_distances(
         exact = difference_form(x, y, rows, cols, row_ok, col_ok, row_scale, col_scale, D, DTYPE)
         squared = tl.where(near, exact, squared)
     return squared
+
+
+@triton.jit
+def facts(scale, norms, labels, ids, state, rows, inside, HAS_IDS: tl.constexpr):
+    """Of the listed rows: whether they take part, scale, squared norm, label and id."""
+    ok = inside & (tl.load(state + rows, mask=inside, other=0) == KEPT)
+    # A scale of 1 where there is no row: weights are divided by it.
+    of_scale = tl.load(scale + rows, mask=ok, other=1.0)
+    norm = tl.load(norms + rows, mask=ok, other=0.0)
+    label = tl.load(labels + rows, mask=ok, other=0)
+    identity = label
+    if HAS_IDS:
+        identity = tl.load(ids + rows, mask=ok, other=0)
+    return ok, of_scale, norm, label, identity
+
+
+@triton.jit
+def allowed(rows, cols, row_ok, col_ok, row_ids, col_ids, SELF: tl.constexpr, HAS_IDS: tl.constexpr):
+    """Pairs that count: not (i, i) of self mode, no equal ids."""
+    pairs = row_ok[:, None] & col_ok[None, :]
+    if SELF:
+        pairs = pairs & (rows[:, None] != cols[None, :])
+    if HAS_IDS:
+        pairs = pairs & (row_ids[:, None] != col_ids[None, :])
+    return pairs
 
 
 @triton.jit

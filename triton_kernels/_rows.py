@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import torch
@@ -11,13 +12,11 @@ from torch import Tensor
 
 from . import _pair
 from ._configs import power_of_two
-
-KEPT = tl.constexpr(1)
-IGNORED = tl.constexpr(0)
-NON_FINITE = tl.constexpr(-1)
+from ._pair import IGNORED, KEPT, NON_FINITE
 
 
-class Rows(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Rows:
     """Rows of one matrix. f = x · scale are the rows that the operation is about."""
 
     x: Tensor  # (rows, D) contiguous, as the caller gave it
