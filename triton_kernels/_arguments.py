@@ -31,7 +31,7 @@ def vector(op: str, argument: str, v: Tensor, size: int, dtype: torch.dtype) -> 
     if tuple(v.shape) != (size,):
         fail(op, argument, f"({size},)", tuple(v.shape))
     if v.dtype != dtype:
-        fail(op, argument, dtype, v.dtype)
+        fail(op, argument, str(dtype), v.dtype)
 
 
 def pair_arguments(

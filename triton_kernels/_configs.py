@@ -40,7 +40,7 @@ def choose(kernel: str, dtype: torch.dtype, width: int, device: torch.device, sq
 
 
 def dot_precision(precision: str) -> str:
-    """`input_precision` of tl.dot for float32 rows. Tensor cores have no IEEE product: three of TF32 are as accurate."""
+    """`input_precision` of tl.dot for float32 rows. Tensor cores have none in IEEE: three of TF32 are as good."""
     return {"ieee": "tf32x3", "tf32x3": "tf32x3", "tf32": "tf32", "bf16": "tf32"}[precision]
 
 

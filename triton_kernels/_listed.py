@@ -39,7 +39,7 @@ def _distances(
 
 
 def distances(queries: _rows.Rows, gallery: _rows.Rows, to: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared distances (M,) of row i to row to[i] in difference form, and the sums of their squared norms; 0 for none."""
+    """Squared distances (M,) of rows i and to[i] in difference form, and the sums of their squared norms; 0 for none."""
     squared, norms = torch.empty_like(queries.scale), torch.empty_like(queries.scale)
     m = queries.count
     if m > 0:
@@ -74,7 +74,7 @@ def _add(
     mask = inside[:, None] & (features < D)[None, :]
     acc = tl.load(sums + at, mask=mask, other=0.0)
     total = tl.load(weights + rows, mask=inside, other=0.0)
-    for step in range(0, tl.max(last - first, 0)):
+    for step in range(tl.max(last - first, 0)):
         e = first + step
         w = tl.load(weight + e, mask=e < last, other=0.0)
         # An entry without a weight may be of no row at all.

@@ -41,7 +41,7 @@ NO_INDEX = tl.constexpr(2**62)  # above every row: whatever is offered wins
 
 @triton.jit
 def offer(best, best_index, squared, candidates, index, FARTHEST: tl.constexpr):
-    """Best of a row and of the candidates of a tile, ties to the lower index. Farthest: the keys are negative squares."""
+    """Best of a row and of the candidates of a tile, ties to the lower index. Farthest: keys are negative squares."""
     key = tl.where(candidates, -squared if FARTHEST else squared, float("inf"))
     tile_best = tl.min(key, 1)
     chosen = candidates & (key == tile_best[:, None])

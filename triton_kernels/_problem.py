@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
 
 from . import _arguments, _rows
+from ._pair import NON_FINITE
 
 
 class Side(NamedTuple):
@@ -40,25 +42,14 @@ class Problem(NamedTuple):
         }
 
 
-def prepare(
-    op: str,
-    embeddings: Tensor,
-    labels: Tensor,
-    ref_emb: Tensor | None,
-    ref_labels: Tensor | None,
-    ids: Tensor | None,
-    ref_ids: Tensor | None,
-    ignore_index: int | None,
-    normalize: bool,
-    precision: str,
-    check_finite: bool = False,
-) -> Problem:
-    """The pair arguments, checked, with the statistics of the rows.
+def prepare(op: str, pair: Sequence, precision: str, check_finite: bool = False) -> Problem:
+    """The pair arguments of an operator's schema, checked, with the statistics of the rows.
 
     Raises:
         ValueError: for arguments that the public functions would not pass, or with `check_finite`, which waits for the
             device.
     """
+    embeddings, labels, ref_emb, ref_labels, ids, ref_ids, ignore_index, normalize = pair
     _arguments.pair_arguments(op, embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
 
     def side(x: Tensor, y: Tensor, i: Tensor | None) -> tuple[_rows.Rows, Side]:
@@ -70,10 +61,9 @@ def prepare(
     queries, q = side(embeddings, labels, ids)
     gallery, g = queries, q
     if ref_emb is not None:
-        assert ref_labels is not None
         gallery, g = side(ref_emb, ref_labels, ref_ids)
-    all_nan = (g.state == _rows.NON_FINITE.value).any()
-    if check_finite and bool(all_nan | (q.state == _rows.NON_FINITE.value).any()):
+    all_nan = (g.state == NON_FINITE.value).any()
+    if check_finite and bool(all_nan | (q.state == NON_FINITE.value).any()):
         raise ValueError(f"{op}: embeddings and ref_emb must be finite (check_finite=True), got NaN or Inf")
     return Problem(queries, gallery, q, g, ref_emb is None, ids is not None, all_nan)
 

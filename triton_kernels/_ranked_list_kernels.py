@@ -145,11 +145,9 @@ def finish_rows(
         total, moment = tl.load(at, mask=inside, other=0.0), tl.load(at + length, mask=inside, other=0.0)
         top = tl.load(at + 2 * length, mask=inside, other=0.0)
         pos_sum, pos_moment, pos_top = merge(pos_sum, pos_moment, pos_top, total, moment, top)
-        total, moment = (
-            tl.load(at + 3 * length, mask=inside, other=0.0),
-            tl.load(at + 4 * length, mask=inside, other=0.0),
-        )
-        top = tl.load(at + 5 * length, mask=inside, other=0.0)
+        at += 3 * length
+        total, moment = tl.load(at, mask=inside, other=0.0), tl.load(at + length, mask=inside, other=0.0)
+        top = tl.load(at + 2 * length, mask=inside, other=0.0)
         neg_sum, neg_moment, neg_top = merge(neg_sum, neg_moment, neg_top, total, moment, top)
     if EASY:
         chosen = tl.load(easy_row + rows, mask=inside, other=NO_INDEX)

@@ -134,7 +134,7 @@ def _finish(
     factor = tl.load(scale + rows, mask=ok, other=0.0)
     to_norm = tl.load(inverse + rows, mask=ok, other=0.0)
     weight = tl.zeros((BLOCK_M,), DTYPE)
-    for part in range(0, parts):
+    for part in range(parts):
         weight += tl.load(weights + part * M.to(tl.int64) + rows, mask=ok, other=0.0)
     bad = kind == NON_FINITE
     if NAN_ROWS:
@@ -159,7 +159,7 @@ def _finish(
 def _ambient(sums, rows, ok, weight, f, k, M, parts, sign, D: tl.constexpr, DTYPE: tl.constexpr, BLOCK_K: tl.constexpr):
     """Gradient with respect to f: weight · f + sign · sums, the parts added in their order."""
     total = tl.zeros(f.shape, DTYPE)
-    for part in range(0, parts):
+    for part in range(parts):
         total += _pair.load_rows(sums + part * M.to(tl.int64) * D, rows, ok, k, D, BLOCK_K)
     return weight[:, None] * f + _pair.scalar(sign, DTYPE) * total
 

@@ -96,7 +96,7 @@ def _finish(best, index, state, all_nan, distance_out, index_out, M, parts, DTYP
     inside = rows < M
     squared = tl.full((BLOCK,), float("inf"), DTYPE)
     winner = tl.full((BLOCK,), NO_INDEX, tl.int64)
-    for part in range(0, parts):
+    for part in range(parts):
         at = part * M.to(tl.int64) + rows
         other = tl.load(best + at, mask=inside, other=float("inf"))
         other_index = tl.load(index + at, mask=inside, other=NO_INDEX)
@@ -111,7 +111,7 @@ def _finish(best, index, state, all_nan, distance_out, index_out, M, parts, DTYP
 
 
 def choose_positives(p: Problem, farthest: bool, precision: str) -> tuple[Tensor, Tensor]:
-    """Squared distance (M,), +inf for none, and row (M,) of the gallery, NO_INDEX for none, of each query's positive."""
+    """Squared distance (M,), +inf for none, and gallery row (M,), NO_INDEX for none, of each query's positive."""
     m = p.queries.count
     squared = torch.empty_like(p.q.scale)
     index = torch.empty(m, dtype=torch.int64, device=squared.device)
@@ -162,7 +162,7 @@ def _selection(p: Problem, squared: Tensor, index: Tensor) -> tuple[Tensor, Tens
 
 def nearest_forward(*arguments) -> tuple[Tensor, Tensor]:
     *pair, precision, check_finite = arguments
-    p = _problem.prepare("nearest_positive", *pair, precision, check_finite)
+    p = _problem.prepare("nearest_positive", pair, precision, check_finite)
     return _selection(p, *choose_positives(p, False, precision))
 
 
@@ -170,7 +170,7 @@ def mine_forward(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *pair, positive, negative, precision, check_finite = arguments
     _arguments.one_of("mine", "positive", positive, ("easy", "hard"))
     _arguments.one_of("mine", "negative", negative, ("hard", "semihard"))
-    p = _problem.prepare("mine", *pair, precision, check_finite)
+    p = _problem.prepare("mine", pair, precision, check_finite)
     squared, index = choose_positives(p, positive == "hard", precision)
     # Nothing is farther than the positive that a row does not have: it is at +inf.
     found = choose_negatives(p, squared if negative == "semihard" else None, precision)

@@ -1,4 +1,4 @@
-"""pairwise: similarities or distances of rows. A tile of a matrix compared with itself is stored twice, computed once."""
+"""pairwise: similarities or distances of rows. Of a matrix and itself, half of the tiles are computed."""
 
 import torch
 import triton

@@ -26,6 +26,7 @@ from . import (
     _rows,
     nearest_positive,
 )
+from ._pair import KEPT
 from ._problem import Problem
 
 PML_EPS = 1e-5
@@ -87,7 +88,7 @@ def forward(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     pair, o = pair[:8], Options(*pair[8:])
     op, normalize = "ranked_list", pair[-1]
     o.check(op)
-    p = _problem.prepare(op, *pair, o.precision, check_finite)
+    p = _problem.prepare(op, pair, o.precision, check_finite)
     m, n = p.queries.count, p.gallery.count
     like = p.q.scale
     loss, row_stats = torch.empty_like(like), like.new_empty(len(ROW_STATS), m)
@@ -115,7 +116,7 @@ def forward(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
             *p.q, *p.g, *sets, sums, totals, active, m, n, triton.cdiv(tiles, parts), **common
         )
     easy = nearest_positive.choose_positives(p, False, o.precision) if o.easy else (like, p.q.labels)
-    kept = (p.g.state == _rows.KEPT.value).sum()
+    kept = (p.g.state == KEPT.value).sum()
     _ranked_list_kernels.finish_rows[(blocks,)](
         sums, *easy, kept, p.q.state, p.all_nan, loss, row_stats, easy_index, totals[row_tiles * parts :], m, parts,
         o.pos_boundary, o.pos_temperature, o.pos_weight, o.neg_weight, PML_EPS,
@@ -129,7 +130,7 @@ def backward(grad_loss: Tensor, *arguments) -> tuple[Tensor, Tensor]:
     pair, (row_stats, easy_index, active), need_grad_ref = arguments[:8], arguments[8:11], arguments[-1]
     op, normalize, o = "ranked_list_bwd", arguments[7], Options(*arguments[11:-1])
     o.check(op)
-    p = _problem.prepare(op, *pair, o.precision)
+    p = _problem.prepare(op, pair, o.precision)
     _check_backward(op, p, o, grad_loss, row_stats, easy_index, active, need_grad_ref)
     running = o.needs_running_maximum(normalize, p.gallery.count)
     both_ends = o.grad == "full" and (p.own or need_grad_ref)
