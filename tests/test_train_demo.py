@@ -113,6 +113,15 @@ def test_the_sentences_say_what_the_numbers_say(changes: dict, sentence: str) ->
     assert any(line.endswith(sentence) for line in said)
 
 
+@pytest.mark.usefixtures("cheap")
+def test_a_batch_too_large_for_merged_labels_stops_the_demo_at_once(
+    npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("demo", "--data", f"npz:{npz}", "--batch", 32, "--out", tmp_path / "out") == 2
+    assert "choose a smaller --batch" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_demo_refuses_too_few_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images, labels = tiny_images(classes=8)
     np.savez(tmp_path / "few.npz", images=images, labels=labels)

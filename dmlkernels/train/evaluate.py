@@ -62,9 +62,10 @@ def mean_distances(
         rows = slice(start, start + BLOCK)
         distance = functional.pairwise_distance(queries[rows], items)  # (b, N)
         same = labels[rows, None] == item_labels
-        pos, every = torch.where(same, distance, 0).sum(dtype=torch.float64), distance.sum(dtype=torch.float64)
+        pos, every = distance[same].sum(dtype=torch.float64), distance.sum(1).sum(dtype=torch.float64)
         sums += torch.stack([pos, every - pos])
-        counts += torch.stack([same.sum(), (~same).sum()])
+        pairs = same.sum()
+        counts += torch.stack([pairs, same.numel() - pairs])
     if gallery is None:
         counts[0] -= len(queries)
     means = (sums / counts.clamp(min=1)).tolist()
