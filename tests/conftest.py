@@ -20,6 +20,11 @@ from cuda_host import backend as cuda_host
 import dmlkernels
 from dmlkernels import _backend, _triton
 
+if "cpu" in _backend.loaded["triton"]:
+    import interpreter
+
+    interpreter.make_faster()
+
 if os.environ.get("PYTEST_XDIST_WORKER"):
     torch.set_num_threads(1)  # the workers are the parallelism
 
