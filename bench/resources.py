@@ -156,11 +156,17 @@ def occupancy(architecture: str, registers: int, threads: int, shared: int) -> f
 
 
 def plain(mangled: Iterable[str]) -> dict[str, str]:
-    """Mangled -> readable name: without the return type, our namespaces and the arguments."""
+    """Mangled -> readable name: file, kernel and template arguments; without the return type and our namespaces."""
     names = list(mangled)
     text = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True).stdout
-    short = [re.sub(r"\(anonymous namespace\)::|\bdml::|^void ", "", name) for name in text.splitlines()]
-    return {name: re.sub(r"\([^()]*(?:\([^()]*\)[^()]*)*\)$", "", readable) for name, readable in zip(names, short)}
+    readable = {}
+    for name, line in zip(names, text.splitlines()):
+        # nvcc names the anonymous namespace after the file, between two hashes.
+        file = re.search(r"_GLOBAL__N__[0-9a-f]+_\d+_(\w+?)_cu_[0-9a-f]+", name)
+        short = re.sub(r"\(anonymous namespace\)::|\bdml::|^void ", "", line)
+        short = re.sub(r"\([^()]*(?:\([^()]*\)[^()]*)*\)$", "", short)
+        readable[name] = f"{file[1]}.{short}" if file else short
+    return readable
 
 
 def of_architecture(library: Path, architecture: str, rules: list[Rule]) -> dict[str, dict]:
@@ -171,7 +177,10 @@ def of_architecture(library: Path, architecture: str, rules: list[Rule]) -> dict
     kernels = {}
     for mangled, name in plain(usage).items():
         rule = rule_of(name, rules)
-        shared = usage[mangled]["shared"] + (rule.shared if rule else 0)
+        static = usage[mangled]["shared"]
+        if int(architecture) >= 90:
+            static = max(0, static - SYSTEM_SHARED)  # which counts the system's part from there on
+        shared = static + (rule.shared if rule else 0)
         block = threads.get(mangled, 1024)
         counts = code[mangled]
         kernels[name] = {
