@@ -71,7 +71,7 @@ sanitize() {
   export PYTORCH_NO_CUDA_MEMORY_CACHING=1
   for tool in memcheck racecheck initcheck synccheck; do
     code=0
-    timeout 105 compute-sanitizer --tool "$tool" --error-exitcode 9 --kernel-regex kns=dml \
+    timeout 105 compute-sanitizer --tool "$tool" --error-exitcode 9 --kernel-name kns=_ZN3dml \
       "$python" scripts/gpu_smoke.py cuda >"$work/$tool.log" 2>&1 || code=$?
     case $code in
       0) verdict=clean ;;
