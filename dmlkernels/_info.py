@@ -26,6 +26,8 @@ def lines() -> Iterator[tuple[str, str]]:
         for device, describe in devices.items():
             there = device in _backend.loaded[backend]
             yield f"{backend} {device}", describe(device) if there else f"no: {_backend.missing[backend, device]}"
+    if "cuda" not in _backend.loaded["native"] and (carried := _carried()):
+        yield "cuda library", f"there, {carried}"
     yield from _gpus()
     for module in ("matplotlib", "PIL", "scipy", "tqdm", "timm"):
         yield module, "found" if importlib.util.find_spec(module) else "no"
@@ -40,10 +42,19 @@ def _native_cpu(device: str) -> str:
 
 
 def _native_cuda(device: str) -> str:
-    from . import _C
+    return f"yes, {_carried()}"
 
+
+def _carried() -> str | None:
+    """What the CUDA library was built for, whether it can be loaded here or not."""
+    try:
+        from . import _C
+    except ImportError:
+        return None
     info = _C.build_info()
-    return f"yes, for {', '.join(info['cuda_architectures'])} (built with CUDA {info['cuda_version']})"
+    if not info["cuda"]:
+        return None
+    return f"for {', '.join(info['cuda_architectures'])} (built with CUDA {info['cuda_version']})"
 
 
 def _triton(device: str) -> str:

@@ -17,8 +17,9 @@ from pathlib import Path
 SMOKE = """
 import torch
 import dmlkernels
-from dmlkernels import functional as F, losses
+from dmlkernels import _C, functional as F, losses
 
+assert _C.build_info()["cuda"]
 assert not torch.cuda.is_available() or "cuda" in dmlkernels._backend.loaded["native"]
 dmlkernels.set_backend("native")
 x = torch.randn(64, 32, requires_grad=True)

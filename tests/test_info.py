@@ -11,6 +11,7 @@ from dmlkernels import _backend, _diagnose, _info, _library
 
 ELF = b"\x7fELF\x02\x01\x01" + bytes(11)
 X86, ARM = (62).to_bytes(2, "little"), (183).to_bytes(2, "little")
+BUILT = {"cuda": True, "cuda_architectures": ["90-real"], "cuda_version": "13.0.88"}
 EVERY = ["80-real", "90-real", "100-real", "120"]
 
 
@@ -142,7 +143,7 @@ def test_info_without_a_gpu(cuda_torch, monkeypatch):
 )
 def test_info_of_a_gpu(cuda_torch, capability, text, monkeypatch):
     _C = pytest.importorskip("dmlkernels._C", reason="built without a compiler")
-    built = _C.build_info() | {"cuda_architectures": ["90-real"], "cuda_version": "13.0.88"}
+    built = _C.build_info() | BUILT
     monkeypatch.setattr(_C, "build_info", lambda: built)
     monkeypatch.setitem(_backend.loaded, "native", {"cpu", "cuda"})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -152,3 +153,16 @@ def test_info_of_a_gpu(cuda_torch, capability, text, monkeypatch):
     shown = info()
     assert shown["gpu 0"] == text
     assert shown["native cuda"] == "yes, for 90-real (built with CUDA 13.0.88)"
+
+
+def test_info_of_a_library_that_is_not_loaded(monkeypatch):
+    _C = pytest.importorskip("dmlkernels._C", reason="built without a compiler")
+    built = _C.build_info() | BUILT
+    monkeypatch.setattr(_C, "build_info", lambda: built)
+    monkeypatch.setitem(_backend.loaded, "native", {"cpu"})
+    monkeypatch.setitem(_backend.missing, ("native", "cuda"), "why")
+    shown = info()
+    assert shown["native cuda"] == "no: why"
+    assert shown["cuda library"] == "there, for 90-real (built with CUDA 13.0.88)"
+    monkeypatch.setitem(built, "cuda", False)
+    assert "cuda library" not in info()
