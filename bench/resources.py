@@ -220,6 +220,14 @@ def dumped(results: dict) -> str:
     return re.sub(r'\{\s+"registers"[^{}]*(?:\{[^{}]*\}[^{}]*)*\}', lambda m: " ".join(m[0].split()), text) + "\n"
 
 
+def compiler() -> str:
+    """The version of nvcc here; empty without one."""
+    nvcc = tool("nvcc")
+    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout if nvcc else ""
+    found = re.search(r"\bV(\d+\.\d+\.\d+)", text)
+    return found[1] if found else ""
+
+
 def changed(report: dict[str, dict], committed: dict[str, dict]) -> list[str]:
     """Kernels that the committed results lack, have in other numbers, or have still."""
     found = []
@@ -241,10 +249,14 @@ def main() -> int:
         report = dict(zip(names, pool.map(lambda name: of_architecture(arguments.library, name, rules), names)))
     results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
     found = problems(report, rules)
-    if arguments.check:
-        found += changed(report, results.get("cuda", {}))
+    committed = results.get("cuda", {})
+    if not arguments.check:
+        ours = {"compiler": compiler(), "architectures": report}
+        RESULTS.write_text(dumped(results | {"cuda": ours}), encoding="utf-8")
+    elif committed.get("compiler") == compiler():
+        found += changed(report, committed["architectures"])
     else:
-        RESULTS.write_text(dumped(results | {"cuda": report}), encoding="utf-8")
+        print(f"{RESULTS.name} is of nvcc {committed.get('compiler')}, this is {compiler()}: the numbers may differ")
     for problem in found:
         print(problem)
     kernels = {name for kernels in report.values() for name in kernels}
