@@ -11,6 +11,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "common/check.h"
+#include "cuda/stored.h"
 
 #if defined(DML_CUDA_HOST)
 #define DML_OPERATORS dmlkernels_cuda_host
@@ -68,6 +69,14 @@ inline int32_t read_int(const Tensor& x) {
   Tensor here = torch::stable::empty(Shape{1}, ScalarType::Int, std::nullopt, cpu);
   torch::stable::copy_(here, x);
   return *static_cast<const int32_t*>(here.const_data_ptr());
+}
+
+inline Stored stored(const Tensor& x) {
+  const ScalarType type = x.scalar_type();
+  return Stored{x.mutable_data_ptr(), type == ScalarType::Double     ? StoredType::float64
+                                      : type == ScalarType::Float    ? StoredType::float32
+                                      : type == ScalarType::BFloat16 ? StoredType::bfloat16
+                                                                     : StoredType::float16};
 }
 
 // Sorted values and the places they come from; equal values keep their order. On the device, without synchronising.
