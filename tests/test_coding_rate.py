@@ -468,6 +468,7 @@ def test_result_dtype(backend, device, dtype):
             )
 
 
+@pytest.mark.large
 def test_small_incoming_gradients_of_half_inputs(backend, device):
     """What a GradScaler is for: the gradient of the rate is float32 until it has been scaled."""
     pairs = make_pairs("random", 4000, d=8, dtype=torch.float16, device=device)
@@ -734,6 +735,7 @@ def untold(monkeypatch):
     monkeypatch.setattr(anti_collapse, "_underflow_was_told", False)
 
 
+@pytest.mark.large
 def test_underflow_is_told_once(backend, device, untold):
     """R = 110 for 90 random rows of width 512, and e^-110 is 0 in float32; in float64 it is not."""
     x = make_pairs("random", 90, d=512, device=device).embeddings
@@ -841,6 +843,7 @@ def test_anti_collapse_defaults(backend, device):
     )
 
 
+@pytest.mark.large
 def test_anti_collapse_prevents_collapse(backend, device):
     """Gradient descent on −R alone spreads a nearly collapsed batch."""
     generator = torch.Generator().manual_seed(31)

@@ -478,6 +478,7 @@ def test_proxies_start_like_the_peer():
     assert torch.equal(ours.proxies, peer.ProxyAnchorLoss(30, 16).proxies)
 
 
+@pytest.mark.large
 def test_module_trains(backend, device):
     """A few steps bring embeddings to their proxies."""
     problem = Problem(60, 6, 8, seed=20, device=device)
