@@ -11,6 +11,9 @@ BIN := $(VENV)/bin
 DEPENDENCIES := $(VENV)/.dependencies
 BUILD := $(VENV)/.build
 LINT := $(VENV)/.lint
+COMPAT_VENV := .venv-compat
+COMPAT := $(COMPAT_VENV)/.ready
+TRITON_OPS := pairwise ranked_list nearest_positive coding_rate spherical_expansion proxy_anchor
 NATIVE := CMakeLists.txt setup.py $(wildcard cmake/* csrc/*.cpp csrc/*/*.h csrc/*/*.cuh csrc/*/*.cpp csrc/*/*.cu csrc/*/*/*.h csrc/*/*/*.cpp)
 CXX_FILES := $(filter-out CMakeLists.txt setup.py %.cmake,$(NATIVE)) $(wildcard tests/*/*.cpp tests/*/*.h)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -19,7 +22,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 STAGE ?= build test sanitize bench
 DRY ?=
 
-.PHONY: setup demo test trust bench bench-peers lint format wheel gpu clean
+.PHONY: setup demo test trust compat bench bench-peers lint format wheel gpu clean
 
 setup: $(BUILD)
 
@@ -54,6 +57,20 @@ test: setup
 
 trust: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow $(TEST_ARGS)
+
+# Triton 3.6 is what a GPU machine may carry; its interpreter fails on `range` of numpy 2.4's scalars. Everything else
+# comes from $(VENV).
+$(COMPAT): pyproject.toml | setup
+	$(BIN)/python -m venv --clear $(COMPAT_VENV)
+	$(COMPAT_VENV)/bin/python -m pip install --quiet triton==3.6.0 "numpy<2.4"
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	  > $$(echo $(COMPAT_VENV)/lib/python3*/site-packages)/base.pth
+	touch $@
+
+compat: $(COMPAT)
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(COMPAT_VENV)/bin/python -m pytest -q -p no:cacheprovider \
+	  -k "triton and test_every_dtype and random and bfloat16" $(addprefix tests/test_,$(addsuffix .py,$(TRITON_OPS)))
+	$(COMPAT_VENV)/bin/python bench/triton_resources.py --check --quick --architectures 80 90
 
 bench: setup
 	$(BIN)/python bench/run.py

@@ -1,0 +1,131 @@
+"""Calls of the Triton operators whose kernels are compiled without a GPU: tensors without storage, real arguments."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Call = tuple[str, tuple[Any, ...]]  # an operator, and what it is called with
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+M, N, C, TILE = 8192, 4000, 1000, 128
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def whole(rows: int) -> Tensor:
+    return empty(rows, dtype=torch.int64)
+
+
+def compute(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def pairs(x: Tensor, reference: bool, ids: bool = False) -> tuple[Any, ...]:
+    """The arguments that pair operators start with."""
+    gallery = (empty(N, x.shape[1], dtype=x.dtype), whole(N)) if reference else (None, None)
+    return (x, whole(M), *gallery, whole(M) if ids else None, whole(N) if ids and reference else None, None, True)
+
+
+def pairwise(x: Tensor, precision: str, metrics: Sequence[str]) -> Iterator[Call]:
+    for y, metric in itertools.product((None, empty(N, x.shape[1], dtype=x.dtype)), metrics):
+        grad = empty(M, M if y is None else N, dtype=x.dtype)
+        yield "pairwise_fwd", (x, y, metric, True, precision)
+        yield "pairwise_bwd", (grad, x, y, metric, True, precision)
+
+
+def ranked_list(x: Tensor, precision: str, variant: dict[str, Any]) -> Iterator[Call]:
+    options = {
+        "alpha": 1.2,
+        "margin": 0.4,
+        "pos_temperature": 0.0,
+        "neg_temperature": 10.0,
+        "pos_weight": 0.5,
+        "neg_weight": 0.5,
+        "weight_grad": False,
+        "grad": "full",
+        "positive": "all",
+        "eps_mode": "none",
+        "precision": precision,
+        "deterministic": False,
+        **variant.get("options", {}),
+    }
+    reference, dtype = variant.get("reference", False), compute(x.dtype)
+    start, n = pairs(x, reference, variant.get("ids", False)), N if reference else M
+    easy = whole(M if options["positive"] == "easy" else 0)
+    tiles = empty(-(-M // TILE), -(-n // TILE), dtype=torch.uint8)
+    found = (empty(4, M, dtype=dtype), easy, tiles)
+    yield "ranked_list_fwd", (*start, *options.values(), False)
+    yield "ranked_list_bwd", (empty(M, dtype=dtype), *start, *found, *options.values(), reference)
+
+
+RANKED_LISTS: tuple[dict[str, Any], ...] = (
+    {},
+    {"options": {"deterministic": True}},
+    {"options": {"positive": "easy", "eps_mode": "pml"}},
+    {"reference": True},
+    {"options": {"weight_grad": True, "pos_temperature": 10.0, "neg_temperature": 90.0}, "ids": True},
+    {"options": {"grad": "query"}, "reference": True, "ids": True},
+)
+
+
+def selections(x: Tensor, precision: str, reference: bool) -> Iterator[Call]:
+    distance, row = empty(M, dtype=compute(x.dtype)), whole(M)
+    start, gallery = pairs(x, reference), pairs(x, reference)[2]
+    yield "nearest_positive_fwd", (*start, precision, False)
+    yield "nearest_positive_bwd", (distance, x, gallery, row, True, reference)
+    for positive, negative in itertools.product(("easy", "hard"), ("hard", "semihard")):
+        yield "mine_fwd", (*start, positive, negative, precision, False)
+    yield "mine_bwd", (distance, distance, x, gallery, row, row, True, reference)
+
+
+def proxy_anchor(x: Tensor, precision: str) -> Iterator[Call]:
+    y, p, dtype = whole(M), empty(C, x.shape[1], dtype=x.dtype), compute(x.dtype)
+    yield "proxy_anchor_fwd", (x, y, p, 0.1, 32.0, True, precision)
+    yield (
+        "proxy_anchor_bwd",
+        (empty(dtype=dtype), x, y, p, empty(2, C, dtype=dtype), 0.1, 32.0, True, precision),
+    )
+
+
+def spherical_expansion(z: Tensor, n: int) -> Iterator[Call]:
+    noise = empty(M, n - 1, z.shape[1], dtype=z.dtype)
+    yield "spherical_expansion_fwd", (z, z, noise, n)
+    yield "spherical_expansion_bwd", (empty(M * n, z.shape[1], dtype=z.dtype), z, z, noise, n)
+
+
+def coding_rates(z: Tensor, normalize: bool) -> Iterator[Call]:
+    for y in (None, whole(M)):
+        yield "coding_rate_fwd", (z, y, 0.5, 1.0, "mcr2", normalize, "ieee", True)
+
+
+def cholesky(dtype: torch.dtype, n: int) -> Iterator[Call]:
+    for need_inverse in (True, False):
+        yield "cholesky_fwd", (empty(M, n, n, dtype=dtype), False, need_inverse)
+
+
+def calls(quick: bool) -> Iterator[Call]:
+    """Everything, or what reaches every kernel at least once: float32, wide rows."""
+    wide = [(dtype, 512, "ieee") for dtype in FLOATS]
+    others = [(torch.float32, 512, "tf32"), (torch.float32, 512, "bf16"), (torch.float32, 64, "ieee")]
+    for dtype, width, precision in wide[:1] if quick else wide + others:
+        x, first = empty(M, width, dtype=dtype), dtype == torch.float32 and precision == "ieee"
+        yield from pairwise(x, precision, ("euclidean",) if quick or not first else ("dot", "euclidean", "squared"))
+        yield from proxy_anchor(x, precision)
+        for variant in RANKED_LISTS if first and not quick else RANKED_LISTS[:3]:
+            yield from ranked_list(x, precision, variant)
+        for reference in (False, True) if first and not quick else (False,):
+            yield from selections(x, precision, reference)
+        if precision == "ieee":
+            yield from spherical_expansion(x, 8)
+            yield from coding_rates(x, True)
+    if not quick:
+        yield from coding_rates(empty(M, 512), False)
+    for n, dtype in itertools.product((64,) if quick else (2, 8, 16, 32, 64), FLOATS[:1] if quick else FLOATS[::3]):
+        yield from cholesky(dtype, n)
