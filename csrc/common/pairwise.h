@@ -5,6 +5,9 @@
 #include "common/hd.h"
 
 namespace dml {
+
+enum class Metric { dot, euclidean, squared };
+
 inline namespace DML_ISA {
 
 // Squared distances up to this share of ||f||^2 + ||g||^2 are recomputed in difference form: the product form cancels.

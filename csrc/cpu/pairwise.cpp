@@ -3,6 +3,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "common/pairwise_arguments.h"
 #include "cpu/dispatch.h"
 #include "cpu/pairwise_kernels.h"
 #include "cpu/rows.h"
@@ -10,11 +11,6 @@
 
 namespace dml {
 namespace {
-
-Metric metric_of(const char* op, const std::string& name) {
-  check_choice(op, "metric", name, {"dot", "euclidean", "squared"});
-  return name == "dot" ? Metric::dot : name == "euclidean" ? Metric::euclidean : Metric::squared;
-}
 
 template <class T>
 struct Operands {
@@ -92,14 +88,9 @@ std::tuple<Tensor, Tensor> backward_as(const Tensor& grad_out, const Tensor& x, 
   return {grad_x, finish_gradient<T>(*y, rows.y(), sums_g, weights_g, 1, sign, normalize)};
 }
 
-void check_operands(const char* op, const Tensor& x, const std::optional<Tensor>& y) {
-  check_matrix(op, "x", x);
-  if (y) check_like(op, "y", *y, x);
-}
-
 Tensor pairwise_fwd(const Tensor& x, std::optional<Tensor> y, std::string metric, bool normalize, std::string) {
   const char* op = "pairwise";
-  check_operands(op, x, y);
+  check_pairwise(op, x, y);
   const Metric m = metric_of(op, metric);
   const Tensor left = torch::stable::contiguous(x);
   return compute_type(x) == ScalarType::Double ? forward_as<double>(left, contiguous(y), m, normalize)
@@ -109,11 +100,9 @@ Tensor pairwise_fwd(const Tensor& x, std::optional<Tensor> y, std::string metric
 std::tuple<Tensor, Tensor> pairwise_bwd(const Tensor& grad_out, const Tensor& x, std::optional<Tensor> y,
                                         std::string metric, bool normalize, std::string) {
   const char* op = "pairwise_bwd";
-  check_operands(op, x, y);
+  check_pairwise(op, x, y);
   const Metric m = metric_of(op, metric);
-  check_matrix(op, "grad_out", grad_out);
-  DML_CHECK(grad_out.size(0) == x.size(0) && grad_out.size(1) == (y ? *y : x).size(0), op, "grad_out", "(M, N)",
-            grad_out);
+  check_pairwise_gradient(op, grad_out, x, y);
   const Tensor grad = torch::stable::contiguous(grad_out), left = torch::stable::contiguous(x);
   return compute_type(x) == ScalarType::Double ? backward_as<double>(grad, left, contiguous(y), m, normalize)
                                                : backward_as<float>(grad, left, contiguous(y), m, normalize);

@@ -1,11 +1,10 @@
 #pragma once
 // Kernels of pairwise similarity and distance on one tile.
 
+#include "common/pairwise.h"
 #include "cpu/kernel_table.h"
 
 namespace dml {
-
-enum class Metric { dot, euclidean, squared };
 
 template <class T>
 struct PairwiseProblem {

@@ -5,6 +5,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "common/proxy_anchor_arguments.h"
 #include "common/ranked_list.h"
 #include "cpu/dispatch.h"
 #include "cpu/proxy_anchor_kernels.h"
@@ -23,9 +24,7 @@ Tensor arange(const Tensor& like, int64_t n) {
 // Proxies as queries, each a class of its own, and the embeddings as the gallery.
 PairArguments make_arguments(const char* op, const Tensor& embeddings, const Tensor& labels, const Tensor& proxies,
                              bool normalize) {
-  check_matrix(op, "embeddings", embeddings);
-  check_like(op, "proxies", proxies, embeddings);
-  check_vector(op, "labels", labels, embeddings.size(0), ScalarType::Long);
+  check_proxy_anchor(op, embeddings, labels, proxies);
   const Tensor y = torch::stable::contiguous(labels);
   for (int64_t i = 0; i < y.size(0); ++i) {
     const int64_t label = y.const_data_ptr<int64_t>()[i];
@@ -40,21 +39,6 @@ int64_t proxies_with_positives(const Tensor& labels, int64_t count) {
   for (int64_t i = 0; i < y.size(0); ++i) seen[y.const_data_ptr<int64_t>()[i]] = true;
   return std::count(seen.begin(), seen.end(), true);
 }
-
-struct LogSumExp {
-  double sum = 0, max = kNoMaximum;
-  void add(double other, double other_max) {
-    const double top = std::max(max, other_max);
-    sum = sum * std::exp(max - top) + other * std::exp(other_max - top);
-    max = top;
-  }
-  // log(1 + sum e^max)
-  double log_one_plus() const {
-    if (sum == 0) return 0;
-    const double log_sum = std::log(sum) + max;
-    return log_sum > 0 ? log_sum + std::log1p(std::exp(-log_sum)) : std::log1p(std::exp(log_sum));
-  }
-};
 
 template <class T>
 std::tuple<Tensor, Tensor> forward_as(const PairArguments& a, const ProxyAnchor& loss) {
@@ -145,14 +129,10 @@ std::tuple<Tensor, Tensor> proxy_anchor_bwd(const Tensor& grad_loss, const Tenso
                                             double alpha, bool normalize, std::string) {
   const char* op = "proxy_anchor_bwd";
   const PairArguments a = make_arguments(op, embeddings, labels, proxies, normalize);
-  const ScalarType type = compute_type(embeddings);
-  DML_CHECK(grad_loss.dim() == 0 && grad_loss.scalar_type() == type, op, "grad_loss", "() " + text(type), grad_loss);
-  DML_CHECK(proxy_stats.dim() == 2 && proxy_stats.size(0) == 2 && proxy_stats.size(1) == proxies.size(0), op,
-            "proxy_stats", "(2, C)", proxy_stats);
-  DML_CHECK(proxy_stats.scalar_type() == type, op, "proxy_stats", text(type), proxy_stats.scalar_type());
+  check_proxy_anchor_state(op, grad_loss, proxy_stats, proxies);
   const ProxyAnchor loss{alpha, margin};
   const Tensor stats = torch::stable::contiguous(proxy_stats);
-  if (type == ScalarType::Double)
+  if (compute_type(embeddings) == ScalarType::Double)
     return backward_as<double>(a, loss, *static_cast<const double*>(grad_loss.const_data_ptr()), stats);
   return backward_as<float>(a, loss, *static_cast<const float*>(grad_loss.const_data_ptr()), stats);
 }

@@ -4,7 +4,7 @@
 //
 // A loss is a struct with
 //   Sums                    what a row adds up, starting at Loss::empty(); kValues numbers, value(k), merge(other)
-//   Totals                  kTotals numbers of the whole batch
+//   kTotals                 how many numbers of the whole batch add_to_row adds up, if any
 //   add_to_row(block, dot, r, c, mirrored, sums, totals) -> does the pair count? `mirrored`: the column's end too
 //   add_to_column(block, dot, r, c, sums)
 //   weight(block, dot, r, c) -> the pair's weight of (f_i - g_j), or of g_j, in the gradient of row r
@@ -44,7 +44,7 @@ statistics_kernel(PairProblem<P> p, Loss loss, RowPartials<typename ProductTypes
   PairBlock<P> block(p, shared, walk.row_tile);
   const int thread = static_cast<int>(threadIdx.x), own_row = thread / 4, own_col = thread % kTile;
   Sums rows[2] = {Loss::empty(), Loss::empty()};
-  T totals[Loss::kTotals] = {};
+  T totals[Loss::kTotals > 0 ? Loss::kTotals : 1] = {};
 
   for (int64_t step = walk.begin; step < walk.end; ++step) {
     const int64_t col_tile = walk.col_tile(step);
@@ -98,24 +98,25 @@ statistics_kernel(PairProblem<P> p, Loss loss, RowPartials<typename ProductTypes
   }
 }
 
-// The element of the weights of a pair, as the product with the rows takes it.
-template <Product P>
-struct WeightElement {
-  using Type = typename ProductTypes<P>::Value;
-  static DML_DEVICE Type round(Type w) { return w; }
-};
-template <>
-struct WeightElement<Product::tf32> {
-  using Type = float;
-  static DML_DEVICE float round(float w) { return __uint_as_float(round_to_tf32(w)); }
-};
-template <>
-struct WeightElement<Product::fp16> : WeightElement<Product::tf32> {};  // small weights would underflow in fp16
-template <>
-struct WeightElement<Product::bf16> {
-  using Type = BFloat16;
-  static DML_DEVICE BFloat16 round(float w) { return BFloat16(w); }
-};
+// Column `at` of a row of the stripe becomes the weight, as the product takes it; returns that.
+template <class T>
+DML_DEVICE T store_weight(T weight, const Stripe& stripe, int64_t row, int64_t at) {
+  const bool there = row < stripe.count;
+  if constexpr (sizeof(T) == 4) {
+    if (stripe.precision == Precision::bfloat16) {
+      const BFloat16 high(weight), low(weight - static_cast<float>(high));
+      BFloat16* const to = static_cast<BFloat16*>(stripe.weights) + row * 2 * stripe.padded + at;
+      if (there) {
+        to[0] = high;
+        to[stripe.padded] = low;
+      }
+      return static_cast<float>(high) + static_cast<float>(low);
+    }
+    if (stripe.precision == Precision::tf32) weight = __uint_as_float(round_to_tf32(weight));
+  }
+  if (there) static_cast<T*>(stripe.weights)[row * stripe.padded + at] = weight;
+  return weight;
+}
 
 // weights[i, j] = weight * 1/||x_j||, rounded as the product takes it, and per row the sum of the weights: of the
 // rounded ones where the rows are not normalised (there the sum does not vanish with the radial part).
@@ -123,11 +124,9 @@ template <Product P, class Loss>
 DML_KERNEL(kThreads)
 weights_kernel(PairProblem<P> p, Loss loss, Stripe stripe, typename ProductTypes<P>::Value* row_sums, int64_t rows) {
   using T = typename ProductTypes<P>::Value;
-  using W = WeightElement<P>;
   DML_SHARED(shared);
   const TileWalk walk((p.b.count + kTile - 1) / kTile, false);
   PairBlock<P> block(p, shared, stripe.first / kTile + walk.row_tile);
-  auto* const out = static_cast<typename W::Type*>(stripe.weights);
   T* const row_sum = reinterpret_cast<T*>(shared + kPairShared<P>);  // kTile of them, each of one warp
   for (int r = warp_index(); r < kTile; r += kWarps)
     if (lane_index() == 0) row_sum[r] = T(0);
@@ -146,9 +145,8 @@ weights_kernel(PairProblem<P> p, Loss loss, Stripe stripe, typename ProductTypes
 #pragma unroll 1
         for (int c = lane_index(); c < kTile; c += kWarp) {
           const T weight = loss.weight(block, scores[k * kScoreStride + c], r, c);
-          const auto rounded = W::round(weight * block.facts.cols.inverse[c]);
-          sum += loss.normalize ? weight : static_cast<T>(rounded);
-          if (stripe_row < stripe.count) out[stripe_row * stripe.padded + block.col0 + c] = rounded;
+          const T rounded = store_weight(weight * block.facts.cols.inverse[c], stripe, stripe_row, block.col0 + c);
+          sum += loss.normalize ? weight : rounded;
         }
         sum = warp_sum(sum);
         if (lane_index() == 0) row_sum[r] += sum;

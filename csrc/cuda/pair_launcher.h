@@ -97,12 +97,13 @@ Tensor pair_gradient(Precision precision, const RowsOnDevice<T>& rows, const Row
   if (m == 0 || d == 0) return grad;
   const ScalarType value = compute_type(rows.x);
   const ScalarType element = precision == Precision::bfloat16 ? ScalarType::BFloat16 : value;
-  const int64_t bytes = precision == Precision::bfloat16 ? 2 : static_cast<int64_t>(sizeof(T));
+  const int64_t terms = weight_terms(precision);
   const int64_t padded = std::max<int64_t>((n + kTile - 1) / kTile, 1) * kTile;
-  const int64_t stripe_rows = std::min(m, std::max<int64_t>(kStripeBytes / (padded * bytes) / kTile, 1) * kTile);
+  const int64_t stripe_rows =
+      std::min(m, std::max<int64_t>(kStripeBytes / (padded * static_cast<int64_t>(sizeof(T))) / kTile, 1) * kTile);
   const int64_t splits = column_splits((stripe_rows + kTile - 1) / kTile, padded / kTile);
   const Tensor transposed = empty(rows.x, {d, padded}, element),
-               weights = empty(rows.x, {stripe_rows, padded}, element);
+               weights = empty(rows.x, {stripe_rows, terms, padded}, element);
   const Tensor sums = empty(rows.x, {stripe_rows, d}, value), weight_sums = zeros(rows.x, {splits, m}, value);
   transpose_rows(precision, others.x.const_data_ptr(), others.states(), n, d, padded, transposed.mutable_data_ptr(),
                  stream);
@@ -110,12 +111,13 @@ Tensor pair_gradient(Precision precision, const RowsOnDevice<T>& rows, const Row
     const Stripe stripe{first,
                         std::min(stripe_rows, m - first),
                         padded,
+                        precision,
                         weights.mutable_data_ptr(),
                         active,
                         active_row_stride,
                         active_col_stride};
     write_weights(stripe, splits, data<T>(weight_sums));
-    weighted_rows<T>(precision, stripe, transposed.const_data_ptr(), d, data<T>(sums), stream);
+    weighted_rows<T>(stripe, transposed.const_data_ptr(), d, data<T>(sums), stream);
     finish_gradient<T>(
         precision,
         FinishGradient<T>{rows.x.const_data_ptr(), rows.states(), others_non_finite, data<T>(rows.inverse),

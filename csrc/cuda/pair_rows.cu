@@ -63,21 +63,30 @@ transpose_kernel(const E* x, const RowState* state, int64_t count, int64_t width
     if (col0 + c < width) out[(col0 + c) * padded + row0 + lane_index()] = tile[lane_index()][c];
 }
 
-// The chunks of the active tiles of one row tile.
+// The chunks of the active tiles of one row tile, each tile with all terms of its weights.
 template <class E>
 struct ActiveChunks {
   static constexpr int64_t kStep = kChunkBytes / static_cast<int64_t>(sizeof(E));
-  int64_t k, padded;
+  int64_t k, term, terms, padded;
   const unsigned char* active;
   int64_t stride;
 
   DML_DEVICE bool valid() const { return k < padded; }
+  DML_DEVICE int64_t left() const { return term * padded + k; }
+  DML_DEVICE int64_t right() const { return k; }
   DML_DEVICE void skip() {
     while (active != nullptr && k < padded && !active[k / kTile * stride]) k += kTile;
   }
   DML_DEVICE void advance() {
     k += kStep;
-    if (k % kTile == 0) skip();
+    if (k % kTile != 0) return;
+    term += 1;
+    if (term < terms) {
+      k -= kTile;
+    } else {
+      term = 0;
+      skip();
+    }
   }
 };
 
@@ -88,12 +97,13 @@ product_kernel(Stripe stripe, const typename ProductTypes<P>::Element* x_transpo
   using E = typename ProductTypes<P>::Element;
   DML_SHARED(shared);
   const int64_t row0 = static_cast<int64_t>(blockIdx.x) * kTile, col0 = static_cast<int64_t>(blockIdx.y) * kTile;
-  const Operand<E> a{static_cast<const E*>(stripe.weights), stripe.padded, stripe.padded, stripe.count, nullptr, true};
+  const int64_t terms = weight_terms(stripe.precision), length = terms * stripe.padded;
+  const Operand<E> a{static_cast<const E*>(stripe.weights), length, length, stripe.count, nullptr, true};
   const Operand<E> b{x_transposed, stripe.padded, stripe.padded, width, nullptr, true};
   const unsigned char* const active =
       stripe.active == nullptr ? nullptr
                                : stripe.active + (stripe.first / kTile + blockIdx.x) * stripe.active_row_stride;
-  ActiveChunks<E> chunks{0, stripe.padded, active, stripe.active_col_stride};
+  ActiveChunks<E> chunks{0, 0, terms, stripe.padded, active, stripe.active_col_stride};
   chunks.skip();
   PairTile<P> tile;
   tile.multiply(a, row0, b, col0, chunks, shared);
@@ -153,40 +163,38 @@ void row_facts(Precision precision, const void* x, int64_t count, int64_t width,
 
 void transpose_rows(Precision precision, const void* x, const RowState* state, int64_t count, int64_t width,
                     int64_t padded, void* out, Stream stream) {
-  const auto call = [&](auto* rows, auto* to) {
-    using E = std::remove_const_t<std::remove_pointer_t<decltype(rows)>>;
-    using W = std::remove_pointer_t<decltype(to)>;
+  const auto call = [&](auto element, auto weight) {
+    using E = decltype(element);
+    using W = decltype(weight);
     launch(transpose_kernel<E, W>, dim3(blocks_for(padded, kWarp), blocks_for(width, kWarp)), kThreads,
-           kWarp * (kWarp + 1) * sizeof(W), stream, rows, state, count, width, padded, to);
+           kWarp * (kWarp + 1) * sizeof(W), stream, static_cast<const E*>(x), state, count, width, padded,
+           static_cast<W*>(out));
   };
-  switch (precision) {
-    case Precision::float64:
-      return call(static_cast<const double*>(x), static_cast<double*>(out));
-    case Precision::bfloat16:
-      return call(static_cast<const BFloat16*>(x), static_cast<BFloat16*>(out));
-    case Precision::float16:
-      return call(static_cast<const Half*>(x), static_cast<float*>(out));
-    default:
-      return call(static_cast<const float*>(x), static_cast<float*>(out));
-  }
+  if (precision == Precision::float64) return call(double(), double());
+  if (precision == Precision::bfloat16) return call(BFloat16(), BFloat16());
+  with_element<float>(precision, [&](auto element) { call(element, float()); });
 }
 
 template <class T>
-void weighted_rows(Precision precision, const Stripe& stripe, const void* x_transposed, int64_t width, T* sums,
-                   Stream stream) {
-  const dim3 grid(blocks_for(stripe.count, kTile), blocks_for(width, kTile));
+void weighted_rows(const Stripe& stripe, const void* x_transposed, int64_t width, T* sums, Stream stream) {
+  const auto call = [&](auto product) {
+    constexpr Product P = decltype(product)::value;
+    launch(product_kernel<P>, dim3(blocks_for(stripe.count, kTile), blocks_for(width, kTile)), kThreads, kTileShared,
+           stream, stripe, static_cast<const typename ProductTypes<P>::Element*>(x_transposed), width, sums);
+  };
   if constexpr (sizeof(T) == 8) {
-    launch(product_kernel<Product::simt>, grid, kThreads, kTileShared, stream, stripe,
-           static_cast<const double*>(x_transposed), width, sums);
-  } else if (precision == Precision::bfloat16) {
-    launch(product_kernel<Product::bf16>, grid, kThreads, kTileShared, stream, stripe,
-           static_cast<const BFloat16*>(x_transposed), width, sums);
-  } else if (precision == Precision::float32) {
-    launch(product_kernel<Product::tf32x3>, grid, kThreads, kTileShared, stream, stripe,
-           static_cast<const float*>(x_transposed), width, sums);
+    call(ProductIs<Product::simt>());
   } else {
-    launch(product_kernel<Product::tf32>, grid, kThreads, kTileShared, stream, stripe,
-           static_cast<const float*>(x_transposed), width, sums);
+    switch (stripe.precision) {
+      case Precision::float16:
+        return call(ProductIs<Product::tf32x2>());
+      case Precision::tf32:
+        return call(ProductIs<Product::tf32>());
+      case Precision::bfloat16:
+        return call(ProductIs<Product::bf16>());
+      default:
+        return call(ProductIs<Product::tf32x3>());
+    }
   }
 }
 
@@ -200,7 +208,7 @@ void finish_gradient(Precision precision, const FinishGradient<T>& p, Stream str
 #define DML_INSTANTIATE(T)                                                                                          \
   template void row_facts<T>(Precision, const void*, int64_t, int64_t, const int64_t*, bool, int64_t, bool, T*, T*, \
                              RowState*, int32_t*, Stream);                                                          \
-  template void weighted_rows<T>(Precision, const Stripe&, const void*, int64_t, T*, Stream);                       \
+  template void weighted_rows<T>(const Stripe&, const void*, int64_t, T*, Stream);                                  \
   template void finish_gradient<T>(Precision, const FinishGradient<T>&, Stream);
 DML_INSTANTIATE(float)
 DML_INSTANTIATE(double)

@@ -25,7 +25,7 @@ struct TileSide {
     inverse[r] = here ? facts.inverse[row] : T(0);
     norm[r] = here ? facts.norm[row] : not_a_number<T>();
     index[r] = row;
-    label[r] = here && facts.labels != nullptr ? facts.labels[row] : 0;
+    label[r] = !here ? 0 : facts.labels != nullptr ? facts.labels[row] : row;
     id[r] = !here ? 0 : facts.ids != nullptr ? facts.ids[row] : facts.first_id < 0 ? facts.first_id - row : row;
     easy[r] = here && facts.easy != nullptr ? facts.easy[row] : -1;
   }
@@ -48,21 +48,24 @@ inline PairProblem<P> make_problem(const PairSides<typename ProductTypes<P>::Val
   return PairProblem<P>{side(sides.a), side(sides.b), sides.a.facts, sides.b.facts};
 }
 
+template <Product P>
+using ProductIs = std::integral_constant<Product, P>;
+
 // Calls back with the product that computes rows of a precision.
 template <class T, class Call>
 void with_product(Precision precision, const Call& call) {
   if constexpr (sizeof(T) == 8) {
-    call(std::integral_constant<Product, Product::simt>{});
+    call(ProductIs<Product::simt>());
   } else {
     switch (precision) {
       case Precision::tf32:
-        return call(std::integral_constant<Product, Product::tf32>{});
+        return call(ProductIs<Product::tf32>());
       case Precision::bfloat16:
-        return call(std::integral_constant<Product, Product::bf16>{});
+        return call(ProductIs<Product::bf16>());
       case Precision::float16:
-        return call(std::integral_constant<Product, Product::fp16>{});
+        return call(ProductIs<Product::fp16>());
       default:
-        return call(std::integral_constant<Product, Product::tf32x3>{});
+        return call(ProductIs<Product::tf32x3>());
     }
   }
 }

@@ -10,10 +10,15 @@ namespace dml {
 // How the rows are stored, and how products of float32 rows are computed.
 enum class Precision { float64, float32, tf32, bfloat16, float16 };
 
+// Weights per pair are rounded for their product with the rows. A bfloat16 row takes two bfloat16 terms of each weight,
+// a float16 row two TF32 terms (small weights would underflow in fp16): one term alone is seen in the gradients. The
+// terms of bfloat16 lie side by side, (rows, 2, padded); float32 ones are split as they are multiplied.
+constexpr int64_t weight_terms(Precision precision) { return precision == Precision::bfloat16 ? 2 : 1; }
+
 enum class RowState : unsigned char { kept, ignored, non_finite };
 
 // By row of one side: 1/||x|| (1 without normalising, 0 for a zero row), ||f||^2 (NaN: the row does not count), label,
-// id (pairs of equal ids are excluded) and the chosen positive, where there are any.
+// (without labels: a class of its own), id (pairs of equal ids are excluded) and the chosen positive.
 template <class T>
 struct RowFacts {
   const T *inverse, *norm;
@@ -47,23 +52,23 @@ void row_facts(Precision precision, const void* x, int64_t count, int64_t width,
                bool has_ignore_index, int64_t ignore_index, bool normalize, T* inverse, T* norm, RowState* state,
                int32_t* any_non_finite, Stream stream);
 
-// Weights of pairs for a stripe of rows, as the product takes them: (rows, padded) of WeightElement, padded a multiple
-// of the tile. Tiles without an active pair are never written nor read.
+// Weights of pairs for a stripe of rows, as the product takes them: (rows, terms, padded), padded a multiple of the
+// tile. Tiles without an active pair are never written nor read.
 struct Stripe {
   int64_t first, count, padded;  // first is a multiple of the tile
+  Precision precision;
   void* weights;
   const unsigned char* active;  // null: every tile is active
   int64_t active_row_stride, active_col_stride;
 };
 
-// x^T (width, padded) in the element type of the weights; rows of x that do not count are 0.
+// x^T (width, padded) in the element of the weights; rows of x that do not count are 0.
 void transpose_rows(Precision precision, const void* x, const RowState* state, int64_t count, int64_t width,
                     int64_t padded, void* out, Stream stream);
 
 // sums (stripe.count, width) = weights (stripe.count, padded) x (padded, width).
 template <class T>
-void weighted_rows(Precision precision, const Stripe& stripe, const void* x_transposed, int64_t width, T* sums,
-                   Stream stream);
+void weighted_rows(const Stripe& stripe, const void* x_transposed, int64_t width, T* sums, Stream stream);
 
 // Gradient of rows first.. of x from p = weight_sums f + sign * sums, through the normalisation; 0 for ignored rows,
 // NaN for non-finite ones and, if `others_non_finite`, for all.

@@ -103,7 +103,7 @@ struct RankedListLoss {
   }
 
   DML_DEVICE bool add_to_row(const PairBlock<P>& block, T dot, int r, int c, bool mirrored, Sums& sums,
-                             T (&totals)[kTotals]) const {
+                             T* totals) const {
     const Pair pair = classify(block, dot, r, c);
     if (!pair.pos && !pair.neg) return false;
     const T d = sqrt(pair.squared);

@@ -15,8 +15,8 @@ namespace dml {
 using BFloat16 = c10::BFloat16;
 using Half = c10::Half;
 
-// How a product is computed: tf32x3 is accurate to float32.
-enum class Product { simt, tf32x3, tf32, bf16, fp16 };
+// How a product is computed: tf32x3 is accurate to float32, and so is tf32x2 where the right side is exact in TF32.
+enum class Product { simt, tf32x3, tf32x2, tf32, bf16, fp16 };
 
 template <Product P>
 struct ProductTypes {  // the TF32 products
@@ -71,11 +71,13 @@ constexpr int kStageBytes = 2 * kTile * kRowBytes;
 constexpr int kStages = 3;  // one in use, two on their way; 60 KB, so that an A100 or H100 holds two blocks or more
 constexpr int kTileShared = kStages * kStageBytes;
 
-// All of the width, chunk by chunk.
+// All of the width, chunk by chunk: where in the rows of either side.
 template <class E>
 struct DenseChunks {
   int64_t k, width;
   DML_DEVICE bool valid() const { return k < width; }
+  DML_DEVICE int64_t left() const { return k; }
+  DML_DEVICE int64_t right() const { return k; }
   DML_DEVICE void advance() { k += kChunkBytes / static_cast<int64_t>(sizeof(E)); }
 };
 
@@ -129,8 +131,8 @@ struct PairTile {
   DML_DEVICE void fetch(Chunks& ahead, const Operand<E>& a, int64_t row0, const Operand<E>& b, int64_t col0,
                         unsigned char* stage) {
     if (ahead.valid()) {
-      fetch_side(a, row0, ahead.k, stage);
-      fetch_side(b, col0, ahead.k, stage + kTile * kRowBytes);
+      fetch_side(a, row0, ahead.left(), stage);
+      fetch_side(b, col0, ahead.right(), stage + kTile * kRowBytes);
       ahead.advance();
     }
     copy_commit();
@@ -192,7 +194,7 @@ struct PairTile {
   }
 
   DML_DEVICE void products(const unsigned char* a_row, uint32_t (&right)[4][2]) {
-    uint32_t right_low[4][2];
+    [[maybe_unused]] uint32_t right_low[4][2];
 #pragma unroll
     for (int n = 0; n < 4; ++n)
 #pragma unroll
@@ -202,19 +204,19 @@ struct PairTile {
       }
 #pragma unroll
     for (int m = 0; m < 4; ++m) {
-      uint32_t left[4], left_low[4];
+      uint32_t left[4];
+      [[maybe_unused]] uint32_t left_low[4];
       load_matrices(left, a_row + m * 16 * kRowBytes);
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         if constexpr (P == Product::tf32) left[k] = round_to_tf32(__uint_as_float(left[k]));
-        if constexpr (P == Product::tf32x3) split_tf32(left[k], left[k], left_low[k]);
+        if constexpr (P == Product::tf32x3 || P == Product::tf32x2) split_tf32(left[k], left[k], left_low[k]);
       }
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
-        if constexpr (P == Product::tf32x3) {  // small terms first
-          mma<Mma::tf32>(value[m][n], left_low, right[n]);
-          mma<Mma::tf32>(value[m][n], left, right_low[n]);
-        }
+        // Small terms first.
+        if constexpr (P == Product::tf32x3) mma<Mma::tf32>(value[m][n], left, right_low[n]);
+        if constexpr (P == Product::tf32x3 || P == Product::tf32x2) mma<Mma::tf32>(value[m][n], left_low, right[n]);
         mma<ProductTypes<P>::kind>(value[m][n], left, right[n]);
       }
     }

@@ -1,0 +1,84 @@
+#include <tuple>
+
+#include "common/pairwise_arguments.h"
+#include "cuda/pair_launcher.h"
+#include "cuda/pairwise.h"
+
+namespace dml {
+namespace {
+
+template <class T>
+struct Operands {
+  Precision precision;
+  RowsOnDevice<T> x;
+  std::optional<RowsOnDevice<T>> own_y;
+  PairSides<T> sides;
+
+  Operands(const Tensor& left, const std::optional<Tensor>& right, bool normalize, const std::string& name,
+           Stream stream)
+      : precision(precision_of(left, name)), x(left, nullptr, std::nullopt, normalize, precision, stream, true) {
+    if (right) own_y.emplace(*right, nullptr, std::nullopt, normalize, precision, stream, true);
+    sides = PairSides<T>{x.side(std::nullopt, 0), y().side(std::nullopt, 0), left.size(1)};
+  }
+  const RowsOnDevice<T>& y() const { return own_y ? *own_y : x; }
+};
+
+template <class T>
+Tensor forward_as(const Tensor& x, const std::optional<Tensor>& y, Metric metric, bool normalize,
+                  const std::string& precision) {
+  const OnDevice device(x);
+  const Operands<T> rows(x, y, normalize, precision, device.stream);
+  const Tensor out = empty(x, {x.size(0), rows.y().x.size(0)}, x.scalar_type());
+  pairwise_values<T>(rows.precision, rows.sides, metric, out.mutable_data_ptr(), device.stream);
+  return out;
+}
+
+template <class T>
+std::tuple<Tensor, Tensor> backward_as(const Tensor& grad_out, const Tensor& x, const std::optional<Tensor>& y,
+                                       Metric metric, bool normalize, const std::string& precision) {
+  const OnDevice device(x);
+  const Operands<T> rows(x, y, normalize, precision, device.stream);
+  const bool pulls = metric != Metric::dot;
+  const int64_t columns = grad_out.size(1);
+  const auto gradient = [&](const PairSides<T>& sides, const RowsOnDevice<T>& own, const RowsOnDevice<T>& others,
+                            const PairwiseGradient& grad) {
+    return pair_gradient<T>(rows.precision, own, others, pulls ? T(-1) : T(1), pulls, normalize, nullptr, nullptr, 0, 0,
+                            device.stream, [&](const Stripe& stripe, int64_t splits, T* weight_sums) {
+                              pairwise_weights<T>(rows.precision, sides, metric, normalize, grad, stripe, splits,
+                                                  weight_sums, device.stream);
+                            });
+  };
+  const void* const values = grad_out.const_data_ptr();
+  const Tensor grad_x = gradient(rows.sides, rows.x, rows.y(), PairwiseGradient{values, columns, 1, !y.has_value()});
+  if (!y) return {grad_x, empty(x, {0, x.size(1)}, x.scalar_type())};
+  return {grad_x, gradient(swapped(rows.sides), rows.y(), rows.x, PairwiseGradient{values, 1, columns, false})};
+}
+
+Tensor pairwise_fwd(const Tensor& x, std::optional<Tensor> y, std::string metric, bool normalize,
+                    std::string precision) {
+  const char* op = "pairwise";
+  check_pairwise(op, x, y);
+  const Metric m = metric_of(op, metric);
+  const Tensor left = torch::stable::contiguous(x);
+  return compute_type(x) == ScalarType::Double ? forward_as<double>(left, contiguous(y), m, normalize, precision)
+                                               : forward_as<float>(left, contiguous(y), m, normalize, precision);
+}
+
+std::tuple<Tensor, Tensor> pairwise_bwd(const Tensor& grad_out, const Tensor& x, std::optional<Tensor> y,
+                                        std::string metric, bool normalize, std::string precision) {
+  const char* op = "pairwise_bwd";
+  check_pairwise(op, x, y);
+  const Metric m = metric_of(op, metric);
+  check_pairwise_gradient(op, grad_out, x, y);
+  const Tensor grad = torch::stable::contiguous(grad_out), left = torch::stable::contiguous(x);
+  return compute_type(x) == ScalarType::Double ? backward_as<double>(grad, left, contiguous(y), m, normalize, precision)
+                                               : backward_as<float>(grad, left, contiguous(y), m, normalize, precision);
+}
+
+}  // namespace
+}  // namespace dml
+
+STABLE_TORCH_LIBRARY_IMPL(DML_OPERATORS, DML_DEVICE_KEY, m) {
+  m.impl("pairwise_fwd", TORCH_BOX(&dml::pairwise_fwd));
+  m.impl("pairwise_bwd", TORCH_BOX(&dml::pairwise_bwd));
+}
