@@ -3,6 +3,7 @@
 
 #include <stdint.h>
 
+#include "common/hd.h"
 #include "cuda/stream.h"
 
 namespace dml {
@@ -13,7 +14,7 @@ enum class Precision { float64, float32, tf32, bfloat16, float16 };
 // Weights per pair are rounded for their product with the rows. A bfloat16 row takes two bfloat16 terms of each weight,
 // a float16 row two TF32 terms (small weights would underflow in fp16): one term alone is seen in the gradients. The
 // terms of bfloat16 lie side by side, (rows, 2, padded); float32 ones are split as they are multiplied.
-constexpr int64_t weight_terms(Precision precision) { return precision == Precision::bfloat16 ? 2 : 1; }
+DML_HD constexpr int64_t weight_terms(Precision precision) { return precision == Precision::bfloat16 ? 2 : 1; }
 
 enum class RowState : unsigned char { kept, ignored, non_finite };
 
