@@ -42,6 +42,11 @@ class Target(NamedTuple):
     emulated: bool = False  # a thousand times slower than the real thing: tests marked `large` are not for it
 
     @property
+    def asynchronous(self) -> bool:
+        """Nobody waits for its kernels, so that they cannot raise for what is in a tensor."""
+        return self.device == "cuda" or self.name == "cuda-host"
+
+    @property
     def operators(self) -> Any:
         """The namespace torch.ops.<...> of this backend."""
         return getattr(torch.ops, _backend.namespaces[self.name])

@@ -21,6 +21,18 @@ VIEWS = {
 }
 
 
+def thinned(values: Iterable[Any], *kept: Any) -> list[Any]:
+    """The same parameters, all but the kept ones marked `large`: enough of a sweep for a backend that is emulated."""
+
+    def marked(value: Any) -> Any:
+        values = value if isinstance(value, tuple) else (value,)
+        return value if value in kept else pytest.param(*values, marks=pytest.mark.large)
+
+    missing = [value for value in kept if value not in (values := list(values))]
+    assert not missing, missing
+    return [marked(value) for value in values]
+
+
 def strided(labels: Tensor) -> Tensor:
     """The same labels, every other element of a buffer."""
     return torch.stack([labels, labels + 1], 1)[:, 0]
@@ -98,3 +110,14 @@ def check_rejects(operator: Any, good: dict, cases: dict[str, dict]) -> None:
             continue
         accepted.append(name)
     assert not accepted
+
+
+def check_bad_values(asynchronous: bool, operator: Any, good: dict, cases: dict[str, dict]) -> None:
+    """Each bad number in a good tensor raises; where nobody waits for the kernel, its first result has a NaN."""
+    if not asynchronous:
+        check_rejects(operator, good, cases)
+        return
+    for name, change in cases.items():
+        result = operator(**{**good, **change})
+        first = result if isinstance(result, Tensor) else result[0]
+        assert bool(first.isnan().any()), name

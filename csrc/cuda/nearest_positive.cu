@@ -131,8 +131,8 @@ listed_weights_kernel(ListedSides<T> sides, ListedPairs<T> list) {
   squared = warp_sum(squared);
   norms = warp_sum(norms);
   if (lane_index() != 0) return;
-  const T weight = j < 0 ? T(0) : list.grad[i] * gradient_scale(squared, norms, kEps<T>);
-  list.weight[i] = j < sides.gallery ? weight : not_a_number<T>();  // a row that is not there
+  const T weight = j == -1 ? T(0) : list.grad[i] * gradient_scale(squared, norms, kEps<T>);
+  list.weight[i] = j >= -1 && j < sides.gallery ? weight : not_a_number<T>();  // a row that is not there
 }
 
 // The gallery row j hears from the queries that chose it: a stretch of the sorted list, always in the same order.
@@ -143,7 +143,7 @@ add_listed_kernel(ListedSides<T> sides, ListedPairs<T> list, bool to_gallery, T*
   if (row >= (to_gallery ? sides.gallery : sides.queries)) return;
   const E* const others = static_cast<const E*>(to_gallery ? sides.x : sides.y);
   const T* const inverse = to_gallery ? sides.x_inverse : sides.y_inverse;
-  int64_t begin = row, end = list.index[to_gallery ? 0 : row] < 0 ? row : row + 1;
+  int64_t begin = row, end = row + 1;
   if (to_gallery) {
     begin = first_place(list.sorted, sides.queries, row, false);
     end = first_place(list.sorted, sides.queries, row, true);
@@ -155,7 +155,7 @@ add_listed_kernel(ListedSides<T> sides, ListedPairs<T> list, bool to_gallery, T*
     T sum = sums[row * sides.width + k];
     for (int64_t at = begin; at < end; ++at) {
       const int64_t i = to_gallery ? list.from[at] : row, other = to_gallery ? i : list.index[row];
-      if (!to_gallery && other >= sides.gallery) break;
+      if (!to_gallery && (other < 0 || other >= sides.gallery)) break;
       sum = fma(list.weight[i], static_cast<T>(others[other * sides.width + k]) * inverse[other], sum);
     }
     sums[row * sides.width + k] = sum;

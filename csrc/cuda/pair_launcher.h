@@ -98,9 +98,10 @@ Tensor pair_gradient(Precision precision, const RowsOnDevice<T>& rows, const Row
   const ScalarType value = compute_type(rows.x);
   const ScalarType element = precision == Precision::bfloat16 ? ScalarType::BFloat16 : value;
   const int64_t terms = weight_terms(precision);
-  const int64_t padded = std::max<int64_t>((n + kTile - 1) / kTile, 1) * kTile;
-  const int64_t stripe_rows =
-      std::min(m, std::max<int64_t>(kStripeBytes / (padded * static_cast<int64_t>(sizeof(T))) / kTile, 1) * kTile);
+  const int64_t padded = (n + kTile - 1) / kTile * kTile;
+  const int64_t stripe_rows = std::min(
+      m, std::max<int64_t>(kStripeBytes / (std::max<int64_t>(padded, 1) * static_cast<int64_t>(sizeof(T))) / kTile, 1) *
+             kTile);
   const int64_t splits = column_splits((stripe_rows + kTile - 1) / kTile, padded / kTile);
   const Tensor transposed = empty(rows.x, {d, padded}, element),
                weights = empty(rows.x, {stripe_rows, terms, padded}, element);
