@@ -119,8 +119,8 @@ dmlkernels.functional.pairwise_similarity(torch.eye(2))
     done = python(code, tmp_path, PYTHONPATH=str(PACKAGE.parent), TRITON_INTERPRET="0")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
-        'RuntimeError: pairwise_similarity: backend "triton" is not available for cpu tensors: Triton takes CPU tensors '
-        "only in its interpreter, for tests: set TRITON_INTERPRET=1 before Python starts. "
+        'RuntimeError: pairwise_similarity: backend "triton" is not available for cpu tensors: Triton takes CPU '
+        "tensors only in its interpreter, for tests: set TRITON_INTERPRET=1 before Python starts. "
         'Call dmlkernels.set_backend("auto") or "reference", or see `python -m dmlkernels info`.'
     )
 

@@ -7,7 +7,7 @@ import contract
 import numpy as np
 import pytest
 import torch
-from contract import VIEWS, assert_close, assert_identical
+from contract import VIEWS, assert_close, assert_identical, thinned
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -90,13 +90,13 @@ def test_gradcheck(backend, device, name, n):
 
 
 @pytest.mark.parametrize("n", [None, 77], ids=["self", "other"])
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("kind", thinned(KINDS, "random", "duplicates", "large_norms"))
+@pytest.mark.parametrize("name", thinned(FUNCTIONS, "cosine", "euclidean", "unit_squared"))
 def test_every_dtype(kernel, device, dtype, name, kind, n):
     match(name, rows(kind, 70, n, 16, dtype, 3, device), max_quiet=0.2)
 
 
-@pytest.mark.parametrize("gap", [1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6])
+@pytest.mark.parametrize("gap", thinned([1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6], 1e-1, 1e-3, 1e-6))
 @pytest.mark.parametrize("n", [None, 60], ids=["self", "other"])
 @pytest.mark.parametrize("name", ["euclidean", "unit_euclidean", "squared", "unit_squared"])
 def test_near_duplicates(kernel, device, name, n, gap):
@@ -133,7 +133,15 @@ def test_coincident_rows(backend, device, dtype, name):
 # Shapes.
 
 
-@pytest.mark.parametrize("m, n", [(1, None), (2, None), (127, None), (129, None), (257, None), (1, 300), (300, 1)])
+@pytest.mark.parametrize(
+    "m, n",
+    thinned(
+        [(1, None), (2, None), (127, None), (129, None), (257, None), (1, 300), (300, 1)],
+        (1, None),
+        (129, None),
+        (300, 1),
+    ),
+)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_rows(kernel, device, name, m, n):
     match(name, rows("random", m, n, 6, seed=6, device=device), max_quiet=0.2)
@@ -142,7 +150,7 @@ def test_rows(kernel, device, name, m, n):
 @pytest.mark.parametrize(
     "dtype", [torch.float64, torch.float32, torch.bfloat16], ids=["float64", "float32", "bfloat16"]
 )
-@pytest.mark.parametrize("d", [3, 4, 7, 8, 9, 15, 16, 17, 31, 33, 63, 100, 128, 130])
+@pytest.mark.parametrize("d", thinned([3, 4, 7, 8, 9, 15, 16, 17, 31, 33, 63, 100, 128, 130], 3, 17, 33, 130))
 @pytest.mark.parametrize("name", ["cosine", "euclidean"])
 def test_widths(kernel, device, name, d, dtype):
     match(name, rows("random", 40, 35, d, dtype, 7, device), max_quiet=0.2)
@@ -174,7 +182,7 @@ def test_nothing(backend, device, name, m, n):
 # Strides.
 
 
-@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("view", thinned(VIEWS, "columns", "transposed"))
 @pytest.mark.parametrize("n", [None, 67], ids=["self", "other"])
 @pytest.mark.parametrize("name", ["cosine", "euclidean"])
 def test_strided_inputs(kernel, device, dtype, name, view, n):
@@ -211,7 +219,7 @@ def test_self_is_both_sides(backend, device, name, dtype):
     assert_close(own, Outcome(apart.value, [apart.grads[0] + apart.grads[1]]), factor=256.0)
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", thinned(FUNCTIONS, "euclidean"))
 def test_symmetric_to_the_bit(kernel, device, dtype, name):
     (out,) = rows("random", 300, None, 9, dtype, 10, device)
     out = bound(name)(out)
@@ -296,7 +304,7 @@ def test_compile_with_inductor(kernel, device):
 
 
 @pytest.mark.parametrize("in_dims", [(0, None), (1, 0), (None, 0)])
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", thinned(FUNCTIONS, "cosine", "unit_euclidean"))
 def test_vmap(kernel, device, name, in_dims):
     generator = torch.Generator().manual_seed(14)
     shapes = {None: (20, 5), 0: (3, 20, 5), 1: (20, 3, 5)}
@@ -313,7 +321,7 @@ def test_double_backward(kernel, device, name):
 
 
 @pytest.mark.parametrize("n", [None, 290], ids=["self", "other"])
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", thinned(FUNCTIONS, "euclidean"))
 def test_deterministic(kernel, device, name, n):
     contract.check_deterministic(bound(name), rows("random", 300, n, 17, device=device))
 

@@ -31,10 +31,14 @@ def power_of_two(n: int, low: int, high: int) -> int:
     return min(high, max(low, 1 << max(n - 1, 0).bit_length()))
 
 
+def row_block(device: torch.device) -> int:
+    """Rows of one program of the kernels that go over rows; the interpreter's cost is by the operation."""
+    return 128 if device.type == "cpu" else 32
+
+
 def choose(kernel: str, dtype: torch.dtype, width: int, device: torch.device, square: bool = False) -> Config:
     """Block sizes for rows of `width` features in products of `dtype`; `square`: as many columns as rows."""
     if device.type == "cpu":
-        # The interpreter's cost is by the operation, not by its size.
         return Config(128, 128, power_of_two(width, 16, 128), power_of_two(width, 16, 128), 4, 1)
     return Config(64, 64, 32, 64, 4, 2)
 

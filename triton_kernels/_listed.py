@@ -8,10 +8,8 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _pair, _rows
-from ._configs import power_of_two
+from ._configs import power_of_two, row_block
 from ._pair import KEPT
-
-_BLOCK = 32
 
 
 @triton.jit(do_not_specialize=["M", "N"])
@@ -41,11 +39,11 @@ def _distances(
 def distances(queries: _rows.Rows, gallery: _rows.Rows, to: Tensor) -> tuple[Tensor, Tensor]:
     """Squared distances (M,) of rows i and to[i] in difference form, and the sums of their squared norms; 0 for none."""
     squared, norms = torch.empty_like(queries.scale), torch.empty_like(queries.scale)
-    m = queries.count
+    m, block_m = queries.count, row_block(queries.x.device)
     if m > 0:
-        _distances[(triton.cdiv(m, _BLOCK),)](
+        _distances[(triton.cdiv(m, block_m),)](
             queries.x, queries.scale, queries.state, gallery.x, gallery.scale, gallery.state, to, squared, norms, m,
-            gallery.count, D=queries.width, DTYPE=_rows.triton_dtype(queries.x.dtype), BLOCK_M=_BLOCK,
+            gallery.count, D=queries.width, DTYPE=_rows.triton_dtype(queries.x.dtype), BLOCK_M=block_m,
             BLOCK_K=power_of_two(queries.width, 16, 64), num_warps=4,
         )  # fmt: skip
     return squared, norms
@@ -90,11 +88,11 @@ def _add(
 
 def _launch(sums: _rows.Sums, others: _rows.Rows, other: Tensor, weight: Tensor, begin: Tensor, end: Tensor) -> None:
     m, d = sums.rows.shape[-2:]
-    block_d = power_of_two(d, 16, 128)
+    block_m, block_d = row_block(weight.device), power_of_two(d, 16, 128)
     if m > 0 and d > 0:
-        _add[(triton.cdiv(m, _BLOCK), triton.cdiv(d, block_d))](
+        _add[(triton.cdiv(m, block_m), triton.cdiv(d, block_d))](
             others.x, others.scale, other, weight, begin, end, sums.rows, sums.weights, m, D=d,
-            DTYPE=_rows.triton_dtype(others.x.dtype), BLOCK_M=_BLOCK, BLOCK_D=block_d, num_warps=4,
+            DTYPE=_rows.triton_dtype(others.x.dtype), BLOCK_M=block_m, BLOCK_D=block_d, num_warps=4,
         )  # fmt: skip
 
 
