@@ -11,7 +11,7 @@ namespace dml {
 inline namespace DML_ISA {
 
 // a of n rows of width d; official: the inverse scale of the Anti-Collapse authors' code.
-inline double rate_scale(int64_t n, int64_t d, double eps_squared, bool official) {
+DML_HD inline double rate_scale(int64_t n, int64_t d, double eps_squared, bool official) {
   const double rows = static_cast<double>(n), width = static_cast<double>(d);
   return (official ? rows / width : width / rows) / eps_squared;
 }

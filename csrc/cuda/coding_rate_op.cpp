@@ -1,0 +1,216 @@
+// Operators cholesky and coding_rate on CUDA tensors.
+
+#include <cmath>
+#include <tuple>
+
+#include "common/coding_rate_arguments.h"
+#include "cuda/cholesky.h"
+#include "cuda/coding_rate.h"
+#include "cuda/launcher.h"
+
+namespace dml {
+namespace {
+
+using torch::stable::contiguous, torch::stable::transpose;
+using torch::stable::detail::from;
+using torch::stable::detail::to;
+
+template <class T>
+constexpr ScalarType kType = sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float;
+
+// Into a tensor that is there, because autocast would make a new one of bfloat16.
+void multiply(const Tensor& a, const Tensor& b, const Tensor& out) {
+  std::array<StableIValue, 3> stack{from(a), from(b), from(out)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
+  to<Tensor>(stack[0]);
+}
+
+Tensor inverse_of_factor(const Tensor& l) {
+  std::array<StableIValue, 2> stack{from(l), from(false)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::cholesky_inverse", "", stack.data(), TORCH_ABI_VERSION));
+  return to<Tensor>(stack[0]);
+}
+
+Tensor solve_by_factor(const Tensor& b, const Tensor& l) {
+  std::array<StableIValue, 3> stack{from(b), from(l), from(false)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::cholesky_solve", "", stack.data(), TORCH_ABI_VERSION));
+  return to<Tensor>(stack[0]);
+}
+
+// logdet (B,) and L (B, n, n) of A (B, n, n), by cuSOLVER; NaN where a matrix is not positive definite.
+template <class T>
+std::tuple<Tensor, Tensor> factor_by_solver(const Tensor& a, Stream stream) {
+  std::array<StableIValue, 3> stack{from(a), from(false), from(false)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linalg_cholesky_ex", "", stack.data(), TORCH_ABI_VERSION));
+  const Tensor l = contiguous(to<Tensor>(stack[0]));  // its own order is by columns
+  const Tensor info = contiguous(to<Tensor>(stack[1]));
+  Tensor logdet = empty(a, {a.size(0)}, kType<T>);
+  logdet_of_factors<T>(data<T>(l), data<int32_t>(info), a.size(0), static_cast<int>(a.size(1)), data<T>(logdet),
+                       stream);
+  return {logdet, l};
+}
+
+// logdet (B,) and, if needed, the inverses of matrices that this library's own kernels factor.
+template <class T>
+void factor_own(const Tensor& a, const Tensor& logdet, T* inverse, Stream stream) {
+  const auto factor = a.size(1) <= kRegisterMatrix ? factor_in_registers<T> : factor_in_shared<T>;
+  factor(static_cast<const T*>(a.const_data_ptr()), a.size(0), static_cast<int>(a.size(1)), data<T>(logdet), inverse,
+         stream);
+}
+
+// The only place that waits for the device.
+template <class T>
+void check_positive_definite(const Tensor& logdet) {
+  const Tensor on_host = torch::stable::to(logdet, torch::stable::Device(torch::headeronly::DeviceType::CPU));
+  const T* values = static_cast<const T*>(on_host.const_data_ptr());
+  for (int64_t matrix = 0; matrix < on_host.size(0); ++matrix)
+    if (std::isnan(values[matrix])) fail_not_positive_definite(matrix);
+}
+
+template <class T>
+std::tuple<Tensor, Tensor> cholesky_as(const Tensor& a, bool check, bool need_inverse, Stream stream) {
+  const int64_t batch = a.size(0), n = a.size(1);
+  if (batch == 0 || n == 0)
+    return {filled(a, {batch}, kType<T>, 0), empty(a, {need_inverse ? batch : 0, n, n}, kType<T>)};
+  if (n > kSharedMatrix<T>) {
+    const auto [logdet, l] = factor_by_solver<T>(a, stream);
+    if (check) check_positive_definite<T>(logdet);
+    return {logdet, need_inverse ? contiguous(inverse_of_factor(l)) : empty(a, {0, n, n}, kType<T>)};
+  }
+  const Tensor logdet = empty(a, {batch}, kType<T>), inverse = empty(a, {need_inverse ? batch : 0, n, n}, kType<T>);
+  factor_own<T>(a, logdet, need_inverse ? data<T>(inverse) : nullptr, stream);
+  if (check) check_positive_definite<T>(logdet);
+  return {logdet, inverse};
+}
+
+std::tuple<Tensor, Tensor> cholesky_fwd(const Tensor& A, bool check, bool need_inverse) {
+  check_cholesky(A);
+  const OnDevice device(A);
+  const Tensor a = contiguous(A);
+  return a.scalar_type() == ScalarType::Double ? cholesky_as<double>(a, check, need_inverse, device.stream)
+                                               : cholesky_as<float>(a, check, need_inverse, device.stream);
+}
+
+template <class T>
+Tensor cholesky_bwd_as(const Tensor& grad, const Tensor& inverse, Stream stream) {
+  Tensor out = empty(inverse, {inverse.size(0), inverse.size(1), inverse.size(2)}, kType<T>);
+  scale_matrices<T>(static_cast<const T*>(grad.const_data_ptr()), static_cast<const T*>(inverse.const_data_ptr()),
+                    inverse.size(0), inverse.size(1) * inverse.size(2), data<T>(out), stream);
+  return out;
+}
+
+Tensor cholesky_bwd(const Tensor& grad_logdet, const Tensor& inverse) {
+  check_cholesky_bwd(grad_logdet, inverse);
+  const OnDevice device(inverse);
+  const Tensor grad = contiguous(grad_logdet), x = contiguous(inverse);
+  return x.scalar_type() == ScalarType::Double ? cholesky_bwd_as<double>(grad, x, device.stream)
+                                               : cholesky_bwd_as<float>(grad, x, device.stream);
+}
+
+// What a rate is computed from: the caller's rows, the factors that scale them, and where its gradient goes.
+template <class T>
+struct RateProblem {
+  Tensor z, scale, grad, rate;
+  const RateOptions& o;
+  Stream stream;
+
+  RateProblem(const Tensor& z, const RateOptions& o, Stream stream)
+      : z(z),
+        scale(empty(z, {z.size(0)}, kType<T>)),
+        grad(empty(z, {o.need_grad ? z.size(0) : 0, z.size(1)}, z.scalar_type())),
+        rate(empty(z, {}, compute_type(z))),
+        o(o),
+        stream(stream) {}
+  int64_t rows() const { return z.size(0); }
+  int64_t width() const { return z.size(1); }
+  // (M, D) of T: the gradient itself where that has this dtype.
+  Tensor gradient_scratch() const {
+    return z.scalar_type() == kType<T> && o.need_grad ? grad : empty(z, {o.need_grad ? rows() : 0, width()}, kType<T>);
+  }
+};
+
+// ½ logdet(I + a Z Z^T) by the smaller Gram matrix.
+template <class T>
+void total_rate(const RateProblem<T>& p) {
+  const int64_t n = p.rows(), d = p.width(), side = std::min(n, d);
+  const double a = p.o.gain * rate_scale(n, d, p.o.eps_squared, p.o.official);
+  const Tensor f = empty(p.z, {n, d}, kType<T>), ft = transpose(f, 0, 1);
+  scale_rows<T>(stored(p.z), n, d, p.o.normalize, data<T>(p.scale), data<T>(f), p.stream);
+  const Tensor gram = empty(p.z, {1, side, side}, kType<T>), matrix = torch::stable::select(gram, 0, 0);
+  n <= d ? multiply(f, ft, matrix) : multiply(ft, f, matrix);
+  add_identity<T>(data<T>(gram), side, a, p.stream);
+
+  Tensor logdet = empty(p.z, {1}, kType<T>), y = p.gradient_scratch();
+  if (side <= kSharedMatrix<T> && p.o.normalize && condition_bound(n, d, p.o, static_cast<double>(n)) <= kInvertible) {
+    const Tensor inverse = empty(p.z, {side, side}, kType<T>);
+    factor_own<T>(gram, logdet, p.o.need_grad ? data<T>(inverse) : nullptr, p.stream);
+    if (p.o.need_grad) n <= d ? multiply(inverse, f, y) : multiply(f, inverse, y);
+  } else {
+    const auto [value, factor] = factor_by_solver<T>(gram, p.stream);
+    logdet = value;
+    const Tensor l = torch::stable::select(factor, 0, 0);
+    if (p.o.need_grad) y = contiguous(n <= d ? solve_by_factor(f, l) : transpose(solve_by_factor(ft, l), 0, 1));
+  }
+  sum_terms<T>(data<T>(logdet), 1, 0.5, stored(p.rate), p.stream);
+  if (!p.o.need_grad) return;
+  finish_rate_gradient<T>(RateGradient<T>{stored(p.z), stored(p.grad), data<T>(y), data<T>(p.scale), data<T>(logdet), n,
+                                          d, a, p.o.normalize},
+                          p.stream);
+}
+
+// sum_c n_c/(2n) logdet(I + a_c Z_c Z_c^T).
+template <class T>
+void rate_of_classes(const RateProblem<T>& p, const Tensor& labels) {
+  const int64_t n = p.rows(), d = p.width();
+  const auto [sorted, order] = stable_sort(contiguous(labels));
+  scale_rows<T>(stored(p.z), n, d, p.o.normalize, data<T>(p.scale), nullptr, p.stream);
+  const bool large = std::min(n, d) > kClassSide;
+  const Tensor y = p.gradient_scratch(), tiles = empty(p.z, {large ? n : 0, d}, kType<T>);
+  const Tensor terms = empty(p.z, {class_blocks(n)}, ScalarType::Double);
+  class_rates<T>(ClassRates<T>{stored(p.z), stored(p.grad), data<int64_t>(sorted), data<int64_t>(order),
+                               data<T>(p.scale), n, d, p.o.eps_squared, p.o.gain, p.o.normalize, p.o.need_grad,
+                               data<T>(y), data<T>(tiles), data<double>(terms)},
+                 p.stream);
+  sum_terms<double>(data<double>(terms), terms.size(0), 1.0, stored(p.rate), p.stream);
+}
+
+template <class T>
+std::tuple<Tensor, Tensor> rate_as(const Tensor& z, const std::optional<Tensor>& labels, const RateOptions& o,
+                                   Stream stream) {
+  const RateProblem<T> problem(z, o, stream);
+  labels ? rate_of_classes(problem, *labels) : total_rate(problem);
+  return {problem.rate, problem.grad};
+}
+
+std::tuple<Tensor, Tensor> coding_rate_fwd(const Tensor& z, std::optional<Tensor> labels, double eps_squared,
+                                           double gain, std::string scale, bool normalize, std::string,
+                                           bool need_grad) {
+  const RateOptions o = check_coding_rate(z, labels, eps_squared, gain, scale, normalize, need_grad);
+  const int64_t n = z.size(0), d = z.size(1);
+  if (n == 0 || d == 0) return {filled(z, {}, compute_type(z), 0), empty(z, {need_grad ? n : 0, d}, z.scalar_type())};
+  const OnDevice device(z);
+  const Tensor x = contiguous(z);
+  // Without normalising nothing bounds the condition number that the host knows of.
+  const bool wide = compute_type(x) == ScalarType::Double || !normalize ||
+                    condition_bound(n, d, o, static_cast<double>(n)) > kFloatCondition;
+  return wide ? rate_as<double>(x, labels, o, device.stream) : rate_as<float>(x, labels, o, device.stream);
+}
+
+Tensor coding_rate_bwd(const Tensor& grad_rate, const Tensor& rate_grad) {
+  check_coding_rate_bwd(grad_rate, rate_grad);
+  const OnDevice device(rate_grad);
+  const Tensor x = contiguous(rate_grad);
+  Tensor out = empty(x, {x.size(0), x.size(1)}, x.scalar_type());
+  scale_rate_gradient(stored(grad_rate), stored(x), x.size(0) * x.size(1), stored(out), device.stream);
+  return out;
+}
+
+}  // namespace
+}  // namespace dml
+
+STABLE_TORCH_LIBRARY_IMPL(DML_OPERATORS, DML_DEVICE_KEY, m) {
+  m.impl("cholesky_fwd", TORCH_BOX(&dml::cholesky_fwd));
+  m.impl("cholesky_bwd", TORCH_BOX(&dml::cholesky_bwd));
+  m.impl("coding_rate_fwd", TORCH_BOX(&dml::coding_rate_fwd));
+  m.impl("coding_rate_bwd", TORCH_BOX(&dml::coding_rate_bwd));
+}
