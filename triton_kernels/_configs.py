@@ -40,7 +40,15 @@ def choose(kernel: str, dtype: torch.dtype, width: int, device: torch.device, sq
     """Block sizes for rows of `width` features in products of `dtype`; `square`: as many columns as rows."""
     if device.type == "cpu":
         return Config(128, 128, power_of_two(width, 16, 128), power_of_two(width, 16, 128), 4, 1)
-    return Config(64, 64, 32, 64, 4, 2)
+    if dtype == torch.float64:
+        return Config(32, 32, 32, 32, 8, 2)
+    block_n, block_d = (64, 64) if square else _COLUMNS.get(kernel, (64, 64))
+    return Config(64, block_n, 32, block_d, 8, 2)
+
+
+# Columns of a tile, and features of a sum, of kernels that keep more than a tile of distances between tiles: 8 warps
+# with 64² pairs of float32 would spill registers (bench/triton_resources.py).
+_COLUMNS = {"pairwise_bwd": (32, 64), "ranked_list_fwd": (32, 64), "ranked_list_bwd": (32, 32)}
 
 
 def dot_precision(precision: str) -> str:

@@ -182,6 +182,6 @@ def finish_gradient(
     _finish[(triton.cdiv(m, block_m),)](
         rows.x, sums.rows, sums.weights, rows.scale, rows.inverse, rows.state, all_nan, grad, m, sums.rows.shape[0],
         sign, D=d, NORMALIZE=normalize, NAN_ROWS=nan_rows, DTYPE=triton_dtype(rows.x.dtype), BLOCK_M=block_m,
-        BLOCK_K=power_of_two(d, 16, 64), num_warps=4,
+        BLOCK_K=power_of_two(d, 16, 64), num_warps=8,
     )  # fmt: skip
     return grad

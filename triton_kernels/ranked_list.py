@@ -98,9 +98,9 @@ def forward(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         return loss, row_stats, like.new_zeros(len(TOTALS)), easy_index, active
 
     running = o.needs_running_maximum(normalize, n)
-    config = _configs.choose("ranked_list_fwd", p.q.operand.dtype, p.queries.width, like.device, square=True)
-    row_tiles, tiles = triton.cdiv(m, config.block_m), triton.cdiv(n, config.block_n)
     by_tiles = p.own and not running and _configs.by_tiles(m, o.deterministic)
+    config = _configs.choose("ranked_list_fwd", p.q.operand.dtype, p.queries.width, like.device, square=by_tiles)
+    row_tiles, tiles = triton.cdiv(m, config.block_m), triton.cdiv(n, config.block_n)
     parts = 1 if by_tiles else _configs.parts(row_tiles, tiles)
     blocks = triton.cdiv(m, _ranked_list_kernels.FINISH_BLOCK)
     sums = (torch.zeros if by_tiles or n == 0 else torch.empty)(6, parts, m, dtype=like.dtype, device=like.device)
@@ -157,7 +157,8 @@ def _dense_sums(
 ) -> tuple[_rows.Sums, _rows.Sums]:
     """Sums of weighted rows for the queries and for the gallery (the same ones in self mode) from all active tiles."""
     q, g = p.queries, p.gallery
-    config = _configs.choose("ranked_list_bwd", p.q.operand.dtype, q.width, q.x.device, square=True)
+    by_tiles = _problem.empty(p) or q.width == 0 or _configs.by_tiles(q.count, o.deterministic)
+    config = _configs.choose("ranked_list_bwd", p.q.operand.dtype, q.width, q.x.device, square=by_tiles)
     slopes = (o.pos_temperature, o.neg_temperature) if o.weight_grad else (0.0, 0.0)
     sets = (o.pos_boundary, o.pos_temperature, slopes[0], o.alpha, o.neg_temperature, slopes[1], *o.limits())
     common = {
@@ -167,7 +168,7 @@ def _dense_sums(
         **o.constants(p, running),
         **config.tile(),
     }
-    if _problem.empty(p) or q.width == 0 or _configs.by_tiles(q.count, o.deterministic):
+    if by_tiles:
         sums_q = _rows.zero_sums(q)
         sums_g = sums_q if p.own else _rows.zero_sums(g) if need_grad_ref else sums_q
         row_tiles, col_tiles = triton.cdiv(q.count, config.block_m), triton.cdiv(g.count, config.block_n)
