@@ -24,8 +24,8 @@ struct RankedListOptions {
   }
   bool easy() const { return positive == "easy"; }
   bool apart() const { return eps_mode == "pml"; }
-  // What every gallery row adds to a denominator, all together.
-  double epsilon(int64_t gallery) const { return apart() ? kPmlEps * static_cast<double>(gallery) : 0; }
+  // What every row of the gallery adds to a denominator.
+  double epsilon() const { return apart() ? kPmlEps : 0; }
 };
 
 // e^(T v) of all gallery rows adds up below e^80, so that plain sums neither overflow nor vanish.

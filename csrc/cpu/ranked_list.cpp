@@ -69,7 +69,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward_as(const PairArgument
   for_each_tile(schedule, [&](const TilePair& t) { kernel.forward(p, t.row, t.col, t.part, parts); });
 
   const ChosenPositives<T> chosen = easy ? choose_positives(rows, false) : ChosenPositives<T>{};
-  const double eps = o.epsilon(g.n);
+  const double eps = o.epsilon() * static_cast<double>(g.n);
   double total[4] = {};
   for (int64_t i = 0; i < q.n; ++i) {
     const int64_t row = q.index[i];

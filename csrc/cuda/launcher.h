@@ -63,10 +63,10 @@ T* data(const std::optional<Tensor>& x) {
   return x ? data<T>(*x) : nullptr;
 }
 
-// Waits for the device.
+// The first number of a tensor of them; waits for the device.
 inline int32_t read_int(const Tensor& x) {
   const torch::stable::Device cpu(torch::headeronly::DeviceType::CPU);
-  Tensor here = torch::stable::empty(Shape{1}, ScalarType::Int, std::nullopt, cpu);
+  Tensor here = torch::stable::empty(Shape{x.size(0)}, ScalarType::Int, std::nullopt, cpu);
   torch::stable::copy_(here, x);
   return *static_cast<const int32_t*>(here.const_data_ptr());
 }

@@ -30,7 +30,7 @@ inline Precision precision_of(const Tensor& x, const std::string& precision) {
 template <class T>
 class RowsOnDevice {
  public:
-  Tensor x, inverse, norm, state, non_finite;
+  Tensor x, inverse, norm, state, counted;
 
   // labels: of the rows, where they have any. all_count: non-finite rows too, for what may be NaN.
   RowsOnDevice(const Tensor& x, const Tensor* labels, std::optional<int64_t> ignore_index, bool normalize,
@@ -39,14 +39,16 @@ class RowsOnDevice {
         inverse(empty(x, {x.size(0)}, compute_type(x))),
         norm(empty(x, {x.size(0)}, compute_type(x))),
         state(empty(x, {all_count ? 0 : x.size(0)}, ScalarType::Byte)),
-        non_finite(zeros(x, {1}, ScalarType::Int)),
+        counted(zeros(x, {2}, ScalarType::Int)),
         labels_(labels == nullptr ? nullptr : data<int64_t>(*labels)),
         all_count_(all_count) {
     row_facts<T>(precision, x.const_data_ptr(), x.size(0), x.size(1), labels_, ignore_index.has_value(),
-                 ignore_index.value_or(0), normalize, data<T>(inverse), data<T>(norm), states(), flag(), stream);
+                 ignore_index.value_or(0), normalize, data<T>(inverse), data<T>(norm), states(), flags(), stream);
   }
   RowState* states() const { return all_count_ ? nullptr : data<RowState>(state); }
-  int32_t* flag() const { return data<int32_t>(non_finite); }
+  SideFlags* flags() const { return data<SideFlags>(counted); }
+  // Not 0 if a row is not finite, on the device.
+  int32_t* flag() const { return &flags()->any_non_finite; }
   PairSide<T> side(const std::optional<Tensor>& ids, int64_t first_id) const {
     return PairSide<T>{x.const_data_ptr(), nullptr, x.size(0),
                        RowFacts<T>{data<T>(inverse), data<T>(norm), labels_, data<int64_t>(ids), nullptr, first_id}};
@@ -79,7 +81,7 @@ struct PairsOnDevice {
 // Raises if a row of either side is not finite; the only synchronisation of a pair operation, and asked for.
 template <class T>
 void check_all_finite(const char* op, const PairsOnDevice<T>& pairs) {
-  check_finite(op, read_int(pairs.queries.non_finite) != 0 || read_int(pairs.gallery().non_finite) != 0);
+  check_finite(op, read_int(pairs.queries.counted) != 0 || read_int(pairs.gallery().counted) != 0);
 }
 
 // Largest workspace of one stripe of weights.

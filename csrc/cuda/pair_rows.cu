@@ -12,7 +12,7 @@ template <class E, class T>
 DML_KERNEL(kThreads)
 facts_kernel(const E* x, int64_t count, int64_t width, const int64_t* labels, bool has_ignore_index,
              int64_t ignore_index, bool normalize, bool rounded, T* inverse, T* norm, RowState* state,
-             int32_t* any_non_finite) {
+             SideFlags* flags) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kRowsPerBlock + warp_index();
   if (row >= count) return;
   T exact = T(0), squares = T(0);
@@ -38,10 +38,13 @@ facts_kernel(const E* x, int64_t count, int64_t width, const int64_t* labels, bo
     found = RowState::ignored;
   } else if (!(exact <= largest)) {
     found = RowState::non_finite;
-    atomicOr(any_non_finite, 1);
+    atomicOr(&flags->any_non_finite, 1);
   }
   state[row] = found;
-  if (found == RowState::kept) return;
+  if (found == RowState::kept) {
+    atomicAdd(&flags->kept, 1);
+    return;
+  }
   norm[row] = not_a_number<T>();
   inverse[row] = T(0);  // a weight of 0 stays one
 }
@@ -152,12 +155,12 @@ finish_kernel(FinishGradient<T> p) {
 template <class T>
 void row_facts(Precision precision, const void* x, int64_t count, int64_t width, const int64_t* labels,
                bool has_ignore_index, int64_t ignore_index, bool normalize, T* inverse, T* norm, RowState* state,
-               int32_t* any_non_finite, Stream stream) {
+               SideFlags* flags, Stream stream) {
   with_element<T>(precision, [&](auto element) {
     using E = decltype(element);
     launch(facts_kernel<E, T>, dim3(blocks_for(count, kRowsPerBlock)), kThreads, 0, stream, static_cast<const E*>(x),
            count, width, labels, has_ignore_index, ignore_index, normalize, precision == Precision::tf32, inverse, norm,
-           state, any_non_finite);
+           state, flags);
   });
 }
 
@@ -207,7 +210,7 @@ void finish_gradient(Precision precision, const FinishGradient<T>& p, Stream str
 
 #define DML_INSTANTIATE(T)                                                                                          \
   template void row_facts<T>(Precision, const void*, int64_t, int64_t, const int64_t*, bool, int64_t, bool, T*, T*, \
-                             RowState*, int32_t*, Stream);                                                          \
+                             RowState*, SideFlags*, Stream);                                                        \
   template void weighted_rows<T>(const Stripe&, const void*, int64_t, T*, Stream);                                  \
   template void finish_gradient<T>(Precision, const FinishGradient<T>&, Stream);
 DML_INSTANTIATE(float)

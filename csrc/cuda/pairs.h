@@ -46,12 +46,17 @@ PairSides<T> swapped(const PairSides<T>& s) {
   return PairSides<T>{s.b, s.a, s.width};
 }
 
-// Fills inverse, norm and state of the rows of x, and raises `any_non_finite`. state may be null: then all rows count,
-// and non-finite ones give NaN.
+// Of all rows of one side, on the device.
+struct SideFlags {
+  int32_t any_non_finite, kept;
+};
+
+// Fills inverse, norm and state of the rows of x, and adds to the flags. state may be null: then all rows count, and
+// non-finite ones give NaN.
 template <class T>
 void row_facts(Precision precision, const void* x, int64_t count, int64_t width, const int64_t* labels,
                bool has_ignore_index, int64_t ignore_index, bool normalize, T* inverse, T* norm, RowState* state,
-               int32_t* any_non_finite, Stream stream);
+               SideFlags* flags, Stream stream);
 
 // Weights of pairs for a stripe of rows, as the product takes them: (rows, terms, padded), padded a multiple of the
 // tile. Tiles without an active pair are never written nor read.

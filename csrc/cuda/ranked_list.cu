@@ -158,9 +158,10 @@ finish_rows_kernel(RankedListProblem problem, RankedListRows<T> p) {
     for (int set = 0; set < 2; ++set)
       sets[set].add(at[3 * set * step], at[(3 * set + 1) * step], at[(3 * set + 2) * step]);
   }
-  const SetResult pos = sets[0].finish(problem.epsilon), neg = sets[1].finish(problem.epsilon);
+  const double epsilon = problem.epsilon * p.gallery->kept;
+  const SetResult pos = sets[0].finish(epsilon), neg = sets[1].finish(epsilon);
   const RowState state = p.state[row];
-  const bool bad = state == RowState::non_finite || (state == RowState::kept && *p.gallery_non_finite != 0);
+  const bool bad = state == RowState::non_finite || (state == RowState::kept && p.gallery->any_non_finite != 0);
   p.loss[row] = bad ? not_a_number<T>() : static_cast<T>(problem.pos_weight * pos.loss + problem.neg_weight * neg.loss);
   p.row_stats[row] = static_cast<T>(pos.log_denom);
   p.row_stats[p.count + row] = static_cast<T>(neg.log_denom);

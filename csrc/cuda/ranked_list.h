@@ -9,7 +9,7 @@ namespace dml {
 struct RankedListProblem {
   RankedSet pos, neg;
   double pos_weight, neg_weight;
-  double epsilon;  // what eps_mode adds to the denominators
+  double epsilon;  // what eps_mode adds to the denominators for each row of the gallery
   bool easy, apart, running, normalize;
 };
 
@@ -31,7 +31,7 @@ struct RankedListRows {
   const T* block_totals;
   int64_t blocks;
   const RowState* state;
-  const int32_t* gallery_non_finite;
+  const SideFlags* gallery;
   T *loss, *row_stats, *totals;  // (M,), (4, M), (4,)
 };
 template <class T>

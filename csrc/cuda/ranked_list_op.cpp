@@ -20,7 +20,7 @@ RankedListProblem make_problem(const RankedListOptions& o, bool normalize, int64
                            make_ranked_set(false, o.alpha, o.neg_temperature, o.weight_grad),
                            o.pos_weight,
                            o.neg_weight,
-                           o.epsilon(gallery),
+                           o.epsilon(),
                            o.easy(),
                            o.apart(),
                            needs_running_maximum(o, normalize, gallery),
@@ -65,7 +65,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward_as(const PairArgument
   ranked_list_finish<T>(
       problem,
       RankedListRows<T>{data<T>(sums), copies, m, data<T>(block_totals), blocks, pairs.queries.states(),
-                        pairs.gallery().flag(), data<T>(loss), data<T>(row_stats), data<T>(totals)},
+                        pairs.gallery().flags(), data<T>(loss), data<T>(row_stats), data<T>(totals)},
       device.stream);
   return {loss, row_stats, totals, easy_index, active};
 }
