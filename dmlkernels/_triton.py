@@ -52,9 +52,12 @@ def _absent() -> str | None:
 
 def _launch(operator: str, *arguments: Any) -> Any:
     device = next(a.device for a in arguments if isinstance(a, torch.Tensor))
-    if device.type == "cuda" and (why := unsupported(device.index)):
+    if device.type != "cuda":
+        return _launcher(operator)(*arguments)
+    if why := unsupported(device.index):
         raise RuntimeError(f'{operator}: backend "triton" is not available on this GPU: {why}')
-    return _launcher(operator)(*arguments)
+    with torch.cuda.device(device):  # Triton launches on the current one
+        return _launcher(operator)(*arguments)
 
 
 @functools.cache
