@@ -125,7 +125,8 @@ def calls(dtypes: Sequence[torch.dtype], quick: bool) -> Iterator[Call]:
             for reference in (False, True) if every else (False,):
                 yield from selections(x, precision, reference)
             if precision == "ieee":
-                yield from spherical_expansion(x, 8)
+                for n in (8,) if quick else (1, 8, 16):
+                    yield from spherical_expansion(x, n)
                 yield from coding_rates(x, True)
         if more:
             yield from coding_rates(empty(M, 512), False)

@@ -58,7 +58,7 @@ def _frame(z_ptr, proxy_ptr, noise_ptr, row, inside, n, D, FRAME: tl.constexpr, 
     return f, z_norm[:, None], p, along, frame, radius[:, None]
 
 
-@triton.jit(do_not_specialize=["samples"])
+@triton.jit(do_not_specialize=["samples", "n"])
 def _forward(
     z_ptr,  # (k, D)
     proxy_ptr,  # (k, D)
@@ -86,7 +86,7 @@ def _forward(
         _pair.store_as(out_ptr + (row * n + i - 1) * D + k, synthetic, inside)
 
 
-@triton.jit(do_not_specialize=["samples"])
+@triton.jit(do_not_specialize=["samples", "n"])
 def _backward(
     grad_ptr,  # (k, n, D)
     z_ptr,  # (k, D)
