@@ -41,11 +41,15 @@ DML_DEVICE Best<T> nothing(bool farthest) {
   return Best<T>{farthest ? T(-1) : static_cast<T>(INFINITY), -1};
 }
 
+// Two blocks fit on a multiprocessor, except where half of its registers are too few: they would spill.
+template <Product P>
+constexpr int kBlocks = P == Product::simt || P == Product::tf32x3 ? 1 : 2;
+
 // Four neighbouring lanes share a row of each half of the tile, as in the statistics of the losses.
 template <Product P>
-DML_KERNEL(kThreads)
-select_kernel(PairProblem<P> p, Selection<typename ProductTypes<P>::Value> s, typename ProductTypes<P>::Value* best,
-              int64_t* best_index) {
+__global__ void __launch_bounds__(kThreads, kBlocks<P>)
+    select_kernel(PairProblem<P> p, Selection<typename ProductTypes<P>::Value> s, typename ProductTypes<P>::Value* best,
+                  int64_t* best_index) {
   using T = typename ProductTypes<P>::Value;
   DML_SHARED(shared);
   const int64_t row_tile = blockIdx.x;
@@ -55,13 +59,14 @@ select_kernel(PairProblem<P> p, Selection<typename ProductTypes<P>::Value> s, ty
     first_tile = first_place(s.col_labels, p.b.count, s.row_labels[row_tile * kTile], false) / kTile;
     end_tile = (first_place(s.col_labels, p.b.count, s.row_labels[last_row], true) + kTile - 1) / kTile;
   }
-  const int64_t share = (end_tile - first_tile + gridDim.y - 1) / gridDim.y;
-  const int64_t begin = first_tile + share * blockIdx.y, end = begin + share < end_tile ? begin + share : end_tile;
-
+  // Numbers of tiles fit in 32 bits, and registers are short.
+  const int share = static_cast<int>((end_tile - first_tile + gridDim.y - 1) / gridDim.y);
+  const int begin = static_cast<int>(first_tile) + share * static_cast<int>(blockIdx.y);
+  const int end = begin + share < end_tile ? begin + share : static_cast<int>(end_tile);
   PairBlock<P> block(p, shared, row_tile);
   const int thread = static_cast<int>(threadIdx.x), own_row = thread / 4;
   Best<T> found[2] = {nothing<T>(s.farthest), nothing<T>(s.farthest)};
-  for (int64_t tile = begin; tile < end; ++tile) {
+  for (int tile = begin; tile < end; ++tile) {
     block.enter(tile);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
