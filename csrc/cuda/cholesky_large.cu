@@ -88,7 +88,8 @@ DML_DEVICE void write_inverse(T* store, int tile_rows, int n, T* inverse) {
 
 // The matrix in shared memory limits the blocks of a multiprocessor: without the 1, registers spill for more of them.
 template <class T, int Warps>
-__global__ void __launch_bounds__(Warps* kWarp, 1) factor_kernel(const T* a, int n, T* logdet, T* inverse) {
+DML_KERNEL(Warps* kWarp, 1)
+factor_kernel(const T* a, int n, T* logdet, T* inverse) {
   DML_SHARED(shared);
   T* const store = reinterpret_cast<T*>(shared);
   const int64_t matrix = blockIdx.x, at = matrix * n * n;

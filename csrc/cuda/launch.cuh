@@ -19,7 +19,9 @@
 #endif
 
 #define DML_DEVICE __device__ __forceinline__
-#define DML_KERNEL(threads) __global__ void __launch_bounds__(threads)
+// Threads of a block, and how many blocks a multiprocessor shall hold at least where that is worth a limit of
+// registers.
+#define DML_KERNEL(...) __global__ void __launch_bounds__(__VA_ARGS__)
 
 namespace dml {
 

@@ -47,9 +47,9 @@ constexpr int kBlocks = P == Product::simt || P == Product::tf32x3 ? 1 : 2;
 
 // Four neighbouring lanes share a row of each half of the tile, as in the statistics of the losses.
 template <Product P>
-__global__ void __launch_bounds__(kThreads, kBlocks<P>)
-    select_kernel(PairProblem<P> p, Selection<typename ProductTypes<P>::Value> s, typename ProductTypes<P>::Value* best,
-                  int64_t* best_index) {
+DML_KERNEL(kThreads, kBlocks<P>)
+select_kernel(PairProblem<P> p, Selection<typename ProductTypes<P>::Value> s, typename ProductTypes<P>::Value* best,
+              int64_t* best_index) {
   using T = typename ProductTypes<P>::Value;
   DML_SHARED(shared);
   const int64_t row_tile = blockIdx.x;
