@@ -5,14 +5,24 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from cuda_host.backend import build, cannot_build
+import torch
+from contract import assert_identical
+from cuda_host import smoke
+from cuda_host.backend import build, cannot_build, load, sanitizer_libraries, set_seed
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dmlkernels import use_backend
+from dmlkernels._schemas import SCHEMAS
 
 SOURCES = Path(__file__).resolve().parent / "cuda_host"
 SEEDS = range(8)
+NO_LEAKS = {"ASAN_OPTIONS": "detect_leaks=0"}  # neither what Python keeps nor the fibers of a launch that failed
 
 pytestmark = pytest.mark.skipif(
     cannot_build() is not None and os.environ.get("DMLKERNELS_REQUIRE_NATIVE") != "1", reason=str(cannot_build())
@@ -27,7 +37,7 @@ def drive(name: str, which: str, sanitized: bool = False) -> subprocess.Complete
     """One line per seed."""
     return subprocess.run(
         [build("cuda_host_driver_sanitized" if sanitized else "cuda_host_driver"), name, which, *map(str, SEEDS)],
-        env=os.environ | {"ASAN_OPTIONS": "detect_leaks=0"},  # a launch that fails leaves its fibers as they are
+        env=os.environ | NO_LEAKS,
         capture_output=True,
         text=True,
     )
@@ -129,3 +139,68 @@ def test_sanitized(name):
     assert re.search(SANITIZED[name], done.stderr, re.DOTALL)
     done = drive(name, "right", sanitized=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+# The kernels themselves.
+
+
+@pytest.fixture
+def on_host() -> Iterator[None]:
+    load()
+    with use_backend("cuda-host"):
+        yield
+    set_seed(0)
+
+
+class Names(TorchDispatchMode):
+    """Names of the operators that are dispatched."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.found.add(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_every_operator_is_tried(on_host):
+    with Names() as names:
+        for name in smoke.CALLS:
+            smoke.run(name, torch.float32)
+    assert {f"dmlkernels_cuda_host.{op}.default" for op in SCHEMAS} <= names.found
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("name", smoke.CALLS)
+def test_same_bits_in_every_order(on_host, name, dtype):
+    """Of the threads of a block and the blocks of a launch: there is no race."""
+    set_seed(0)
+    first = smoke.run(name, dtype)
+    assert first.value.isfinite().all()
+    for seed in (1, 2):
+        set_seed(seed)
+        assert_identical(smoke.run(name, dtype), first)
+
+
+def smoke_of_sanitized_kernels(*names: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, smoke.__file__, build("dmlkernels_cuda_host_sanitized"), *names],
+        env=os.environ | NO_LEAKS | {"LD_PRELOAD": sanitizer_libraries(), "TRITON_INTERPRET": "0"},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_sanitizers_see_the_tensors():
+    done = smoke_of_sanitized_kernels("overrun")
+    assert done.returncode != 0
+    assert re.search("AddressSanitizer: heap-buffer-overflow.*WRITE of size 4.*overrun", done.stderr, re.DOTALL)
+
+
+@pytest.mark.parametrize("operator", sorted({call.operator for call in smoke.CALLS.values()}))
+def test_sanitized_kernels(operator):
+    names = [name for name, call in smoke.CALLS.items() if call.operator == operator]
+    done = smoke_of_sanitized_kernels(*names)
+    assert done.returncode == 0, done.stdout[-200:] + done.stderr[:4000]
+    assert len(done.stdout.splitlines()) == len(names) * len(smoke.DTYPES)

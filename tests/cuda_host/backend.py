@@ -6,6 +6,7 @@ import ctypes
 import fcntl
 import functools
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -53,6 +54,15 @@ def load() -> None:
         return
     torch.ops.load_library(build("dmlkernels_cuda_host"))
     _backend.loaded["cuda-host"].add("cpu")
+
+
+def sanitizer_libraries() -> str:
+    """What a Python that loads the library with sanitizers needs in LD_PRELOAD."""
+    cache = (BUILD / "CMakeCache.txt").read_text()
+    compiler = re.search(r"^CMAKE_CXX_COMPILER:\w+=(.*)$", cache, re.MULTILINE).group(1)
+    names = [f"-print-file-name={name}" for name in ("libasan.so", "libubsan.so")]
+    found = [subprocess.run([compiler, name], capture_output=True, text=True, check=True).stdout for name in names]
+    return " ".join(path.strip() for path in found)
 
 
 def set_seed(seed: int) -> None:

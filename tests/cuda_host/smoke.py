@@ -1,0 +1,128 @@
+"""One call or more of every operator, forward and backward, at sizes that fill no tile, no warp and no vector.
+
+    python smoke.py LIBRARY NAME...
+
+runs the named calls on the kernels of a library, in every dtype: tests do so with the library that has sanitizers. In
+that one the name "overrun" writes beyond the end of a tensor.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dmlkernels import functional as F
+from dmlkernels.testing import Outcome, evaluate, make_pairs
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+M, N, D, CLASSES = 131, 140, 19, 7  # a second tile of three rows, and one of twelve
+
+
+class Call(NamedTuple):
+    operator: str
+    function: Callable[..., Tensor]
+    wide: bool = False  # rows of whole 16-byte pieces, which kernels copy asynchronously
+
+
+def _joined(*parts: Tensor) -> Tensor:
+    return torch.cat([p.flatten() for p in parts])
+
+
+def _matrices(x: Tensor, n: int) -> Tensor:
+    """(3, n, n) positive definite."""
+    rows = x[torch.arange(3 * n) % len(x)].reshape(3, n, -1)
+    return rows @ rows.mT + torch.eye(n, dtype=x.dtype)
+
+
+def _cholesky(n: int) -> Callable[..., Tensor]:
+    return lambda x, y, g, h: F.cholesky_logdet(_matrices(x.double(), n).to(x.dtype))
+
+
+def _expansion(x: Tensor, y: Tensor, g: Tensor, h: Tensor) -> Tensor:
+    noise = torch.randn(len(x), 4, x.shape[1], generator=torch.Generator().manual_seed(0)).to(x.dtype)
+    return F.spherical_expansion(x, y, g[:CLASSES].detach(), n=5, noise=noise, differentiable=True).embeddings
+
+
+def _easy(positive: str, **options: object) -> Callable[..., Tensor]:
+    return lambda x, y, g, h: F.ranked_list_loss(
+        x, y, pos_temperature=5.0, positive=positive, reduction="none", **options
+    )
+
+
+def _nearest(x: Tensor, y: Tensor, g: Tensor | None, h: Tensor | None) -> Tensor:
+    return F.nearest_positive(x, y, g, h).distance
+
+
+def _mined(x: Tensor, y: Tensor, g: Tensor | None, h: Tensor | None, negative: str = "hard") -> Tensor:
+    found = F.mine(x, y, g, h, negative=negative)
+    return _joined(found.pos_distance, found.neg_distance)
+
+
+# Functions of x (M, D), its labels, g (N, D) and its labels.
+CALLS = {
+    "similarity": Call("pairwise", lambda x, y, g, h: F.pairwise_similarity(x, g)),
+    "similarity_wide": Call("pairwise", lambda x, y, g, h: F.pairwise_similarity(x, g, metric="dot"), wide=True),
+    "distance": Call("pairwise", lambda x, y, g, h: F.pairwise_distance(x)),
+    "squared": Call("pairwise", lambda x, y, g, h: F.pairwise_distance(x, g, squared=True, normalize=True)),
+    "ranked_list": Call("ranked_list", _easy("all")),
+    "ranked_list_wide": Call("ranked_list", _easy("all", weight_grad=True), wide=True),
+    "ranked_list_easy": Call("ranked_list", _easy("easy")),
+    "ranked_list_query": Call("ranked_list", _easy("easy", grad="query", ignore_index=2)),
+    "ranked_list_gallery": Call("ranked_list", lambda x, y, g, h: F.ranked_list_loss(x, y, g, h, normalize=False)),
+    "nearest": Call("nearest_positive", lambda x, y, g, h: _nearest(x, y, None, None)),
+    "nearest_gallery": Call("nearest_positive", _nearest, wide=True),
+    "mine": Call("mine", lambda x, y, g, h: _mined(x, y, None, None, "semihard")),
+    "mine_gallery": Call("mine", _mined),
+    "cholesky_3": Call("cholesky", _cholesky(3)),
+    "cholesky_21": Call("cholesky", _cholesky(21)),
+    "cholesky_43": Call("cholesky", _cholesky(43)),
+    "cholesky_101": Call("cholesky", _cholesky(101)),
+    "cholesky_190": Call("cholesky", _cholesky(190)),
+    "rate": Call("coding_rate", lambda x, y, g, h: F.coding_rate(x)),
+    "rate_of_rows": Call("coding_rate", lambda x, y, g, h: F.coding_rate(x[:11], normalize=False)),
+    "rate_of_classes": Call("coding_rate", lambda x, y, g, h: F.class_coding_rate(x, y)),
+    "rate_of_ragged_classes": Call("coding_rate", lambda x, y, g, h: F.class_coding_rate(x, (y - 3).clamp_min(0))),
+    "rate_of_wide_classes": Call(
+        "coding_rate", lambda x, y, g, h: F.class_coding_rate(x.repeat(1, 9), (y - 4).clamp_min(0))
+    ),
+    "expansion": Call("spherical_expansion", _expansion),
+    "proxy_anchor": Call("proxy_anchor", lambda x, y, g, h: F.proxy_anchor_loss(x, y, g[:CLASSES])),
+}
+
+
+def run(name: str, dtype: torch.dtype) -> Outcome:
+    """Value and gradients of a call on the backend in use."""
+    call = CALLS[name]
+    x, y, g, h = make_pairs("random", M, N, 24 if call.wide else D, CLASSES, dtype)
+    return evaluate(lambda x, g: call.function(x, y, g, h), (x, g))
+
+
+def main() -> None:
+    from dmlkernels import _backend, _library, use_backend
+
+    library, *names = sys.argv[1:]
+    if names == ["overrun"]:
+        values = torch.zeros(100)
+        ctypes.CDLL(library).dmlkernels_cuda_host_overrun(
+            ctypes.c_void_p(values.data_ptr()), ctypes.c_int64(len(values))
+        )
+        return
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    _library.add_backend("cuda-host", "dmlkernels_cuda_host")
+    torch.ops.load_library(library)
+    _backend.loaded["cuda-host"].add("cpu")
+    with use_backend("cuda-host"):
+        for name in names:
+            for dtype in DTYPES:
+                print(name, dtype, flush=True)
+                run(name, dtype)
+
+
+if __name__ == "__main__":
+    main()
