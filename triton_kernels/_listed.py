@@ -37,7 +37,7 @@ def _distances(
 
 
 def distances(queries: _rows.Rows, gallery: _rows.Rows, to: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared distances (M,) of rows i and to[i] in difference form, and the sums of their squared norms; 0 for none."""
+    """Squared distances (M,) of rows i and to[i], in difference form, and sums of their squared norms; 0 for none."""
     squared, norms = torch.empty_like(queries.scale), torch.empty_like(queries.scale)
     m, block_m = queries.count, row_block(queries.x.device)
     if m > 0:

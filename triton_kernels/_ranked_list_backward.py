@@ -62,7 +62,7 @@ def backward_tiles(
     D: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr, TILE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """One tile of pairs, added to its rows and, with COLUMNS, its columns: in self mode (i, j) stands for (j, i) too."""
+    """One tile of pairs, added to its rows and, with COLUMNS, its columns. In self mode (i, j) is (j, i) too."""
     if SELF:
         i, j = _pair.upper_tile(tl.program_id(0), row_tiles)
     else:
