@@ -71,7 +71,7 @@ def tensors(pairs: Pairs):
 
 def match(pairs: Pairs, options=None, **rule):
     options = options or {}
-    rule = {"scale": boundaries(options)[0], "normalize": options.get("normalize", True), **rule}
+    rule = {"scale": abs(boundaries(options)[0]), "normalize": options.get("normalize", True), **rule}
     return assert_matches(loss(pairs, **options), tensors(pairs), **rule)
 
 

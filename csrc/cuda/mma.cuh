@@ -35,6 +35,12 @@ DML_DEVICE float operand_entry(const uint32_t* words, int k, int step) {
   return half_word(words[k / 8 * step], k % 2, kind == Mma::bf16);
 }
 
+// Tensor cores add the exact products of one instruction to the accumulator and cut off what does not fit.
+DML_DEVICE float toward_zero(double x) {
+  const float nearest = static_cast<float>(x);
+  return ::fabs(static_cast<double>(nearest)) > ::fabs(x) ? ::nextafterf(nearest, 0.0f) : nearest;
+}
+
 template <Mma kind>
 DML_DEVICE void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                     const cuda_host::Site& site = cuda_host::Site::current()) {
@@ -45,16 +51,18 @@ DML_DEVICE void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2
   const auto words = [all](int lane) {
     return reinterpret_cast<const MmaOperands*>(all + static_cast<size_t>(lane) * cuda_host::kDeposit);
   };
+  double sums[4] = {c[0], c[1], c[2], c[3]};
   for (int k = 0; k < kK; ++k) {
     const int within = kind == Mma::tf32 ? k % 4 : k % 8 / 2;
     const uint32_t* rows = words(g * 4 + within)->a;
-    const float low = operand_entry<kind>(rows, k, 2), high = operand_entry<kind>(rows + 1, k, 2);
+    const double low = operand_entry<kind>(rows, k, 2), high = operand_entry<kind>(rows + 1, k, 2);
     for (int column = 0; column < 2; ++column) {
       const float right = operand_entry<kind>(words((2 * t + column) * 4 + within)->b, k, 1);
-      c[column] += low * right;
-      c[2 + column] += high * right;
+      sums[column] += low * right;
+      sums[2 + column] += high * right;
     }
   }
+  for (int e = 0; e < 4; ++e) c[e] = toward_zero(sums[e]);
 }
 
 // Four 8 x 16-byte matrices; lane l brings the address of row l % 8 of matrix l / 8.

@@ -214,9 +214,14 @@ struct PairTile {
       }
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
-        // Small terms first.
-        if constexpr (P == Product::tf32x3) mma<Mma::tf32>(value[m][n], left, right_low[n]);
-        if constexpr (P == Product::tf32x3 || P == Product::tf32x2) mma<Mma::tf32>(value[m][n], left_low, right[n]);
+        if constexpr (P == Product::tf32x3 || P == Product::tf32x2) {
+          // The small terms among themselves first: the large sum is rounded once for them.
+          float small[4] = {};
+          if constexpr (P == Product::tf32x3) mma<Mma::tf32>(small, left, right_low[n]);
+          mma<Mma::tf32>(small, left_low, right[n]);
+#pragma unroll
+          for (int k = 0; k < 4; ++k) value[m][n][k] += small[k];
+        }
         mma<ProductTypes<P>::kind>(value[m][n], left, right[n]);
       }
     }
