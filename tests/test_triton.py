@@ -1,0 +1,202 @@
+"""What only the Triton backend has: two schedules, block sizes, roundings of products, pinned configurations."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_nearest_positive import match as match_selection
+from test_pairwise import match as match_pairwise
+from test_pairwise import rows
+from test_ranked_list import OPTIONS, draw, match
+
+import dmlkernels
+from dmlkernels import _backend
+from dmlkernels import functional as F
+from dmlkernels.testing import evaluate, make_pairs
+
+triton = pytest.importorskip("triton")
+
+from dmlkernels.triton_kernels import _configs, _pair  # noqa: E402  (needs Triton)
+
+ROOT = Path(__file__).resolve().parent.parent
+NAMES = ["default", "weight_grad", "query", "easy", "pml_constant", "unnormalized"]
+
+
+@pytest.fixture
+def triton_device():
+    """Device on which the Triton backend runs here; it is in use during the test."""
+    (device,) = _backend.loaded["triton"]
+    with dmlkernels.use_backend("triton"):
+        yield device
+
+
+@pytest.fixture
+def by_tiles(monkeypatch):
+    """The schedule of large problems: one program a tile, both ends by atomics."""
+    monkeypatch.setattr(_configs, "SYMMETRIC_FROM", 0)
+    torch.use_deterministic_algorithms(False)
+    yield
+    torch.use_deterministic_algorithms(True)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Several tiles of pairs share a byte of the bitmap, and features come in several steps and pieces."""
+    config = _configs.Config(64, 64, 16, 16, 4, 1)
+    monkeypatch.setattr(_configs, "choose", lambda *arguments, **named: config)
+
+
+# Both schedules against the float64 reference.
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("n", [None, 140], ids=["self", "reference"])
+@pytest.mark.parametrize("name", NAMES)
+def test_tiles_with_atomics(triton_device, by_tiles, name, n, dtype):
+    pairs = draw("random", 135, n, 12, OPTIONS[name], dtype=dtype, seed=2, device=triton_device)
+    match(pairs, OPTIONS[name])
+
+
+@pytest.mark.parametrize("n", [None, 90], ids=["self", "reference"])
+@pytest.mark.parametrize("name", ["weight_grad", "query"])
+def test_small_blocks_with_atomics(triton_device, by_tiles, small_blocks, name, n):
+    match(draw("random", 133, n, 20, OPTIONS[name], seed=3, device=triton_device), OPTIONS[name])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("n", [None, 90], ids=["self", "reference"])
+def test_small_blocks_by_rows(triton_device, small_blocks, n, dtype):
+    match(draw("random", 133, n, 20, dtype=dtype, seed=3, device=triton_device), OPTIONS["default"])
+
+
+@pytest.mark.parametrize("choice", ["easy_hard", "hard_semihard"])
+def test_small_blocks_of_selections(triton_device, small_blocks, choice):
+    match_selection(choice, make_pairs("random", 133, 90, 20, seed=3, device=triton_device))
+
+
+@pytest.mark.parametrize("name", ["cosine", "euclidean"])
+@pytest.mark.parametrize("n", [None, 90], ids=["self", "other"])
+def test_small_blocks_of_pairwise(triton_device, small_blocks, name, n):
+    match_pairwise(name, rows("random", 133, n, 20, seed=3, device=triton_device), max_quiet=0.2)
+
+
+@pytest.mark.parametrize("n", [None, 140], ids=["self", "reference"])
+def test_the_schedules_agree_on_totals_and_bitmap(triton_device, monkeypatch, n):
+    """float64: the sums differ in their order only."""
+    from test_ranked_list_edges import arguments
+
+    monkeypatch.setattr(_configs, "SYMMETRIC_FROM", 0)
+    pairs = make_pairs("random", 300, n, 8, dtype=torch.float64, seed=4, device=triton_device)
+    forward = torch.ops.dmlkernels_triton.ranked_list_fwd
+    tiles, by_rows = (forward(*arguments(pairs, deterministic=d, alpha=0.9)) for d in (False, True))
+    for a, b in zip(tiles[:3], by_rows[:3], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    assert torch.equal(tiles[4], by_rows[4])
+
+
+@triton.jit
+def _tile_of_program(out, tiles):
+    program = triton.language.program_id(0)
+    i, j = _pair.upper_tile(program, tiles)
+    triton.language.store(out + i * tiles + j, program + 1)
+
+
+_tile_of_program.fn.__globals__["tl"] = triton.language  # the interpreter looks for it by this name
+
+
+@pytest.mark.parametrize("tiles", [1, 2, 3, 8, 9])
+def test_every_tile_of_the_triangle_once(triton_device, tiles):
+    out = torch.zeros(tiles, tiles, dtype=torch.int32, device=triton_device)
+    programs = tiles * (tiles + 1) // 2
+    _tile_of_program[(programs,)](out, tiles)
+    assert torch.equal(out.triu(), out)
+    assert sorted(out[out > 0].tolist()) == list(range(1, programs + 1))
+
+
+# Lower precisions of float32: rows and weights are rounded for the products, and what is left of them is exact.
+
+
+@pytest.mark.parametrize("precision, tolerance", [("ieee", 1e-5), ("tf32x3", 1e-5), ("tf32", 5e-3), ("bf16", 5e-2)])
+@pytest.mark.parametrize("n", [None, 90], ids=["self", "reference"])
+def test_gradients_of_lower_precisions(triton_device, monkeypatch, precision, tolerance, n):
+    pairs = draw("random", 130, n, 24, seed=5, device=triton_device)
+    tensors = [t for t in (pairs.embeddings, pairs.ref_emb) if t is not None]
+
+    def loss(x, g=None):
+        # Every pair is a member: no rounding decides.
+        return F.ranked_list_loss(x, pairs.labels, g, pairs.ref_labels, alpha=3.0, margin=3.5)
+
+    with dmlkernels.use_backend("reference"):
+        true = evaluate(loss, [t.double() for t in tensors])
+    monkeypatch.setattr(_backend, "_precision", precision)
+    got = evaluate(loss, tensors)
+    for a, b in zip(got.grads, true.grads, strict=True):
+        assert float((a.double() - b).norm()) <= 4 * tolerance * float(b.norm())
+
+
+def test_rounded_copies_stay_at_distance_zero(triton_device, monkeypatch):
+    monkeypatch.setattr(_backend, "_precision", "tf32")
+    x = rows("random", 40, None, 19, seed=6, device=triton_device)[0]
+    out = F.pairwise_distance(torch.cat([x, x]))
+    assert torch.equal(out.diagonal(40), torch.zeros_like(out.diagonal(40)))
+
+
+# Specialisations: the sizes of a batch are not among what Triton compiles for.
+
+COUNT = """
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.compiler import make_backend
+from triton.runtime.jit import JITFunction, create_function_from_signature
+from dmlkernels.triton_kernels import MODULES, nearest_positive, pairwise, ranked_list
+
+binders, found = {}, {}
+
+def note(kernel, *arguments, grid, warmup, **named):
+    if kernel not in binders:
+        backend = make_backend(GPUTarget("cuda", 90, 32))
+        binders[kernel] = create_function_from_signature(kernel.signature, kernel.params, backend)
+    specialization = binders[kernel](*arguments, **named)[1]
+    found.setdefault(kernel.fn.__module__ + "." + kernel.fn.__name__, set()).add(str(specialization))
+
+JITFunction.run = note
+options = (1.2, 0.4, 0.0, 10.0, 0.5, 0.5, False, "full", "all", "none", "ieee")
+for m in (*range(2, 40), 64, 100, 127, 128, 129, 256, 1000, 4096, 5000, 8192):
+    x, y = torch.randn(m, 32), torch.arange(m) % 4
+    pair = (x, y, None, None, None, None, None, True)
+    reference = (x, y, torch.randn(m + 3, 32), torch.arange(m + 3) % 4, None, None, None, True)
+    grad, stats = torch.randn(m), torch.randn(4, m)
+    easy, index = torch.empty(0, dtype=torch.int64), torch.zeros(m, dtype=torch.int64)
+    for inputs in (pair, reference):
+        n = m if inputs is pair else m + 3
+        tiles = torch.ones(-(-m // 128), -(-n // 128), dtype=torch.uint8)
+        for deterministic in (False, True):
+            ranked_list.forward(*inputs, *options, deterministic, False)
+            ranked_list.backward(
+                grad, *inputs, stats, easy, tiles, *options, deterministic, inputs is reference
+            )
+        nearest_positive.mine_forward(*inputs, "easy", "semihard", "ieee", False)
+        nearest_positive.nearest_backward(grad, x, inputs[2], index, True, inputs is reference)
+        pairwise.forward(x, inputs[2], "euclidean", True, "ieee")
+        pairwise.backward(torch.randn(m, n), x, inputs[2], "euclidean", True, "ieee")
+for name, keys in sorted(found.items()):
+    print(name, len(keys))
+"""
+
+
+def test_batch_sizes_do_not_specialise():
+    """Fifty batch sizes, in self and reference mode: what is compiled depends on the mode, not on the size."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", COUNT], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    counts = dict(line.split() for line in done.stdout.splitlines())
+    assert len(counts) >= 14
+    # Self and reference mode, and in reference mode either side as the one that owns the rows.
+    assert max(map(int, counts.values())) <= 4, counts
