@@ -90,9 +90,8 @@ class Job:
         self.wrong_labels = int((self.labels != clean).sum())
         self.copies = int(self.labels.unique(return_counts=True)[1].min()) < config.samples_per_class
         torch.manual_seed(config.seed)
-        network = model.build(config.model, self.data.train.channels, config.features, config.pretrained).to(
-            self.device
-        )
+        network = model.build(config.model, self.data.train.channels, config.features, config.pretrained)
+        network.to(self.device)
         self.loss_arguments: dict[str, Any] = {
             "name": config.loss,
             "options": config.loss_options,
