@@ -15,6 +15,7 @@ from . import _backend, _library
 from ._schemas import SCHEMAS
 
 OLDEST_GPU = (8, 0)  # tensor-core products of bfloat16 and TF32
+_SEARCH = os.environ.get("DMLKERNELS_AUTOTUNE") == "1"
 
 
 def interpreted() -> bool:
