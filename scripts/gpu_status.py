@@ -122,6 +122,21 @@ kernels run in Triton's interpreter and are compiled for every architecture, and
 bench/results/resources.json. `make gpu` does the rest where there is a GPU."""
 
 
+INTERPRETER = """## What Triton's interpreter cannot show
+
+It runs the tests of every backend on CPU tensors, one program after another, with numpy. So it says nothing about:
+
+- races: programs and threads that run at the same time, the order of atomic additions, a missing barrier. The schedule
+  with atomics is compared with the one without, which is what deterministic algorithms take;
+- products of tensor cores: rows are rounded to TF32 and bfloat16 by the kernels themselves and are tested, but float32
+  products are three TF32 products on a GPU (`input_precision="tf32x3"`), with an accumulation of its own, and numpy's
+  float32 products here. bfloat16 products are done in float32 (numpy has no bfloat16; the interpreter would truncate,
+  and is given numbers that need no rounding). `exp` and `sqrt` are numpy's, and the GPU's approximate ones differ;
+- memory: alignment, bank conflicts, offsets above 2³¹ (they are int64 and never that large in a test), shared memory
+  and registers, for which the kernels are compiled to machine code instead (tests/test_triton_compile.py);
+- speed. No block size has been tuned on a GPU: the pinned ones are those that compile without spills."""
+
+
 def render(all_results: Sequence[dict]) -> str:
     """The document."""
     lines = ["# What has run on a GPU", "<!-- written by scripts/gpu_status.py from bench/results/gpu-*.json -->"]
@@ -139,7 +154,7 @@ def render(all_results: Sequence[dict]) -> str:
             cells.append("; ".join(ran) or "never run on a GPU")
         rows.append([operation, *cells])
     lines.append(table._grid(["operation", *BACKENDS.values()], rows))
-    return "\n\n".join([*lines, *(render_device(results) for results in all_results)]) + "\n"
+    return "\n\n".join([*lines, *(render_device(results) for results in all_results), INTERPRETER]) + "\n"
 
 
 def read_all(folder: Path) -> list[dict]:
