@@ -27,7 +27,7 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # Triton 3.10 changes th
 import resources
 import torch
 import triton
-from dmlkernels.triton_kernels import MODULES
+from dmlkernels.triton_kernels import MODULES, _configs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
@@ -96,8 +96,9 @@ def specialised(kernel: JITFunction, arguments: tuple, named: dict[str, Any]) ->
     return Case(kernel, tuple(signature.items()), tuple(constants.items()), tuple(aligned), tuple(options.items()))
 
 
-def cases(dtypes: Sequence[torch.dtype], quick: bool) -> list[Case]:
+def cases(dtypes: Sequence[torch.dtype], quick: bool, architecture: int) -> list[Case]:
     """The cases of every launch in the calls of triton_cases.py, of which nothing is launched."""
+    _configs.capability = lambda device: architecture
     found: dict[Case, None] = {}
 
     def note(kernel: JITFunction, *arguments: Any, grid: Any, warmup: bool, **named: Any) -> None:
@@ -153,11 +154,11 @@ def main() -> int:
     parser.add_argument("--dtypes", nargs="+", default=DTYPES, choices=DTYPES)
     parser.add_argument("--architectures", type=int, nargs="+", default=ARCHITECTURES, choices=ARCHITECTURES)
     arguments = parser.parse_args()
-    chosen = cases([getattr(torch, name) for name in arguments.dtypes], arguments.quick)
-    report = {
-        str(architecture): dict(sorted((case.name, figures(case, architecture)) for case in chosen))
-        for architecture in arguments.architectures
-    }
+    dtypes = [getattr(torch, name) for name in arguments.dtypes]
+    report = {}
+    for architecture in arguments.architectures:
+        chosen = cases(dtypes, arguments.quick, architecture)
+        report[str(architecture)] = dict(sorted((case.name, figures(case, architecture)) for case in chosen))
     if not arguments.check:
         results = json.loads(resources.RESULTS.read_text(encoding="utf-8")) if resources.RESULTS.is_file() else {}
         resources.RESULTS.write_text(resources.dumped(results | {"triton": report}), encoding="utf-8")

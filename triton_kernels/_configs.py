@@ -44,6 +44,17 @@ def row_block(device: torch.device) -> int:
     return 128 if device.type == "cpu" else 32
 
 
+@functools.cache
+def _capability(index: int | None) -> int:
+    major, minor = torch.cuda.get_device_capability(index)
+    return 10 * major + minor
+
+
+def capability(device: torch.device) -> int:
+    """Compute capability, 90 for 9.0; of tensors without storage that of the newest GPUs."""
+    return _capability(device.index) if device.type == "cuda" else 100
+
+
 def choose(kernel: str, dtype: torch.dtype, width: int, device: torch.device, square: bool = False) -> Config:
     """Block sizes for rows of `width` features in products of `dtype`; `square`: as many columns as rows.
 
@@ -63,6 +74,9 @@ def _pinned(kernel: str, dtype: torch.dtype, width: int, device: torch.device, s
         return Config(128, 128, power_of_two(width, 16, 128), power_of_two(width, 16, 128), 4, 1)
     if dtype == torch.float64:
         return Config(32, 32, 32, 32, 8, 2)
+    if dtype == torch.float32 and capability(device) // 10 not in (9, 10):
+        # mma.sync takes both operands from registers, three times as many where float32 is split.
+        return Config(32, 32, 16, 32, 8, 2)
     block_n, block_d = (64, 64) if square else _COLUMNS.get(kernel, (64, 64))
     return Config(64, block_n, 32, block_d, 8, 2)
 

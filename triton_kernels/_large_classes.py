@@ -86,39 +86,58 @@ def _pivots(
 
 
 @triton.jit(do_not_specialize=["M", "step"])
+def _beside_pivots(
+    begin_ptr, end_ptr, from_ptr, to_ptr, M, step,
+    D: tl.constexpr, T: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """Block (i, p) beside the pivots: −A_ip S, with S = −A_pp⁻¹ the swept block."""
+    looked_at = tl.program_id(0).to(tl.int64) * (BLOCK + 1)
+    begin, size = _class_of(begin_ptr, end_ptr, looked_at, M)
+    side, top, pivots = tl.minimum(size, D), tl.program_id(1) * BLOCK, step * BLOCK
+    if (looked_at - begin > BLOCK) | (size <= BLOCK) | (top >= side) | (pivots >= side) | (top == pivots):
+        return
+    source, target = from_ptr + begin * D, to_ptr + begin * D
+    i, p = top + tl.arange(0, BLOCK), pivots + tl.arange(0, BLOCK)
+    block = tl.zeros((BLOCK, BLOCK), T)
+    for u in range(0, BLOCK, STEP):
+        q = pivots + u + tl.arange(0, STEP)
+        block = _pair.dot(_sweep.square(source, i, q, side), _sweep.square(target, q, p, side), block, PRECISION)
+    inside = (i < side)[:, None] & (p < side)[None, :]
+    tl.store(target + i[:, None].to(tl.int64) * side + p[None, :], -block, mask=inside)
+
+
+@triton.jit(do_not_specialize=["M", "step"])
 def _others(
     begin_ptr, end_ptr, from_ptr, to_ptr, M, step,
-    D: tl.constexpr, T: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
+    D: tl.constexpr, T: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """A row of the other blocks after this step: A_ij + A_ip S A_pj with S the swept block, −S A_pj, −A_ip S."""
+    """A row of all other blocks: A_ij, or 0 in the row of the pivots, less the new block (i, p) times A_pj."""
     looked_at = tl.program_id(0).to(tl.int64) * (BLOCK + 1)
     begin, size = _class_of(begin_ptr, end_ptr, looked_at, M)
     side, top, pivots = tl.minimum(size, D), tl.program_id(1) * BLOCK, step * BLOCK
     if (looked_at - begin > BLOCK) | (size <= BLOCK) | (top >= side) | (pivots >= side):
         return
     source, target = from_ptr + begin * D, to_ptr + begin * D
-    place = tl.arange(0, BLOCK)
-    i, p = top + place, pivots + place
-    left = _sweep.square(target, p, p, side)
-    if top != pivots:
-        left = _pair.dot(_sweep.square(source, i, p, side), left, tl.zeros((BLOCK, BLOCK), T), PRECISION)
+    i = top + tl.arange(0, BLOCK)
     for start in range(0, side, BLOCK):
-        j = start + place
-        at, inside = target + i[:, None].to(tl.int64) * side + j[None, :], (i < side)[:, None] & (j < side)[None, :]
         if start != pivots:
-            block = tl.zeros((BLOCK, BLOCK), T)
-            if top != pivots:
-                block = _sweep.square(source, i, j, side)
-            change = _pair.dot(left, _sweep.square(source, p, j, side), tl.zeros((BLOCK, BLOCK), T), PRECISION)
-            tl.store(at, block + tl.where(top == pivots, -change, change), mask=inside)
-        elif top != pivots:
-            tl.store(at, -left, mask=inside)
+            j = start + tl.arange(0, BLOCK)
+            change = tl.zeros((BLOCK, BLOCK), T)
+            for u in range(0, BLOCK, STEP):
+                q = pivots + u + tl.arange(0, STEP)
+                change = _pair.dot(
+                    _sweep.square(target, i, q, side), _sweep.square(source, q, j, side), change, PRECISION
+                )
+            block = tl.where(top == pivots, 0.0, _sweep.square(source, i, j, side)) - change
+            inside = (i < side)[:, None] & (j < side)[None, :]
+            tl.store(target + i[:, None].to(tl.int64) * side + j[None, :], block, mask=inside)
 
 
 @triton.jit(do_not_specialize=["M"])
 def _gradient(
     x_ptr, scale_ptr, order_ptr, begin_ptr, end_ptr, even_ptr, odd_ptr, grad_ptr, M, gain: tl.float64,
-    D: tl.constexpr, T: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+    D: tl.constexpr, T: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Columns of a A⁻¹ f or a f A⁻¹, of one block of a class's rows; the last program of a class may take two."""
     looked_at = tl.program_id(0).to(tl.int64) * BLOCK
@@ -131,18 +150,18 @@ def _gradient(
     a = _pair.scalar(gain, T) / M.to(T)
     first = (looked_at - begin).to(tl.int32) // BLOCK
     last = tl.where(looked_at + BLOCK < begin + size, first + 1, tl.cdiv(size, BLOCK))
-    place, c = tl.arange(0, BLOCK), chunk + tl.arange(0, CHUNK)
+    c, inner = chunk + tl.arange(0, CHUNK), tl.arange(0, STEP)
     for block in range(first, last):
-        i = block * BLOCK + place
+        i = block * BLOCK + tl.arange(0, BLOCK)
         grad = tl.zeros((BLOCK, CHUNK), T)
-        for u in range(0, side, BLOCK):
+        for u in range(0, side, STEP):
+            v = u + inner
             if size <= D:
-                left = _sweep.square(work, i, u + place, side)
-                v = u + place
+                left = _sweep.square(work, i, v, side)
                 right = _scaled_rows(x_ptr, scale_ptr, order_ptr, begin + v, v < size, chunk, D, T, CHUNK)
             else:
-                left = _scaled_rows(x_ptr, scale_ptr, order_ptr, begin + i, i < size, u, D, T, BLOCK)
-                right = _sweep.square(work, u + place, c, side)
+                left = _scaled_rows(x_ptr, scale_ptr, order_ptr, begin + i, i < size, u, D, T, STEP)
+                right = _sweep.square(work, v, c, side)
             grad = _pair.dot(left, right, grad, PRECISION)
         rows = tl.load(order_ptr + begin + i, mask=i < size, other=0)
         tl.store(grad_ptr + rows[:, None] * D + c[None, :], -a * grad, mask=(i < size)[:, None] & (c < D)[None, :])
@@ -151,17 +170,20 @@ def _gradient(
 def launch(arguments: tuple, constants: dict, slots: int, largest_side: int) -> None:
     """Rates and gradients of the classes of more than 64 rows, into those of `arguments` (see coding_rate._classes)."""
     x, scale, order, begin, end, rates, grad, m, gain = arguments
-    constants = {**constants, "BLOCK": BLOCK}
+    # Wider steps and deeper pipelines spill registers where mma.sync takes float32 operands from them (sm_80).
+    step = 64 if x.device.type == "cpu" else 16
+    constants = {**constants, "BLOCK": BLOCK, "STEP": step, "num_warps": 8, "num_stages": 2}
     need_grad, d = constants.pop("NEED_GRAD"), constants["D"]
     work = torch.empty(2, m, d, dtype=rates.dtype, device=x.device)
     blocks = triton.cdiv(largest_side, BLOCK)
-    _gram[(slots, blocks)](x, scale, order, begin, end, work[0], m, gain, **constants, STEP=32, num_warps=8)
+    _gram[(slots, blocks)](x, scale, order, begin, end, work[0], m, gain, **constants)
     for step in range(blocks):
-        source, target = work[step % 2], work[(step + 1) % 2]
-        _pivots[(slots,)](begin, end, source, target, rates, m, step, D=d, T=constants["T"], BLOCK=BLOCK, num_warps=8)
-        _others[(slots, blocks)](begin, end, source, target, m, step, **constants, num_warps=8)
+        spaces = (begin, end, work[step % 2], work[(step + 1) % 2])
+        _pivots[(slots,)](*spaces, rates, m, step, D=d, T=constants["T"], BLOCK=BLOCK, num_warps=8)
+        _beside_pivots[(slots, blocks)](*spaces, m, step, **constants)
+        _others[(slots, blocks)](*spaces, m, step, **constants)
     if need_grad:
         chunk = _configs.power_of_two(d, 16, 64)
         _gradient[(triton.cdiv(m, BLOCK), triton.cdiv(d, chunk))](
-            *(x, scale, order, begin, end, work[0], work[1], grad, m, gain), **constants, CHUNK=chunk, num_warps=4
+            *(x, scale, order, begin, end, work[0], work[1], grad, m, gain), **constants, CHUNK=chunk
         )

@@ -74,10 +74,11 @@ def _add(
     total = tl.load(weights + rows, mask=inside, other=0.0)
     for step in range(tl.max(last - first, 0)):
         e = first + step
-        w = tl.load(weight + e, mask=e < last, other=0.0)
+        within = e < last
+        w = tl.load(weight + e, mask=within, other=0.0)
+        o = tl.load(other + e, mask=within, other=0)
         # An entry without a weight may be of no row at all.
-        ok = (e < last) & (w != 0.0)
-        o = tl.load(other + e, mask=ok, other=0)
+        ok = within & (w != 0.0)
         scale = tl.load(y_scale + o, mask=ok, other=0.0)
         acc += (w * scale)[:, None] * _pair.load_rows(y, o, ok, first_column, D, BLOCK_D).to(DTYPE)
         total += w

@@ -27,7 +27,7 @@ from . import _arguments, _configs, _large_classes, _pair, _rows, _sweep
 
 SMALL = 64  # largest matrix of one program
 # Sizes of classes, smallest and largest, of one kernel; its warps, and the columns that it reads at a time.
-BUCKETS = ((1, 16, 1, 64), (17, 32, 4, 32), (33, SMALL, 8, 64))
+BUCKETS = ((1, 16, 1, 64), (17, 32, 4, 32), (33, SMALL, 8, 32))
 MAX_CONDITION = 1e4
 
 
