@@ -241,7 +241,7 @@ def changed(report: dict[str, dict], committed: dict[str, dict]) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("library", type=Path)
-    parser.add_argument("--check", action="store_true", help="compare with the committed results; write nothing")
+    parser.add_argument("--check", action="store_true", help="only say where the committed results differ")
     arguments = parser.parse_args()
     rules = read_rules(TABLE.read_text(encoding="utf-8"))
     names = architectures(arguments.library)
@@ -249,14 +249,15 @@ def main() -> int:
         report = dict(zip(names, pool.map(lambda name: of_architecture(arguments.library, name, rules), names)))
     results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
     found = problems(report, rules)
-    committed = results.get("cuda", {})
-    if not arguments.check:
+    if arguments.check:
+        committed = results.get("cuda", {"compiler": "", "architectures": {}})
+        if committed["compiler"] == compiler():
+            print(*changed(report, committed["architectures"]), sep="\n")
+        else:
+            print(f"{RESULTS.name} is of nvcc {committed['compiler']}, this is {compiler()}: not compared")
+    else:
         ours = {"compiler": compiler(), "architectures": report}
         RESULTS.write_text(dumped(results | {"cuda": ours}), encoding="utf-8")
-    elif committed.get("compiler") == compiler():
-        found += changed(report, committed["architectures"])
-    else:
-        print(f"{RESULTS.name} is of nvcc {committed.get('compiler')}, this is {compiler()}: the numbers may differ")
     for problem in found:
         print(problem)
     kernels = {name for kernels in report.values() for name in kernels}
