@@ -70,7 +70,8 @@ $(COMPAT): pyproject.toml | setup
 compat: $(COMPAT)
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(COMPAT_VENV)/bin/python -m pytest -q -p no:cacheprovider \
 	  -k "triton and test_every_dtype and random and bfloat16" $(addprefix tests/test_,$(addsuffix .py,$(TRITON_OPS)))
-	$(COMPAT_VENV)/bin/python bench/triton_resources.py --check --quick --dtypes float32 --architectures 80 90
+	$(COMPAT_VENV)/bin/python bench/triton_resources.py --check --quick --may-spill --dtypes float32 \
+	  --architectures 80 90
 
 bench: setup
 	$(BIN)/python bench/run.py
