@@ -16,7 +16,7 @@ from dmlkernels.testing import Pairs, evaluate, make_pairs
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize(
-    "m", thinned([1, 2, 3, 15, 17, 31, 33, 63, 65, 127, 128, 129, 130, 200, 257, 300], 1, 33, 128, 129, 257)
+    "m", thinned([1, 2, 3, 15, 17, 31, 33, 63, 65, 127, 128, 129, 130, 200, 257, 300], 1, 129, 257)
 )
 @pytest.mark.parametrize("choice", ["nearest", "hard_semihard"])
 def test_rows(kernel, device, choice, m, dtype):
@@ -118,7 +118,7 @@ def test_no_features(backend, device):
 # Strides.
 
 
-@pytest.mark.parametrize("view", thinned(VIEWS, "columns", "transposed"))
+@pytest.mark.parametrize("view", thinned(VIEWS, "columns"))
 @pytest.mark.parametrize("n", [None, 77], ids=["self", "reference"])
 @pytest.mark.parametrize("choice", ["nearest", "hard_semihard"])
 def test_strided_inputs(kernel, device, dtype, choice, view, n):

@@ -90,13 +90,13 @@ def test_gradcheck(backend, device, name, n):
 
 
 @pytest.mark.parametrize("n", [None, 77], ids=["self", "other"])
-@pytest.mark.parametrize("kind", thinned(KINDS, "random", "duplicates", "large_norms"))
-@pytest.mark.parametrize("name", thinned(FUNCTIONS, "cosine", "euclidean", "unit_squared"))
+@pytest.mark.parametrize("kind", thinned(KINDS, "random", "duplicates"))
+@pytest.mark.parametrize("name", thinned(FUNCTIONS, "cosine", "euclidean"))
 def test_every_dtype(kernel, device, dtype, name, kind, n):
     match(name, rows(kind, 70, n, 16, dtype, 3, device), max_quiet=0.2)
 
 
-@pytest.mark.parametrize("gap", thinned([1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6], 1e-1, 1e-3, 1e-6))
+@pytest.mark.parametrize("gap", thinned([1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6], 1e-3))
 @pytest.mark.parametrize("n", [None, 60], ids=["self", "other"])
 @pytest.mark.parametrize("name", ["euclidean", "unit_euclidean", "squared", "unit_squared"])
 def test_near_duplicates(kernel, device, name, n, gap):
@@ -150,7 +150,7 @@ def test_rows(kernel, device, name, m, n):
 @pytest.mark.parametrize(
     "dtype", [torch.float64, torch.float32, torch.bfloat16], ids=["float64", "float32", "bfloat16"]
 )
-@pytest.mark.parametrize("d", thinned([3, 4, 7, 8, 9, 15, 16, 17, 31, 33, 63, 100, 128, 130], 3, 17, 33, 130))
+@pytest.mark.parametrize("d", thinned([3, 4, 7, 8, 9, 15, 16, 17, 31, 33, 63, 100, 128, 130], 17, 130))
 @pytest.mark.parametrize("name", ["cosine", "euclidean"])
 def test_widths(kernel, device, name, d, dtype):
     match(name, rows("random", 40, 35, d, dtype, 7, device), max_quiet=0.2)
@@ -171,7 +171,7 @@ def test_no_features(backend, device, name):
 
 
 @pytest.mark.parametrize("m, n", [(0, None), (0, 5), (5, 0), (0, 0)])
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", thinned(FUNCTIONS, "euclidean"))
 def test_nothing(backend, device, name, m, n):
     outcome = evaluate(bound(name), rows("random", m, n, 4, device=device))
     assert outcome.value.shape == (m, m if n is None else n)
@@ -182,7 +182,7 @@ def test_nothing(backend, device, name, m, n):
 # Strides.
 
 
-@pytest.mark.parametrize("view", thinned(VIEWS, "columns", "transposed"))
+@pytest.mark.parametrize("view", thinned(VIEWS, "columns"))
 @pytest.mark.parametrize("n", [None, 67], ids=["self", "other"])
 @pytest.mark.parametrize("name", ["cosine", "euclidean"])
 def test_strided_inputs(kernel, device, dtype, name, view, n):

@@ -87,7 +87,7 @@ def statistics(pairs: Pairs, options, **ids):
 # Values and gradients against loops over the formula.
 
 
-@pytest.mark.parametrize("extra", ["plain", "ids", "ignore_index"])
+@pytest.mark.parametrize("extra", thinned(["plain", "ids", "ignore_index"], "ids", "ignore_index"))
 @pytest.mark.parametrize("n", [None, 9], ids=["self", "reference"])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_brute_force(backend, device, name, n, extra):
@@ -129,7 +129,7 @@ def test_brute_force(backend, device, name, n, extra):
 
 
 @pytest.mark.parametrize("n", [None, 141], ids=["self", "reference"])
-@pytest.mark.parametrize("kind", thinned(KINDS, "random", "clustered", "duplicates", "large_norms"))
+@pytest.mark.parametrize("kind", thinned(KINDS, "random", "duplicates"))
 def test_every_dtype(kernel, device, dtype, kind, n):
     match(draw(kind, 130, n, dtype=dtype, seed=1, device=device))
 
@@ -144,7 +144,7 @@ def test_every_option(kernel, device, name, n, dtype):
 
 @pytest.mark.parametrize("n", [None, 133], ids=["self", "reference"])
 @pytest.mark.parametrize("positive", ["all", "easy"])
-@pytest.mark.parametrize("labels", thinned(LABEL_KINDS, "shuffled", "ragged", "distinct", "wide"))
+@pytest.mark.parametrize("labels", thinned(LABEL_KINDS, "ragged", "wide"))
 def test_every_labelling(kernel, device, labels, positive, n):
     options = {"positive": positive, "margin": 0.8, "alpha": 1.2, "pos_temperature": 2.0}
     match(draw("random", 200, n, 8, options, classes=11, labels=labels, seed=3, device=device), options)

@@ -96,16 +96,14 @@ def test_an_empty_set_costs_nothing(backend, device, labels, n):
 
 @pytest.mark.parametrize(
     "i, j",
-    thinned(
-        [(0, 1), (5, 290), (127, 128), (128, 127), (255, 256), (131, 299), (16, 15)], (0, 1), (127, 128), (131, 299)
-    ),
+    thinned([(0, 1), (5, 290), (127, 128), (128, 127), (255, 256), (131, 299), (16, 15)], (127, 128)),
 )
 @pytest.mark.parametrize("side", ["positive", "negative"])
 @pytest.mark.parametrize("grad", ["full", "query"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 def test_a_single_active_pair(kernel, device, i, j, side, grad, dtype):
     """Of 300 rows, one pair counts: both of its ends get their gradient, and the other tiles are marked as empty."""
-    x = torch.randn(300, 140, dtype=dtype, generator=torch.Generator().manual_seed(23))
+    x = torch.randn(300, 48, dtype=dtype, generator=torch.Generator().manual_seed(23))
     y = torch.randperm(300, generator=torch.Generator().manual_seed(24))
     if side == "positive":
         y[j] = y[i]
@@ -172,7 +170,7 @@ def test_tile_side():
 # Strides.
 
 
-@pytest.mark.parametrize("view", thinned(VIEWS, "columns", "transposed"))
+@pytest.mark.parametrize("view", thinned(VIEWS, "columns"))
 @pytest.mark.parametrize("n", [None, 77], ids=["self", "reference"])
 def test_strided_inputs(kernel, device, dtype, view, n):
     pairs = make_pairs("random", 140, n, 9, dtype=dtype, seed=26, device=device)
