@@ -47,8 +47,10 @@ struct PairwiseLoss {
     T g = static_cast<T>(values[i * grad.row_stride + j * grad.col_stride]);
     if (grad.both) g += static_cast<T>(values[j * grad.row_stride + i * grad.col_stride]);
     if (metric == Metric::dot) return g;
-    if (metric == Metric::squared) return T(2) * g;
-    return g * gradient_scale(block.squared(dot, r, c), block.norms(r, c), kEps<T>);
+    const T scale = gradient_scale(block.squared(dot, r, c), block.norms(r, c), kEps<T>);
+    if (metric == Metric::euclidean) return g * scale;
+    // Coincident rows pull nowhere; in the product with the rows their parts would cancel to rounding only.
+    return scale == T(0) ? T(0) : T(2) * g;
   }
 };
 

@@ -215,12 +215,12 @@ struct PairTile {
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
         if constexpr (P == Product::tf32x3 || P == Product::tf32x2) {
-          // The small terms among themselves first: the large sum is rounded once for them.
-          float small[4] = {};
-          if constexpr (P == Product::tf32x3) mma<Mma::tf32>(small, left, right_low[n]);
-          mma<Mma::tf32>(small, left_low, right[n]);
+          // The small terms apart: the large sum is rounded once for both, and (i, j) has the bits of (j, i).
+          float small_left[4] = {}, small_right[4] = {};
+          mma<Mma::tf32>(small_left, left_low, right[n]);
+          if constexpr (P == Product::tf32x3) mma<Mma::tf32>(small_right, left, right_low[n]);
 #pragma unroll
-          for (int k = 0; k < 4; ++k) value[m][n][k] += small[k];
+          for (int k = 0; k < 4; ++k) value[m][n][k] += small_left[k] + small_right[k];
         }
         mma<ProductTypes<P>::kind>(value[m][n], left, right[n]);
       }
