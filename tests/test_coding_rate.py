@@ -92,6 +92,21 @@ def test_logdet_of_every_dtype(kernel, device, dtype, n):
     assert relative(outcome.grads[0], truth.grads[0]) <= allowed
 
 
+@pytest.mark.parametrize("dtype", FLOATS, ids=FLOAT_IDS)
+@pytest.mark.parametrize("n", [96, 128, 129, 144, 145, 208, 209])
+def test_logdet_around_the_limits_of_shared_memory(kernel, device, n, dtype):
+    a = definite(2, n, dtype, seed=2, device=device)
+    a[1, n // 2, n // 2] = -1
+    outcome = matrices(lambda a: F.cholesky_logdet(a, check=False)[:1], a, torch.ones(1))
+    expected, inverse = torch.linalg.slogdet(a[0].double())[1], torch.linalg.inv(a[0].double())
+    eps, cond = torch.finfo(dtype).eps, float(torch.linalg.cond(a[0].double()))
+    assert abs(float(outcome.value[0]) - float(expected)) <= n * cond * eps
+    assert relative(outcome.grads[0][0], inverse) <= 2 * cond * eps
+    assert F.cholesky_logdet(a, check=False).isnan().tolist() == [False, True]
+    with pytest.raises(RuntimeError, match=r"A\[1\]"):
+        F.cholesky_logdet(a)
+
+
 @pytest.mark.parametrize("condition", [1e1, 1e2, 1e3, 1e4, 1e5, 1e6])
 @pytest.mark.parametrize("n", [2, 8, 31, 48, 100])
 def test_logdet_of_ill_conditioned_matrices(kernel, device, n, condition):
@@ -269,6 +284,17 @@ def test_ragged_classes(kernel, device, dtype):
     labels = torch.cat([torch.full((n,), n) for n in (1, 40, 3, 2, 33, 32, 7, 1, 16, 5, 31)])
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     pairs = make_pairs("random", len(labels), d=12, dtype=dtype, seed=15, device=device)
+    match("class", pairs._replace(labels=labels[order].to(device)))
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=FLOAT_IDS)
+@pytest.mark.parametrize("sizes", [(15, 16, 17, 18), (131, 2, 150), (140, 33, 5), (260, 1)], ids=str)
+@pytest.mark.parametrize("d", [20, 140])
+def test_large_classes(kernel, device, sizes, d, dtype):
+    """Above 16 rows a class is a CUDA block's; a side above 128 is factored in global memory; more rows than features."""
+    labels = torch.cat([torch.full((n,), k) for k, n in enumerate(sizes)])
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    pairs = make_pairs("random", len(labels), d=d, dtype=dtype, seed=15, device=device)
     match("class", pairs._replace(labels=labels[order].to(device)))
 
 

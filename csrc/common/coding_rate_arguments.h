@@ -53,6 +53,8 @@ inline void check_cholesky_bwd(const Tensor& grad_logdet, const Tensor& inverse)
   const char* op = "cholesky_bwd";
   DML_CHECK(inverse.dim() == 3 && inverse.size(1) == inverse.size(2), op, "inverse", "(B, n, n)", inverse);
   check_vector(op, "grad_logdet", grad_logdet, inverse.size(0), inverse.scalar_type());
+  DML_CHECK(inverse.scalar_type() == ScalarType::Double || inverse.scalar_type() == ScalarType::Float, op, "inverse",
+            "float64 or float32", inverse.scalar_type());
 }
 
 [[noreturn]] inline void fail_not_positive_definite(int64_t matrix) {

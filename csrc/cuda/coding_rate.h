@@ -43,11 +43,11 @@ struct ClassRates {
   const int64_t *labels, *order;
   const T* scale;
   int64_t rows, width;
-  double eps_squared, gain;
+  double eps_squared, gain, factor;  // factor: of the gradient, a of all rows
   bool normalize, need_grad;
   T* y;           // (rows, width) scratch, or where the gradient goes; null unless need_grad
   T* tiles;       // (rows, width) scratch, needed for sides above kClassSide
-  double* terms;  // (class_blocks(rows),): their sum is the rate
+  double* terms;  // (class_blocks(rows),): their sum is 2 rows times the rate
 };
 constexpr int64_t kClassSide = 128;
 int64_t class_blocks(int64_t rows);

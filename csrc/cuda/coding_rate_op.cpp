@@ -167,11 +167,12 @@ void rate_of_classes(const RateProblem<T>& p, const Tensor& labels) {
   const bool large = std::min(n, d) > kClassSide;
   const Tensor y = p.gradient_scratch(), tiles = empty(p.z, {large ? n : 0, d}, kType<T>);
   const Tensor terms = empty(p.z, {class_blocks(n)}, ScalarType::Double);
-  class_rates<T>(ClassRates<T>{stored(p.z), stored(p.grad), data<int64_t>(sorted), data<int64_t>(order),
-                               data<T>(p.scale), n, d, p.o.eps_squared, p.o.gain, p.o.normalize, p.o.need_grad,
-                               data<T>(y), data<T>(tiles), data<double>(terms)},
-                 p.stream);
-  sum_terms<double>(data<double>(terms), terms.size(0), 1.0, stored(p.rate), p.stream);
+  class_rates<T>(
+      ClassRates<T>{stored(p.z), stored(p.grad), data<int64_t>(sorted), data<int64_t>(order), data<T>(p.scale), n, d,
+                    p.o.eps_squared, p.o.gain, p.o.gain * rate_scale(n, d, p.o.eps_squared, false), p.o.normalize,
+                    p.o.need_grad, data<T>(y), data<T>(tiles), data<double>(terms)},
+      p.stream);
+  sum_terms<double>(data<double>(terms), terms.size(0), 0.5 / static_cast<double>(n), stored(p.rate), p.stream);
 }
 
 template <class T>
