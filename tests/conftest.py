@@ -59,8 +59,6 @@ KERNELS = [
     Target("triton", "cpu", emulated=True) if _triton.interpreted() else Target("triton", "cuda"),
     Target("cuda-host", "cpu", emulated=True),
 ]
-# Tests of the operators whose CUDA kernels exist.
-CUDA_HOST_MODULES: set[str] = set()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -69,11 +67,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     def left_out(item: pytest.Item) -> bool:
         parameters = getattr(item, "callspec", None) and item.callspec.params
         target = parameters and (parameters.get("kernel") or parameters.get("backend"))
-        if not isinstance(target, Target):
-            return False
-        if target.name == "cuda-host" and item.path.stem not in CUDA_HOST_MODULES:
-            return True
-        return target.emulated and item.get_closest_marker("large") is not None
+        return isinstance(target, Target) and target.emulated and item.get_closest_marker("large") is not None
 
     if deselected := [item for item in items if left_out(item)]:
         config.hook.pytest_deselected(items=deselected)

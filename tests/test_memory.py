@@ -41,6 +41,7 @@ for name in names:
 """
 
 
+@pytest.mark.large
 def test_no_square_of_pairs(kernel, device):
     """At N = 8,192 one N×N array of float32 is 256 MB, of bytes 64 MB; the inputs are 2 MB."""
     if device != "cpu" or not sys.platform.startswith("linux"):

@@ -250,7 +250,8 @@ class Block {
   }
 
   static bool same_site(const Site& a, const Site& b) {
-    return a.line() == b.line() && a.column() == b.column() && strcmp(a.file_name(), b.file_name()) == 0;
+    return a.line() == b.line() && a.column() == b.column() &&
+           (a.file_name() == b.file_name() || strcmp(a.file_name(), b.file_name()) == 0);
   }
   static bool waits_with(const Fiber& other, const Fiber& me) {
     return other.state == State::at_warp_barrier && other.mask == me.mask && same_site(other.site, me.site);
