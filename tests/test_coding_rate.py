@@ -291,7 +291,7 @@ def test_ragged_classes(kernel, device, dtype):
 @pytest.mark.parametrize("sizes", [(15, 16, 17, 18), (131, 2, 150), (140, 33, 5), (260, 1)], ids=str)
 @pytest.mark.parametrize("d", [20, 140])
 def test_large_classes(kernel, device, sizes, d, dtype):
-    """Above 16 rows a class is a CUDA block's; a side above 128 is factored in global memory; more rows than features."""
+    """Above 16 rows a class is a CUDA block's; a side above 128 is in global memory; rows may outnumber features."""
     labels = torch.cat([torch.full((n,), k) for k, n in enumerate(sizes)])
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     pairs = make_pairs("random", len(labels), d=d, dtype=dtype, seed=15, device=device)
