@@ -81,10 +81,12 @@ def runs() -> Iterator[Run]:
             evaluations = EVALUATIONS if seed == SEEDS[0] else 1
             yield Run("rows", f"{row.name}, seed {seed}", _config(row.settings, evaluations, seed=seed))
     fine = [row for row in ROWS if not row.merged]
+    for seed in SEEDS:
+        for row in fine:
+            yield Run("noise", f"{row.name}, seed {seed}", _config(row.settings, seed=seed, label_noise=NOISE))
     for row in fine:
-        name = f"{row.name}, seed {SEEDS[0]}"
-        yield Run("noise", name, _config(row.settings, seed=SEEDS[0], label_noise=NOISE))
-        yield Run("features", name, _config(row.settings, seed=SEEDS[0], features=FEW_FEATURES))
+        few = _config(row.settings, seed=SEEDS[0], features=FEW_FEATURES)
+        yield Run("features", f"{row.name}, seed {SEEDS[0]}", few)
 
 
 def train(run: Run, folder: Path, data: RetrievalData, untrained: dict[tuple, Evaluation]) -> dict[str, Any]:

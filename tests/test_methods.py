@@ -36,7 +36,7 @@ def test_what_is_trained(methods: ModuleType) -> None:
     assert next(run.group for run in runs) == "validation"  # what settings are chosen with comes first
     # Only what chooses settings looks at training classes; all else tests on the test classes.
     assert all(run.config.validate == (run.group == "validation") for run in runs)
-    for group, names, seeds in (("rows", [row.name for row in ROWS], 3), ("features", FINE, 1), ("noise", FINE, 1)):
+    for group, names, seeds in (("rows", [row.name for row in ROWS], 3), ("features", FINE, 1), ("noise", FINE, 3)):
         found = Counter(run.name.partition(",")[0] for run in runs if run.group == group)
         assert found == dict.fromkeys(names, seeds)
     for run in runs:
