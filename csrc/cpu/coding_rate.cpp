@@ -1,4 +1,4 @@
-#include "common/coding_rate.h"
+#include "common/coding_rate_arguments.h"
 
 #include <algorithm>
 #include <array>
@@ -20,9 +20,6 @@ namespace {
 using torch::stable::detail::from;
 using torch::stable::detail::to;
 
-// Up to this bound of the condition number a product with the inverse is as accurate as two triangular solves, and a
-// product is several times faster.
-constexpr double kInvertible = 1e4;
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
 template <class T>
@@ -95,10 +92,6 @@ struct Lanes {
   }
 };
 
-void fail_not_positive_definite(int64_t matrix) {
-  fail("cholesky_logdet", "A", "positive definite (check=True)", "A[" + text(matrix) + "] that is not");
-}
-
 template <class T>
 std::tuple<Tensor, Tensor> small_matrices(const Tensor& a, bool check, bool need_inverse) {
   const int64_t batch = a.size(0);
@@ -162,10 +155,7 @@ std::tuple<Tensor, Tensor> cholesky_as(const Tensor& a, bool check, bool need_in
 }
 
 std::tuple<Tensor, Tensor> cholesky_fwd(const Tensor& A, bool check, bool need_inverse) {
-  const char* op = "cholesky_logdet";
-  DML_CHECK(A.dim() == 3 && A.size(1) == A.size(2), op, "A", "(B, n, n)", A);
-  DML_CHECK(A.scalar_type() == ScalarType::Double || A.scalar_type() == ScalarType::Float, op, "A",
-            "float64 or float32", A.scalar_type());
+  check_cholesky(A);
   const Tensor a = torch::stable::contiguous(A);
   return a.scalar_type() == ScalarType::Double ? cholesky_as<double>(a, check, need_inverse)
                                                : cholesky_as<float>(a, check, need_inverse);
@@ -184,19 +174,10 @@ Tensor scale_matrices(const Tensor& grad, const Tensor& inverse) {
 }
 
 Tensor cholesky_bwd(const Tensor& grad_logdet, const Tensor& inverse) {
-  const char* op = "cholesky_bwd";
-  DML_CHECK(inverse.dim() == 3 && inverse.size(1) == inverse.size(2), op, "inverse", "(B, n, n)", inverse);
-  check_vector(op, "grad_logdet", grad_logdet, inverse.size(0), inverse.scalar_type());
-  DML_CHECK(inverse.scalar_type() == ScalarType::Double || inverse.scalar_type() == ScalarType::Float, op, "inverse",
-            "float64 or float32", inverse.scalar_type());
+  check_cholesky_bwd(grad_logdet, inverse);
   const Tensor g = torch::stable::contiguous(grad_logdet), x = torch::stable::contiguous(inverse);
   return x.scalar_type() == ScalarType::Double ? scale_matrices<double>(g, x) : scale_matrices<float>(g, x);
 }
-
-struct RateOptions {
-  double eps_squared, gain;
-  bool official, normalize, need_grad;
-};
 
 // One row of the gradient: G_i, taken through the normalisation, into the caller's row.
 template <class T>
@@ -346,44 +327,31 @@ std::tuple<Tensor, Tensor> rate_as(const Tensor& z, const std::optional<Tensor>&
   return {filled(z, {}, compute_type(z), rate), grad};
 }
 
-// Largest eigenvalue of I + a Z Z^T, at most: unit rows have the trace n, other rows their squared norms.
-double condition_bound(const Tensor& z, const RateOptions& o) {
-  const double n = static_cast<double>(std::max<int64_t>(z.size(0), 1)), d = static_cast<double>(z.size(1));
-  double trace = n;
-  if (!o.normalize) {
-    trace = 0;
-    std::vector<double> row(static_cast<size_t>(z.size(1)));
-    for (int64_t i = 0; i < z.size(0); ++i) {
-      read_row(z, i, row.data(), 0, z.size(1));
-      trace += kernels<RowsKernels<double>>().sum_squares(row.data(), z.size(1));
-    }
+// Sum of the squared norms of the rows, 1 each where they are normalised.
+double squared_norms(const Tensor& z, bool normalize) {
+  if (normalize) return static_cast<double>(z.size(0));
+  double sum = 0;
+  std::vector<double> row(static_cast<size_t>(z.size(1)));
+  for (int64_t i = 0; i < z.size(0); ++i) {
+    read_row(z, i, row.data(), 0, z.size(1));
+    sum += kernels<RowsKernels<double>>().sum_squares(row.data(), z.size(1));
   }
-  return 1 + o.gain * (o.official ? n / d : d / n) / o.eps_squared * trace;
+  return sum;
 }
 
 std::tuple<Tensor, Tensor> coding_rate_fwd(const Tensor& z, std::optional<Tensor> labels, double eps_squared,
                                            double gain, std::string scale, bool normalize, std::string,
                                            bool need_grad) {
-  const char* op = "coding_rate";
-  check_matrix(op, "z", z);
-  check_choice(op, "scale", scale, {"mcr2", "official_proxy"});
-  if (labels) check_vector(op, "labels", *labels, z.size(0), ScalarType::Long);
-  DML_CHECK(eps_squared > 0 && gain > 0, op, "eps_squared and gain", "positive",
-            std::to_string(eps_squared) + ", " + std::to_string(gain));
-  const RateOptions o{eps_squared, gain, scale == "official_proxy", normalize, need_grad};
+  const RateOptions o = check_coding_rate(z, labels, eps_squared, gain, scale, normalize, need_grad);
   const Tensor x = torch::stable::contiguous(z);
-  // The error of a float32 gradient grows as 1e-8 times the condition number: from 1e5 on, factor in float64.
   // Rows of one class, not normalised, can outweigh all others: their bound is not that of the whole.
-  const bool wide = compute_type(x) == ScalarType::Double || (labels && !normalize) || condition_bound(x, o) > 1e5;
+  const bool wide = compute_type(x) == ScalarType::Double || (labels && !normalize) ||
+                    condition_bound(x.size(0), x.size(1), o, squared_norms(x, normalize)) > kFloatCondition;
   return wide ? rate_as<double>(x, labels, o) : rate_as<float>(x, labels, o);
 }
 
 Tensor coding_rate_bwd(const Tensor& grad_rate, const Tensor& rate_grad) {
-  const char* op = "coding_rate_bwd";
-  check_matrix(op, "rate_grad", rate_grad);
-  DML_CHECK(grad_rate.dim() == 0, op, "grad_rate", "()", grad_rate);
-  DML_CHECK(grad_rate.scalar_type() == compute_type(rate_grad), op, "grad_rate", text(compute_type(rate_grad)),
-            grad_rate.scalar_type());
+  check_coding_rate_bwd(grad_rate, rate_grad);
   const Tensor x = torch::stable::contiguous(rate_grad);
   const double g = grad_rate.scalar_type() == ScalarType::Double
                        ? *static_cast<const double*>(grad_rate.const_data_ptr())

@@ -8,6 +8,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "common/spherical_expansion_arguments.h"
 #include "cpu/dispatch.h"
 #include "cpu/rows.h"
 #include "cpu/rows_kernels.h"
@@ -68,17 +69,6 @@ struct Frame {
     }
   }
 };
-
-void check_arguments(const char* op, const Tensor& z, const Tensor& proxies, const Tensor& noise, int64_t n) {
-  check_matrix(op, "z", z);
-  check_like(op, "proxies", proxies, z);
-  DML_CHECK(proxies.size(0) == z.size(0), op, "proxies", "(k, D) like z", proxies);
-  DML_CHECK(n >= 1 && n + 1 <= z.size(1), op, "n", "at least 1 and at most D - 1", n);
-  DML_CHECK(noise.dim() == 3 && noise.size(0) == z.size(0) && noise.size(1) == n - 1 && noise.size(2) == z.size(1), op,
-            "noise", "(k, n-1, D)", noise);
-  DML_CHECK(noise.scalar_type() == z.scalar_type(), op, "noise", text(z.scalar_type()) + " like z",
-            noise.scalar_type());
-}
 
 // (k, n-1, D) as the (k, (n-1) D) matrix whose rows are read in pieces.
 Tensor flat(const Tensor& noise) {
@@ -148,7 +138,7 @@ Tensor backward_as(const Tensor& grad, const Tensor& z, const Tensor& proxies, c
 
 std::tuple<Tensor, Tensor> spherical_expansion_fwd(const Tensor& z, const Tensor& proxies, const Tensor& noise,
                                                    int64_t n) {
-  check_arguments("spherical_expansion", z, proxies, noise, n);
+  check_spherical_expansion("spherical_expansion", z, proxies, noise, n);
   using torch::stable::contiguous;
   return compute_type(z) == ScalarType::Double
              ? forward_as<double>(contiguous(z), contiguous(proxies), flat(noise), static_cast<int>(n))
@@ -157,10 +147,7 @@ std::tuple<Tensor, Tensor> spherical_expansion_fwd(const Tensor& z, const Tensor
 
 Tensor spherical_expansion_bwd(const Tensor& grad, const Tensor& z, const Tensor& proxies, const Tensor& noise,
                                int64_t n) {
-  const char* op = "spherical_expansion_bwd";
-  check_arguments(op, z, proxies, noise, n);
-  check_like(op, "grad", grad, z);
-  DML_CHECK(grad.size(0) == z.size(0) * n, op, "grad", "(k*n, D)", grad);
+  check_spherical_expansion_bwd("spherical_expansion_bwd", grad, z, proxies, noise, n);
   using torch::stable::contiguous;
   return compute_type(z) == ScalarType::Double
              ? backward_as<double>(contiguous(grad), contiguous(z), contiguous(proxies), flat(noise),
