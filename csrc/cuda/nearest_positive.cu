@@ -41,10 +41,6 @@ DML_DEVICE Best<T> nothing(bool farthest) {
   return Best<T>{farthest ? T(-1) : static_cast<T>(INFINITY), -1};
 }
 
-// Two blocks fit on a multiprocessor, except where half of its registers are too few: they would spill.
-template <Product P>
-constexpr int kBlocks = P == Product::simt || P == Product::tf32x3 ? 1 : 2;
-
 // Four neighbouring lanes share a row of each half of the tile, as in the statistics of the losses.
 template <Product P>
 DML_KERNEL(kThreads, kBlocks<P>)

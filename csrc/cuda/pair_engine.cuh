@@ -33,7 +33,7 @@ DML_DEVICE void merge_lanes(Sums& sums, int bits) {
 
 // Four neighbouring lanes share a row of each half of the tile; with mirrored tiles, two threads share a column.
 template <Product P, class Loss>
-DML_KERNEL(kThreads)
+DML_KERNEL(kThreads, kBlocks<P>)
 statistics_kernel(PairProblem<P> p, Loss loss, RowPartials<typename ProductTypes<P>::Value> out, bool symmetric,
                   unsigned char* active, typename ProductTypes<P>::Value* block_totals) {
   using T = typename ProductTypes<P>::Value;
@@ -121,7 +121,7 @@ DML_DEVICE T store_weight(T weight, const Stripe& stripe, int64_t row, int64_t a
 // weights[i, j] = weight * 1/||x_j||, rounded as the product takes it, and per row the sum of the weights: of the
 // rounded ones where the rows are not normalised (there the sum does not vanish with the radial part).
 template <Product P, class Loss>
-DML_KERNEL(kThreads)
+DML_KERNEL(kThreads, kBlocks<P>)
 weights_kernel(PairProblem<P> p, Loss loss, Stripe stripe, typename ProductTypes<P>::Value* row_sums, int64_t rows) {
   using T = typename ProductTypes<P>::Value;
   DML_SHARED(shared);

@@ -94,7 +94,7 @@ struct ActiveChunks {
 };
 
 template <Product P>
-DML_KERNEL(kThreads)
+DML_KERNEL(kThreads, kBlocks<P>)
 product_kernel(Stripe stripe, const typename ProductTypes<P>::Element* x_transposed, int64_t width,
                typename ProductTypes<P>::Value* sums) {
   using E = typename ProductTypes<P>::Element;

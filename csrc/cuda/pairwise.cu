@@ -8,7 +8,7 @@ namespace {
 
 // One block a tile; a warp takes a row, so that neighbouring lanes write neighbouring values.
 template <Product P>
-DML_KERNEL(kThreads)
+DML_KERNEL(kThreads, kBlocks<P>)
 values_kernel(PairProblem<P> p, Metric metric, typename ProductTypes<P>::Element* out) {
   using E = typename ProductTypes<P>::Element;
   using T = typename ProductTypes<P>::Value;

@@ -71,6 +71,11 @@ constexpr int kStageBytes = 2 * kTile * kRowBytes;
 constexpr int kStages = 3;  // one in use, two on their way; 60 KB, so that an A100 or H100 holds two blocks or more
 constexpr int kTileShared = kStages * kStageBytes;
 
+// Blocks that a multiprocessor must have room for; 0 leaves it to the compiler. In the registers of half a
+// multiprocessor, three TF32 products and float64 would spill.
+template <Product P>
+constexpr int kBlocks = P == Product::tf32x3 || P == Product::simt ? 1 : 0;
+
 // All of the width, chunk by chunk: where in the rows of either side.
 template <class E>
 struct DenseChunks {
