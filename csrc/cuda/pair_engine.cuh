@@ -8,6 +8,7 @@
 //   add_to_row(block, dot, r, c, mirrored, sums, totals) -> does the pair count? `mirrored`: the column's end too
 //   add_to_column(block, dot, r, c, sums)
 //   weight(block, dot, r, c) -> the pair's weight of (f_i - g_j), or of g_j, in the gradient of row r
+//   kWeightBlocks           launch bound of its weights, as kBlocks
 //   normalize               whether the rows are normalised
 // all of them uniform in their options, so that a launch never diverges on one.
 
@@ -121,7 +122,7 @@ DML_DEVICE T store_weight(T weight, const Stripe& stripe, int64_t row, int64_t a
 // weights[i, j] = weight * 1/||x_j||, rounded as the product takes it, and per row the sum of the weights: of the
 // rounded ones where the rows are not normalised (there the sum does not vanish with the radial part).
 template <Product P, class Loss>
-DML_KERNEL(kThreads, kBlocks<P>)
+DML_KERNEL(kThreads, Loss::kWeightBlocks)
 weights_kernel(PairProblem<P> p, Loss loss, Stripe stripe, typename ProductTypes<P>::Value* row_sums, int64_t rows) {
   using T = typename ProductTypes<P>::Value;
   DML_SHARED(shared);

@@ -36,6 +36,7 @@ template <Product P>
 struct PairwiseLoss {
   using E = typename ProductTypes<P>::Element;
   using T = typename ProductTypes<P>::Value;
+  static constexpr int kWeightBlocks = 1;  // left to the compiler it spills on sm_100
   Metric metric;
   bool normalize;
   PairwiseGradient grad;

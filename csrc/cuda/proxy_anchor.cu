@@ -40,7 +40,7 @@ template <Product P>
 struct ProxyAnchorLoss {
   using T = typename ProductTypes<P>::Value;
   using Sums = ProxySums<T>;
-  static constexpr int kTotals = 0;
+  static constexpr int kTotals = 0, kWeightBlocks = kBlocks<P>;
   ProxyAnchor loss;
   // Gradient only.
   bool normalize, proxies_are_rows;

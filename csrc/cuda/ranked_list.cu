@@ -51,7 +51,7 @@ template <bool Running, Product P>
 struct RankedListLoss {
   using T = typename ProductTypes<P>::Value;
   using Sums = RankedSums<Running, T>;
-  static constexpr int kTotals = kRankedTotals;
+  static constexpr int kTotals = kRankedTotals, kWeightBlocks = kBlocks<P>;
   RankedListProblem problem;
   bool normalize;
   // Gradient only.
