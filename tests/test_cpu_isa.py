@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from dmlkernels import _backend
+
+pytestmark = pytest.mark.skipif("cpu" not in _backend.loaded["native"], reason="no native library")
+
 TESTS = Path(__file__).parent
 LEVELS = ("plain", "avx2", "avx512")
 
@@ -58,9 +62,7 @@ def run(level: str, code: str = CODE) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_level(kernel, device, level):
-    if (kernel.name, device) != ("native", "cpu"):
-        pytest.skip("instruction sets are those of the CPU kernels")
+def test_level(level):
     done = run(level)
     if "this build on this processor supports at most" in done.stderr:
         pytest.skip(done.stderr.splitlines()[-1])
@@ -68,10 +70,8 @@ def test_level(kernel, device, level):
     assert done.stdout.split() == [level, "114"]
 
 
-def test_unknown_level(kernel, device):
+def test_unknown_level():
     """Refused by the first operator, in a sentence, and not by the end of the process."""
-    if (kernel.name, device) != ("native", "cpu"):
-        pytest.skip("instruction sets are those of the CPU kernels")
     code = "import torch; from dmlkernels import functional as F; F.pairwise_similarity(torch.eye(2))"
     done = run("sse9", code)
     assert done.returncode == 1

@@ -169,6 +169,7 @@ def test_a_search_leaves_a_file_and_only_a_search_does(triton_device, monkeypatc
     assert [path.name for path in _configs.TUNED.iterdir()] == ["some-gpu.json"]
 
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
+    monkeypatch.setattr(_configs, "_capability", lambda index: 90)
     for width, config in ((20, best), (24, _configs._pinned("pairwise_fwd", x.dtype, 24, CUDA, True))):
         assert _configs.choose("pairwise_fwd", x.dtype, width, CUDA, square=True) == config
     _configs.tuned.cache_clear()
