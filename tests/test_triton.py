@@ -229,3 +229,13 @@ def test_batch_sizes_do_not_specialise():
     assert len(counts) >= 14
     # Self and reference mode, and in reference mode either side as the one that owns the rows.
     assert max(map(int, counts.values())) <= 4, counts
+
+
+def test_frames_beyond_the_registers_are_refused(triton_device):
+    z = torch.randn(2, 1024, device=triton_device)
+    noise = torch.randn(2, 39, 1024, device=triton_device)
+    with (
+        dmlkernels.use_backend("triton"),
+        pytest.raises(ValueError, match="n must be such that n times D.*got 64 x 1024"),
+    ):
+        F.spherical_expansion(z, torch.arange(2, device=triton_device), z.flip(0), n=40, noise=noise)

@@ -126,10 +126,9 @@ def _tiles(op: str, z: Tensor, n: int) -> tuple[int, dict[str, object]]:
     """Samples of a program (more than one where frames are tiny), and the constants and warps of the kernels."""
     frame, width = triton.next_power_of_2(n), triton.next_power_of_2(z.shape[1])
     if frame * width > LARGEST_FRAME:
-        raise NotImplementedError(
-            f'{op}: the backend "triton" holds frames of at most {LARGEST_FRAME} entries, n and D rounded up to powers '
-            f"of two, got {frame} x {width}; use the native or the reference backend"
-        )
+        expected = f"such that n times D, both rounded up to powers of two, is at most {LARGEST_FRAME}: a frame is held"
+        expected += " in registers (the native and the reference backend take more)"
+        _arguments.fail(op, "n", expected, f"{frame} x {width}")
     # What a program costs in the interpreter hardly depends on its size.
     samples = 16 if _pair.INTERPRETED else max(1, 256 // (frame * width))
     warps = max(1, min(16, samples * frame * width // 1024))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import importlib
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -31,7 +32,7 @@ def require(module: str) -> Any:
         raise DataError(f"{package} is missing: run `pip install dmlkernels[train]` to read images.") from error
 
 
-class ImageSet:
+class ImageSet(abc.ABC):
     """Labelled square images, decoded batch by batch.
 
     Attributes:
@@ -49,9 +50,9 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @abc.abstractmethod
     def batch(self, indices: Tensor | Sequence[int]) -> Tensor:
         """Return the images at `indices` (b,) as float32 (b, channels, size, size) in [0, 1]."""
-        raise NotImplementedError
 
 
 class ArrayImages(ImageSet):
