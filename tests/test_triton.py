@@ -236,6 +236,6 @@ def test_frames_beyond_the_registers_are_refused(triton_device):
     noise = torch.randn(2, 39, 1024, device=triton_device)
     with (
         dmlkernels.use_backend("triton"),
-        pytest.raises(ValueError, match="n must be such that n times D.*got 64 x 1024"),
+        pytest.raises(ValueError, match=r"n must be such that n times D.*got 64 x 1024"),
     ):
         F.spherical_expansion(z, torch.arange(2, device=triton_device), z.flip(0), n=40, noise=noise)
