@@ -1,6 +1,6 @@
 #include <tuple>
 
-#include "common/ranked_list_arguments.h"
+#include "common/ranked_list_operator.h"
 #include "cuda/nearest_positive_launcher.h"
 #include "cuda/pair_launcher.h"
 #include "cuda/ranked_list.h"
@@ -99,47 +99,24 @@ std::tuple<Tensor, Tensor> backward_as(const PairArguments& a, const RankedListO
           gradient(swapped(sides), *pairs.own_gallery, pairs.queries, RankedListEnds{false, full}, 1, col_tiles)};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> ranked_list_fwd(
-    const Tensor& embeddings, const Tensor& labels, std::optional<Tensor> ref_emb, std::optional<Tensor> ref_labels,
-    std::optional<Tensor> ids, std::optional<Tensor> ref_ids, std::optional<int64_t> ignore_index, bool normalize,
-    double alpha, double margin, double pos_temperature, double neg_temperature, double pos_weight, double neg_weight,
-    bool weight_grad, std::string grad, std::string positive, std::string eps_mode, std::string precision,
-    bool deterministic, bool check) {
-  const char* op = "ranked_list";
-  const PairArguments a(op, embeddings, labels, ref_emb, ref_labels, ids, ref_ids, ignore_index, normalize);
-  const RankedListOptions o{alpha,       margin, pos_temperature, neg_temperature, pos_weight, neg_weight,
-                            weight_grad, grad,   positive,        eps_mode};
-  o.check(op);
-  return compute_type(embeddings) == ScalarType::Double ? forward_as<double>(a, o, precision, deterministic, check)
-                                                        : forward_as<float>(a, o, precision, deterministic, check);
-}
-
-std::tuple<Tensor, Tensor> ranked_list_bwd(const Tensor& grad_loss, const Tensor& embeddings, const Tensor& labels,
-                                           std::optional<Tensor> ref_emb, std::optional<Tensor> ref_labels,
-                                           std::optional<Tensor> ids, std::optional<Tensor> ref_ids,
-                                           std::optional<int64_t> ignore_index, bool normalize, const Tensor& row_stats,
-                                           const Tensor& easy_index, const Tensor& active, double alpha, double margin,
-                                           double pos_temperature, double neg_temperature, double pos_weight,
-                                           double neg_weight, bool weight_grad, std::string grad, std::string positive,
-                                           std::string eps_mode, std::string precision, bool, bool need_grad_ref) {
-  const char* op = "ranked_list_bwd";
-  const PairArguments a(op, embeddings, labels, ref_emb, ref_labels, ids, ref_ids, ignore_index, normalize);
-  const RankedListOptions o{alpha,       margin, pos_temperature, neg_temperature, pos_weight, neg_weight,
-                            weight_grad, grad,   positive,        eps_mode};
-  o.check(op);
-  check_ranked_list_state(op, a, o, grad_loss, row_stats, easy_index, active, need_grad_ref);
-  using torch::stable::contiguous;
-  const Tensor g = contiguous(grad_loss), stats = contiguous(row_stats), easy = contiguous(easy_index),
-               tiles = contiguous(active);
-  return compute_type(embeddings) == ScalarType::Double
-             ? backward_as<double>(a, o, g, stats, easy, tiles, precision, need_grad_ref)
-             : backward_as<float>(a, o, g, stats, easy, tiles, precision, need_grad_ref);
-}
+struct RankedListOnCuda {
+  template <class T>
+  static auto forward(const PairArguments& a, const RankedListOptions& o, const std::string& precision,
+                      bool deterministic, bool check) {
+    return forward_as<T>(a, o, precision, deterministic, check);
+  }
+  template <class T>
+  static auto backward(const PairArguments& a, const RankedListOptions& o, const Tensor& grad_loss,
+                       const Tensor& row_stats, const Tensor& easy_index, const Tensor& active,
+                       const std::string& precision, bool need_grad_ref) {
+    return backward_as<T>(a, o, grad_loss, row_stats, easy_index, active, precision, need_grad_ref);
+  }
+};
 
 }  // namespace
 }  // namespace dml
 
 STABLE_TORCH_LIBRARY_IMPL(DML_OPERATORS, DML_DEVICE_KEY, m) {
-  m.impl("ranked_list_fwd", TORCH_BOX(&dml::ranked_list_fwd));
-  m.impl("ranked_list_bwd", TORCH_BOX(&dml::ranked_list_bwd));
+  m.impl("ranked_list_fwd", TORCH_BOX(&dml::ranked_list_fwd<dml::RankedListOnCuda>));
+  m.impl("ranked_list_bwd", TORCH_BOX(&dml::ranked_list_bwd<dml::RankedListOnCuda>));
 }
