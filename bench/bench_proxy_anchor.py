@@ -1,26 +1,10 @@
 """proxy_anchor, fused beside the reference: pytest bench/bench_proxy_anchor.py --benchmark-only."""
 
-import common
-import pytest
+from cases import Case
+from timed import test_backward, test_forward  # noqa: F401
 
 CASES = [
-    common.Case(f"proxy_anchor-{kind}-{rows}x{width}", "proxy_anchor", kind, rows, width)
+    Case(f"proxy_anchor-{kind}-{rows}x{width}", "proxy_anchor", kind, rows, width)
     for kind in ("dense", "sparse")
     for rows, width in ((512, 64), (2048, 128))
 ]
-
-
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
-def case(request):
-    common.assert_rivals_agree(request.param)
-    return request.param
-
-
-@pytest.mark.parametrize("contender", ["fused", "reference"])
-def test_forward(benchmark, case, contender):
-    common.time_forward(benchmark, case, contender)
-
-
-@pytest.mark.parametrize("contender", ["fused", "reference"])
-def test_backward(benchmark, case, contender):
-    common.time_backward(benchmark, case, contender)

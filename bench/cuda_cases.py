@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from common import Case
+from cases import Case
 
 BF16 = {"dtype": "bfloat16"}
 TF32 = {"precision": "tf32"}

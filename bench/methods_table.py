@@ -72,7 +72,7 @@ def rows(results: dict[str, Runs]) -> str:
         body.append([_label(row), *cells])
     untrained = [run["evaluations"][0] for run in _seeds(results["rows"], ROWS[0].name)]
     cells = [_spread([found[metric] for found in untrained], digits) for metric, (_, digits) in METRICS.items()]
-    return table._grid(["", *(title for title, _ in METRICS.values())], [*body, ["untrained network", *cells]])
+    return table.grid(["", *(title for title, _ in METRICS.values())], [*body, ["untrained network", *cells]])
 
 
 def claims(results: dict[str, Runs]) -> str:
@@ -85,7 +85,7 @@ def claims(results: dict[str, Runs]) -> str:
             gains = [_last(run, metric) - _last(other, metric) for run, other in pairs]
             higher = sum(gain > 0 for gain in gains)
             body.append([method, title, _spread(gains, digits, "+"), f"{higher} of {len(gains)} seeds"])
-    return table._grid(["method", "measure", "change", "higher in"], body)
+    return table.grid(["method", "measure", "change", "higher in"], body)
 
 
 def validation(results: dict[str, Runs]) -> str:
@@ -99,7 +99,7 @@ def validation(results: dict[str, Runs]) -> str:
         f"One seed, {first['train_classes']:,} training classes, tested on {first['test_images']:,} images of the "
         f"{first['test_classes']:,} that were held out:"
     )
-    return f"{caption}\n\n{table._grid(['setting', *(METRICS[metric][0] for metric in metrics)], body)}"
+    return f"{caption}\n\n{table.grid(['setting', *(METRICS[metric][0] for metric in metrics)], body)}"
 
 
 def training(results: dict[str, Runs]) -> str:
@@ -111,7 +111,7 @@ def training(results: dict[str, Runs]) -> str:
         for row, evaluations in first:
             body.append([title, _label(row), *(f"{found[metric]:.1f}" for found in evaluations)])
     shares = [f"{place}/{count - 1} of the steps" for place in range(1, count - 1)]
-    return table._grid(["", "", "untrained", *shares, "trained"], body)
+    return table.grid(["", "", "untrained", *shares, "trained"], body)
 
 
 def _beside(results: dict[str, Runs], group: str, names: tuple[str, str]) -> str:
@@ -126,7 +126,7 @@ def _beside(results: dict[str, Runs], group: str, names: tuple[str, str]) -> str
                 _spread([_last(run, metric) for run in runs], METRICS[metric][1]) for metric in metrics for runs in pair
             ]
             body.append([_label(row), *cells])
-    grid = table._grid(["", *(f"{METRICS[metric][0]}, {name}" for metric in metrics for name in names)], body)
+    grid = table.grid(["", *(f"{METRICS[metric][0]}, {name}" for metric in metrics for name in names)], body)
     return f"Seeds: {seeds}.\n\n{grid}"
 
 

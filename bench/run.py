@@ -18,12 +18,16 @@ from typing import NamedTuple
 from dmlkernels import _backend
 
 try:
-    import common
+    from agreement import assert_rivals_agree
+    from batches import active_shares, assert_share, use_device
+    from cases import OPERATIONS, Case
+    from fresh import one_thread_rates, peak_bytes
+    from timing import SAMPLES, measure
 except ImportError as error:  # the package itself works without its compiled parts
     sys.exit(f"bench: {error}; build the package first: pip install -e . --no-build-isolation")
 import cuda_cases
+import host
 import table
-from common import Case
 
 CASES = (
     Case("ranked_list", "ranked_list", "dense", 4096, 128, rivals=("reference", "compiled", "product")),
@@ -138,24 +142,24 @@ def measured_row(case: Case, samples: int, skip: dict[str, str], memory: bool) -
     """Times and peaks of one row, or for a rival in `skip` why there are none."""
     pairs = tiles = None
     if case.operation.startswith("ranked_list"):
-        pairs, tiles = common.active_shares(case.batch())
-        common.assert_share(case.kind, pairs)
+        pairs, tiles = active_shares(case.batch())
+        assert_share(case.kind, pairs)
     names = [name for name in ("fused", *case.rivals) if name not in skip]
     if case.timed and set(names) <= {"fused", "triton", "product"}:
         # Nothing in the row says whether the fused result is right.
-        common.assert_rivals_agree(case if common.reference_fits(case) else case.shrunk())
-    contenders = common.measure(case, names, samples) if case.timed else {name: {} for name in names}
+        assert_rivals_agree(case if host.reference_fits(case) else case.shrunk())
+    contenders = measure(case, names, samples) if case.timed else {name: {} for name in names}
     if memory and (case.memory or not case.timed):
         for name in names:
             if name != "product":
-                contenders[name]["peak_bytes"] = common.peak_bytes(case, name)
+                contenders[name]["peak_bytes"] = peak_bytes(case, name)
     contenders |= {name: {"skipped": skip[name]} for name in case.rivals if name in skip}
     return {
         "name": case.name,
-        "operation": common.OPERATIONS[case.operation].title,
+        "operation": OPERATIONS[case.operation].title,
         "kind": case.kind,
         "rows": case.rows,
-        "columns": case.columns if common.OPERATIONS[case.operation].pairs else None,
+        "columns": case.columns if OPERATIONS[case.operation].pairs else None,
         "width": case.width,
         "numbers": case.numbers,
         "active_pairs": pairs,
@@ -173,9 +177,9 @@ def skipped(case: Case, arguments: argparse.Namespace) -> dict[str, str]:
         skip["peer"] = "not installed"
     if arguments.no_compile or arguments.quick:
         skip["compiled"] = "left out"
-    if not common.reference_fits(case):
+    if not host.reference_fits(case):
         skip["reference"] = skip["compiled"] = "not enough memory here"
-    if "mcr2_loop" in case.rivals and not common.loop_fits(case):
+    if "mcr2_loop" in case.rivals and not host.loop_fits(case):
         skip["mcr2_loop"] = "not enough memory here"
     if not case.timed and arguments.no_eager_memory:
         skip["reference"] = "left out"
@@ -183,13 +187,13 @@ def skipped(case: Case, arguments: argparse.Namespace) -> dict[str, str]:
 
 
 def measured(arguments: argparse.Namespace) -> dict:
-    machine = common.machine()
+    machine = host.machine()
     if machine["load"] > 0.5:
         print(
             f"bench: others are at work here (load {machine['load']}): these times are not worth keeping",
             file=sys.stderr,
         )
-    samples = 3 if arguments.quick else common.SAMPLES
+    samples = 3 if arguments.quick else SAMPLES
     rows = []
     start = time.perf_counter()
     cases = cuda_cases.CASES if arguments.device == "cuda" else (*CASES, *(PEER_CASES if arguments.peers else ()))
@@ -205,7 +209,7 @@ def measured(arguments: argparse.Namespace) -> dict:
         "rows": rows,
         "goals": [goal.judged(by_name[goal.case]) for goal in goals if goal.case in by_name],
         "one_thread_gflops": (
-            None if arguments.device == "cuda" else common.one_thread_rates(*((256, 64) if arguments.quick else ()))
+            None if arguments.device == "cuda" else one_thread_rates(*((256, 64) if arguments.quick else ()))
         ),
     }
 
@@ -228,7 +232,7 @@ def main() -> int:
     if device not in _backend.loaded["native"]:
         print(f"bench: no native kernels: {_backend.missing['native', device]}", file=sys.stderr)
         return 2
-    common.use_device(device)
+    use_device(device)
     if arguments.peers and importlib.util.find_spec("pytorch_metric_learning") is None:
         print("bench: --peers needs pytorch-metric-learning: make bench-peers", file=sys.stderr)
         return 2
@@ -238,7 +242,7 @@ def main() -> int:
     machine = results["machine"]
     path = arguments.out
     if path is None and not arguments.quick and device == "cpu":
-        path = table.RESULTS / f"cpu-{common.slug(machine['cpu'])}-{machine['threads']}t.json"
+        path = table.RESULTS / f"cpu-{host.slug(machine['cpu'])}-{machine['threads']}t.json"
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

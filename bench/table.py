@@ -29,7 +29,7 @@ NAMES = {
 KINDS = {"dense": "dense", "sparse": "sparse", "spread": "sparse, no tile empty"}
 
 
-def _grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table whose columns line up, so that a terminal shows it as well."""
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
     lines = [header, ["-" * width for width in widths], *rows]
@@ -83,7 +83,7 @@ def render_goals(results: dict) -> str:
         rows.append(
             [goal["title"], measured, *("" if b is None else f"{b:g}{goal['unit']}" for b in bounds), goal["met"]]
         )
-    return _grid(["measure", "measured", "must", "strong", "stretch", "reached"], rows)
+    return grid(["measure", "measured", "must", "strong", "stretch", "reached"], rows)
 
 
 def _lines(row: dict, count: int) -> list[str]:
@@ -123,7 +123,7 @@ def render_times(results: dict) -> str:
         "/ fused",
         "extra memory",
     ]
-    return _grid(header, rows)
+    return grid(header, rows)
 
 
 def render_rates(results: dict) -> str:

@@ -101,12 +101,12 @@ def render_device(results: dict) -> str:
         for topic in [*operations(), *others]:
             of_backend = test["topics"].get(topic, {})
             rows.append([topic] + [_verdict(of_backend[b]) if b in of_backend else "never run" for b in BACKENDS])
-        parts.append(f"Tests on CUDA tensors ({_at(test)}):\n\n{table._grid(['tests', *BACKENDS.values()], rows)}")
+        parts.append(f"Tests on CUDA tensors ({_at(test)}):\n\n{table.grid(['tests', *BACKENDS.values()], rows)}")
     else:
         parts.append("The tests have never run on it.")
     if sanitize := results.get("sanitize"):
         rows = [[tool, sanitize["tools"].get(tool, "never run")] for tool in TOOLS]
-        parts.append(f"compute-sanitizer ({_at(sanitize)}):\n\n{table._grid(['tool', 'result'], rows)}")
+        parts.append(f"compute-sanitizer ({_at(sanitize)}):\n\n{table.grid(['tool', 'result'], rows)}")
     else:
         parts.append("compute-sanitizer has never run on it.")
     if bench := results.get("bench"):
@@ -153,7 +153,7 @@ def render(all_results: Sequence[dict]) -> str:
             ]
             cells.append("; ".join(ran) or "never run on a GPU")
         rows.append([operation, *cells])
-    lines.append(table._grid(["operation", *BACKENDS.values()], rows))
+    lines.append(table.grid(["operation", *BACKENDS.values()], rows))
     return "\n\n".join([*lines, *(render_device(results) for results in all_results), INTERPRETER]) + "\n"
 
 

@@ -33,8 +33,28 @@ def module(name: str) -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def common() -> ModuleType:
-    return module("common")
+def agreement() -> ModuleType:
+    return module("agreement")
+
+
+@pytest.fixture(scope="module")
+def batches() -> ModuleType:
+    return module("batches")
+
+
+@pytest.fixture(scope="module")
+def cases() -> ModuleType:
+    return module("cases")
+
+
+@pytest.fixture(scope="module")
+def contenders() -> ModuleType:
+    return module("contenders")
+
+
+@pytest.fixture(scope="module")
+def timing() -> ModuleType:
+    return module("timing")
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +162,7 @@ def test_goal_ranges_take_the_quantiles_against_each_other(run):
     assert run.Goal("", "", "total", "peer", 1, 1, 1).judged(contenders)["met"] == "not measured"
 
 
-def test_goals_on_a_gpu_are_of_rows_that_are_taken(common, run):
+def test_goals_on_a_gpu_are_of_rows_that_are_taken(run):
     cases = {case.name: case for case in run.cuda_cases.CASES}
     assert len(cases) == len(run.cuda_cases.CASES)
     for goal in (run.Goal(*goal) for goal in run.cuda_cases.GOALS):
@@ -150,13 +170,13 @@ def test_goals_on_a_gpu_are_of_rows_that_are_taken(common, run):
         assert goal.reached(goal.must) == "must"
 
 
-def test_coarse_operands_are_judged_by_coarse_tolerances(common):
-    case = common.Case("tiny", "ranked_list", "dense", 512, 16)
+def test_coarse_operands_are_judged_by_coarse_tolerances(agreement, cases, contenders):
+    case = cases.Case("tiny", "ranked_list", "dense", 512, 16)
     half, tf32 = case._replace(dtype="bfloat16"), case._replace(precision="tf32")
     assert [c.numbers for c in (case, half, tf32)] == [None, "bfloat16", "tf32"]
     assert case.coarse == 1 < tf32.coarse < half.coarse
-    common.assert_rivals_agree(half)
-    with common.products_of(tf32):
+    agreement.assert_rivals_agree(half)
+    with contenders.products_of(tf32):
         assert dmlkernels.get_float32_precision() == "tf32"
     assert dmlkernels.get_float32_precision() == "ieee"
 
@@ -173,16 +193,16 @@ def test_missed_goal_fails_the_run(run, quick, met, code, monkeypatch, tmp_path,
 
 @pytest.mark.parametrize("kind", ["dense", "sparse", "spread"])
 @pytest.mark.parametrize("rows, width, gallery", [(512, 64, 0), (1024, 128, 0), (64, 64, 1024)])
-def test_data_is_what_it_is_called(common, kind, rows, width, gallery):
-    batch = common.make_batch(kind, rows, width, gallery)
-    pairs, tiles = common.active_shares(batch)
-    common.assert_share(kind, pairs)
+def test_data_is_what_it_is_called(batches, kind, rows, width, gallery):
+    batch = batches.make_batch(kind, rows, width, gallery)
+    pairs, tiles = batches.active_shares(batch)
+    batches.assert_share(kind, pairs)
     assert tiles == 1 or kind == "sparse"
     assert not torch.equal(batch.labels, batch.labels.sort().values)
-    assert (torch.bincount(batch.labels) == common.PER_CLASS).all()
+    assert (torch.bincount(batch.labels) == batches.PER_CLASS).all()
     wrong = {"dense": "sparse", "sparse": "dense", "spread": "dense"}[kind]
     with pytest.raises(AssertionError, match=f"{wrong} data"):
-        common.assert_share(wrong, pairs)
+        batches.assert_share(wrong, pairs)
 
 
 WRONG = [("reference", name) for name in ("ranked_list", "nearest_positive", "mine_semihard", "triplet", "pairwise")]
@@ -192,9 +212,9 @@ WRONG += [("reference", "proxy_anchor"), ("logdet", "coding_rate"), ("mcr2_loop"
 
 @pytest.mark.parametrize("rival, operation", WRONG)
 @pytest.mark.parametrize("fault", ["value", "gradient", "lost row"])
-def test_wrong_contender_is_not_timed(common, rival, operation, fault, monkeypatch):
-    case = common.Case("tiny", operation, "dense", 512, 16)
-    right = common.contender
+def test_wrong_contender_is_not_timed(cases, contenders, timing, rival, operation, fault, monkeypatch):
+    case = cases.Case("tiny", operation, "dense", 512, 16)
+    right = contenders.contender
 
     def without_first_row(grad):
         return torch.cat([torch.zeros_like(grad[:1]), grad[1:]])
@@ -209,18 +229,18 @@ def test_wrong_contender_is_not_timed(common, rival, operation, fault, monkeypat
             return lambda batch: tuple(1.001 * o - 0.001 * o.detach() if o.requires_grad else o for o in run(batch))
         return lambda batch: (batch.embeddings.register_hook(without_first_row), run(batch))[1]
 
-    assert common.measure(case, ("fused", rival), samples=1)["fused"]["samples"] == 1
-    monkeypatch.setattr(common, "contender", wrong)
+    assert timing.measure(case, ("fused", rival), samples=1)["fused"]["samples"] == 1
+    monkeypatch.setattr(timing, "contender", wrong)
     with pytest.raises(AssertionError, match=f"fused and {rival} disagree"):
-        common.measure(case, ("fused", rival), samples=1)
+        timing.measure(case, ("fused", rival), samples=1)
 
 
-def test_slow_contender_is_sampled_less_and_says_so(common, table, quick, monkeypatch):
-    monkeypatch.setattr(common, "LONG", 0.0)
-    monkeypatch.setattr(common, "LONG_BUDGET", 0.0)
-    case = common.Case("tiny", "ranked_list", "dense", 64, 16)
-    taken = common.measure(case, ("fused", "reference"), samples=5)
-    assert {name: t["samples"] for name, t in taken.items()} == dict.fromkeys(taken, common.FEWEST)
+def test_slow_contender_is_sampled_less_and_says_so(cases, timing, table, quick, monkeypatch):
+    monkeypatch.setattr(timing, "LONG", 0.0)
+    monkeypatch.setattr(timing, "LONG_BUDGET", 0.0)
+    case = cases.Case("tiny", "ranked_list", "dense", 64, 16)
+    taken = timing.measure(case, ("fused", "reference"), samples=5)
+    assert {name: t["samples"] for name, t in taken.items()} == dict.fromkeys(taken, timing.FEWEST)
     row = {**quick["rows"][0], "contenders": taken}
     assert table.render_times({**quick, "samples": 5, "rows": [row]}).count("3 runs") == 2
 

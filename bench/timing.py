@@ -1,0 +1,63 @@
+"""Times of contenders that take turns in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from agreement import assert_agree
+from batches import device
+from cases import Case
+from clock import Taken, take
+from contenders import contender, products_of
+
+SAMPLES = 30
+LONG = 1.0  # seconds; a contender that takes longer is sampled ...
+LONG_BUDGET = 10.0  # ... for about so many seconds,
+FEWEST = 3  # but at least so often
+FRESH = 3  # batches that take turns
+
+
+def quantiles(seconds: Sequence[float]) -> list[float]:
+    """20 %, 50 % and 80 %, to 4 digits."""
+    levels = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
+    return [float(f"{q:.4g}") for q in torch.quantile(torch.tensor(seconds, dtype=torch.float64), levels).tolist()]
+
+
+def measure(case: Case, names: Sequence[str], samples: int = SAMPLES) -> dict[str, dict]:
+    """Times of the contenders, the fused one first, taking turns in this process; every rival is checked against it.
+
+    A contender that takes longer than LONG skips turns, evenly.
+    """
+    with products_of(case):
+        return _measure(case, names, samples)
+
+
+def _measure(case: Case, names: Sequence[str], samples: int) -> dict[str, dict]:
+    batches, incoming = [case.batch(seed) for seed in range(FRESH)], case.incoming()
+    runs = {name: contender(case, name) for name in names}
+    turns = {}
+    first: Taken | None = None
+    for name, run in runs.items():
+        if name == "compiled" or device().type == "cuda":
+            take(run, batches[0], incoming)  # compiles, or makes the handles of the CUDA libraries
+        taken = take(run, batches[0], incoming)
+        if first is None:
+            first = taken
+        elif taken.grad is not None:
+            assert_agree(case, name, first, taken)
+        wanted = samples if taken.total <= LONG else int(LONG_BUDGET / taken.total)
+        turns[name] = min(samples, max(FEWEST, wanted))
+        del taken
+    del first
+
+    taken_by: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    for turn in range(samples):
+        for name, run in runs.items():
+            if (turn + 1) * turns[name] // samples > turn * turns[name] // samples:
+                taken_by[name].append(take(run, batches[turn % FRESH], incoming)[:2])
+    result: dict[str, dict] = {}
+    for name, times in taken_by.items():
+        forward, total = zip(*times)
+        result[name] = {"samples": len(times), "forward": quantiles(forward), "total": quantiles(total)}
+    return result
