@@ -27,10 +27,15 @@ def _check(op: str, indices_tuple: object) -> tuple[Tensor, ...]:
     return tuple(indices_tuple)
 
 
+def every_listed_pair(op: str, indices_tuple: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(a1, p, a2, n) as they are listed."""
+    listed = _check(op, indices_tuple)
+    return listed if len(listed) == 4 else (listed[0], listed[1], listed[0], listed[2])
+
+
 def listed_pairs(op: str, indices_tuple: object, columns: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(a1, p, a2, n) as two sets: a pair that several triplets share counts once."""
-    listed = _check(op, indices_tuple)
-    a1, p, a2, n = listed if len(listed) == 4 else (listed[0], listed[1], listed[0], listed[2])
+    a1, p, a2, n = every_listed_pair(op, indices_tuple)
     ends = []
     for anchor, other in ((a1, p), (a2, n)):
         key = torch.unique(anchor * columns + other)

@@ -1,0 +1,125 @@
+"""The row statistics of listed pairs (`indices_tuple`), or of one chosen value a query: as `ops.pair_loss` gives them.
+
+A loss is finished the same way whether its statistics come from an operator or from here.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor
+
+from ..ops.pair_loss import Options, Side, Statistics
+from ..reference.pairwise import rows
+from ._listed import every_listed_pair, listed_distance, listed_pairs
+
+
+def _values(left: Tensor, right: Tensor, value: str, normalize: bool) -> Tensor:
+    """Value (L,) of the pairs of rows of left and right (L, D)."""
+    if value == "distance":
+        return listed_distance(left, right, normalize)
+    f, g = rows(left, normalize), rows(right, normalize)
+    return (f * g).sum(1) if value == "similarity" else (f - g).square().sum(1)
+
+
+def row_extreme(values: Tensor, row: Tensor, count: int, kind: str) -> Tensor:
+    """Largest ("amax") or smallest ("amin") value (count,) of each row's entries; −inf or +inf of none."""
+    start = values.new_full((count,), -torch.inf if kind == "amax" else torch.inf)
+    return start.scatter_reduce(0, row, values, kind)
+
+
+def nearest_listed(distance: Tensor, anchor: Tensor, count: int) -> Tensor:
+    """Places in the list of each anchor's smallest distance, the first of equals."""
+    smallest = row_extreme(distance.detach(), anchor, count, "amin")[anchor]
+    place = torch.arange(len(anchor), device=anchor.device)
+    # amin of a NaN is NaN, which equals nothing: its place must reach the loss.
+    nearest = (distance.detach() == smallest) | smallest.isnan()
+    first = torch.full((count,), len(anchor), device=anchor.device)
+    first = first.scatter_reduce(0, anchor, torch.where(nearest, place, len(anchor)), "amin")
+    return first[first < len(anchor)]
+
+
+def side_statistics(
+    v: Tensor,
+    row: Tensor,
+    count: int,
+    side: Side,
+    term: str,
+    bound: Tensor | None = None,
+    present: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """stat, sum, members and slope (count,) of one side from values v (L,), of which row (L,) are the queries.
+
+    Args:
+        bound: (count,), differentiable but for "exp".
+        present: (L,) bool, which of the values there are; None: all.
+    """
+    scale, base, ramp, origin = side
+    present = torch.ones_like(row, dtype=torch.bool) if present is None else present
+    v = torch.where(present, v, 0)
+
+    def total(values: Tensor) -> Tensor:
+        return v.new_zeros(count).index_add(0, row, values.to(v.dtype))
+
+    if term == "exp":
+        # Written so that NaN is kept, and reaches the loss.
+        kept = present if bound is None else present & ~(scale * (v.detach() - bound.detach()[row]) <= 0)
+        factor = scale * (ramp * (v.detach() - origin)).clamp_min(0) if ramp else scale
+        score = torch.where(kept, factor * (v - base), -torch.inf)
+        top = row_extreme(score.detach(), row, count, "amax")
+        top = torch.where(top == -torch.inf, 0, top)
+        sums = total((score - top[row]).exp())
+        # A row without a pair is computed on 1: the logarithm of 0 has no gradient.
+        some = ~(sums.detach() == 0)
+        stat = torch.where(some, torch.where(some, sums, 1).log() + top, -torch.inf)
+        taking_part, slope = kept, kept
+    else:
+        x = scale * (v - (base if bound is None else bound.to(v.dtype)[row]))
+        if term == "hinge":
+            taking_part = slope = present & ~(x.detach() <= 0)
+            stat = total(torch.where(taking_part, x, 0))
+        else:
+            taking_part, slope = present, torch.where(present, x.detach().sigmoid(), 0)
+            stat = total(torch.where(present, nnf.softplus(x, threshold=1e9), 0))
+    return stat, total(torch.where(taking_part, v, 0)), total(present), total(slope)
+
+
+def listed_statistics(
+    op: str,
+    embeddings: Tensor,
+    ref_emb: Tensor | None,
+    indices_tuple: object,
+    options: Options,
+    bounds: Tensor | None,
+    normalize: bool,
+    *,
+    positive: str = "all",
+    distinct: bool = True,
+) -> Statistics:
+    """The statistics of each query over its listed pairs only; memory in the length of the list.
+
+    Args:
+        op: the public name, for errors.
+        indices_tuple: (a1, positives, a2, negatives), or triplets (anchors, positives, negatives).
+        bounds: (2, M) of the positives and of the negatives; differentiable for "hinge" and "softplus". For "exp" they
+            mine.
+        positive: "easy" keeps the nearest of each anchor's listed positives.
+        distinct: a pair counts once, however often it is listed.
+    """
+    gallery = embeddings if ref_emb is None else ref_emb
+    count = embeddings.shape[0]
+    a1, p, a2, n = (
+        listed_pairs(op, indices_tuple, gallery.shape[0]) if distinct else every_listed_pair(op, indices_tuple)
+    )
+    if positive == "easy" and options.pos is not None:
+        with torch.no_grad():
+            place = nearest_listed(listed_distance(embeddings[a1], gallery[p], normalize), a1, count)
+        a1, p = a1[place], p[place]
+    results = []
+    for k, (side, anchor, other) in enumerate(((options.pos, a1, p), (options.neg, a2, n))):
+        if side is None:
+            anchor, other, side = anchor[:0], other[:0], Side(1.0)
+        v = _values(embeddings[anchor], gallery[other], options.value, normalize)
+        bound = None if bounds is None else bounds[k].to(v.dtype)
+        results.append(side_statistics(v, anchor, count, side, options.term, bound))
+    return Statistics(*(side for result in zip(*results) for side in result))
