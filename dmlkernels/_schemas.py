@@ -29,6 +29,14 @@ _RANKED_LIST = (
     "bool weight_grad, str grad, str positive, str eps_mode, str precision, bool deterministic"
 )
 
+# x = scale * (v - base) of a pair's value v, with bounds scale * (v - bounds[side, i]); ramp, origin: of term "exp".
+_PAIR_LOSS = (
+    "Tensor? bounds, "  # (2, M): of the positives and of the negatives of each query
+    "str value, str term, str sides, "
+    "float pos_scale, float pos_base, float pos_ramp, float pos_origin, "
+    "float neg_scale, float neg_base, float neg_ramp, float neg_origin, str precision, bool deterministic"
+)
+
 SCHEMAS = {
     # x (M, D), y (N, D) | None -> out (M, N), dtype of x
     "pairwise_fwd": "(Tensor x, Tensor? y, str metric, bool normalize, str precision) -> Tensor",
@@ -41,6 +49,14 @@ SCHEMAS = {
     # grad_loss (M,) -> grad_embeddings (M, D), grad_ref (N, D) | (0, D) unless need_grad_ref
     "ranked_list_bwd": (
         f"(Tensor grad_loss, {_PAIR}, Tensor row_stats, Tensor easy_index, Tensor tile_active, {_RANKED_LIST}, "
+        "bool need_grad_ref) -> (Tensor, Tensor)"
+    ),
+    # -> stats, sums, members, slopes, each (2, M): of the positives and of the negatives of each query; tile_active uint8
+    # (tiles of M, tiles of N)
+    "pair_loss_fwd": f"({_PAIR}, {_PAIR_LOSS}, bool check_finite) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    # grad_stats, grad_sums (2, M) -> grad_embeddings (M, D), grad_ref (N, D) | (0, D) unless need_grad_ref
+    "pair_loss_bwd": (
+        f"(Tensor grad_stats, Tensor grad_sums, {_PAIR}, Tensor stats, Tensor tile_active, {_PAIR_LOSS}, "
         "bool need_grad_ref) -> (Tensor, Tensor)"
     ),
     # -> distance (M,), index (M,) int64

@@ -154,16 +154,6 @@ Buffer<int32_t> to_packed(const RowsView<T>& q, const RowsView<T>& g, const int6
   return chosen;
 }
 
-// NaN for every row that takes part, 0 for those that ignore_index takes out.
-template <class T>
-Tensor nan_gradient(const Tensor& x, const Rows<T>& rows) {
-  Tensor grad = filled(x, {x.size(0), x.size(1)}, x.scalar_type(), 0);
-  const std::vector<T> nan(static_cast<size_t>(x.size(1)), std::numeric_limits<T>::quiet_NaN());
-  for (int64_t i = 0; i < x.size(0); ++i)
-    if (rows.state[i] != RowState::ignored) write_row(nan.data(), grad, i, 0, x.size(1));
-  return grad;
-}
-
 template <class T>
 std::tuple<Tensor, Tensor> backward_as(const PairArguments& a, const RankedListOptions& o, const Tensor& grad_loss,
                                        const Tensor& row_stats, const Tensor& easy_index, const Tensor& active,

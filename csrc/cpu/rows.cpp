@@ -264,13 +264,23 @@ Tensor finish_gradient(const Tensor& x, const Rows<T>& rows, const Buffer<T>& su
   return grad;
 }
 
+template <class T>
+Tensor nan_gradient(const Tensor& x, const Rows<T>& rows) {
+  Tensor grad = filled(x, {x.size(0), x.size(1)}, x.scalar_type(), 0);
+  const std::vector<T> nan(static_cast<size_t>(x.size(1)), std::numeric_limits<T>::quiet_NaN());
+  for (int64_t i = 0; i < x.size(0); ++i)
+    if (rows.state[i] != RowState::ignored) write_row(nan.data(), grad, i, 0, x.size(1));
+  return grad;
+}
+
 #define DML_INSTANTIATE(T)                                                                                          \
   template void read_row<T>(const Tensor&, int64_t, T*, int64_t, int64_t);                                          \
   template void write_row<T>(const T*, const Tensor&, int64_t, int64_t, int64_t);                                   \
   template PairRows<T> prepare_pairs<T>(const PairArguments&, Layout);                                              \
   template Rows<T> prepare_rows<T>(const Tensor&, bool, Layout);                                                    \
   template Tensor finish_gradient<T>(const Tensor&, const Rows<T>&, const Buffer<T>&, const Buffer<T>&, int64_t, T, \
-                                     bool);
+                                     bool);                                                                         \
+  template Tensor nan_gradient<T>(const Tensor&, const Rows<T>&);
 DML_INSTANTIATE(float)
 DML_INSTANTIATE(double)
 #undef DML_INSTANTIATE

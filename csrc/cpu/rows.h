@@ -76,6 +76,10 @@ template <class T>
 Tensor finish_gradient(const Tensor& x, const Rows<T>& rows, const Buffer<T>& sums, const Buffer<T>& weights,
                        int64_t parts, T sign, bool normalize);
 
+// Gradient of x where every pair is NaN: NaN for the rows that take part, 0 for those that ignore_index takes out.
+template <class T>
+Tensor nan_gradient(const Tensor& x, const Rows<T>& rows);
+
 // A tensor of the caller's dtype filled with one value.
 Tensor filled(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType type, double value);
 

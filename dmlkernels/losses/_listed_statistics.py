@@ -1,4 +1,4 @@
-"""The row statistics of listed pairs (`indices_tuple`), or of one chosen value a query: as `ops.pair_loss` gives them.
+"""The row statistics of listed pairs (`indices_tuple`) and of one positive a query, as `ops.pair_loss` gives them.
 
 A loss is finished the same way whether its statistics come from an operator or from here.
 """
@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from ..ops.pair_loss import Options, Side, Statistics
+from .. import _checks
+from ..ops.nearest_positive import NearestPositive
+from ..ops.pair_loss import Options, Side, Statistics, statistics
 from ..reference.pairwise import rows
 from ._listed import every_listed_pair, listed_distance, listed_pairs
 
@@ -32,8 +34,8 @@ def nearest_listed(distance: Tensor, anchor: Tensor, count: int) -> Tensor:
     """Places in the list of each anchor's smallest distance, the first of equals."""
     smallest = row_extreme(distance.detach(), anchor, count, "amin")[anchor]
     place = torch.arange(len(anchor), device=anchor.device)
-    # amin of a NaN is NaN, which equals nothing: its place must reach the loss.
-    nearest = (distance.detach() == smallest) | smallest.isnan()
+    # The smallest of a NaN and others is NaN, which equals nothing, and its place must reach the loss.
+    nearest = (distance.detach() == smallest) | distance.detach().isnan()
     first = torch.full((count,), len(anchor), device=anchor.device)
     first = first.scatter_reduce(0, anchor, torch.where(nearest, place, len(anchor)), "amin")
     return first[first < len(anchor)]
@@ -123,3 +125,39 @@ def listed_statistics(
         bound = None if bounds is None else bounds[k].to(v.dtype)
         results.append(side_statistics(v, anchor, count, side, options.term, bound))
     return Statistics(*(side for result in zip(*results) for side in result))
+
+
+def rows_at(gallery: Tensor, index: Tensor) -> Tensor:
+    """(L, D) rows at index (L,), zeros for -1: what is not chosen may be NaN, and must not reach a gradient."""
+    if gallery.shape[0] == 0:
+        return gallery.new_zeros(index.shape[0], gallery.shape[1])
+    return torch.where((index >= 0)[:, None], gallery[index.clamp_min(0)], 0)
+
+
+def easy_statistics(
+    op: str,
+    inputs: _checks.PairInputs,
+    options: Options,
+    nearest: NearestPositive,
+    bounds: Tensor | None = None,
+    check_finite: bool = False,
+) -> Statistics:
+    """`statistics` with the nearest positive of each query for its positives (Easy Positive Sampling).
+
+    Args:
+        op, options, bounds, check_finite: as in `statistics`; both sides take part.
+        nearest: of `find_nearest`.
+    """
+    assert options.pos is not None
+    negative = statistics(op, inputs, options._replace(pos=None), bounds, check_finite)
+    v, index = nearest
+    present = (index >= 0) | v.isnan()
+    if options.value != "distance":
+        gallery = inputs.embeddings if inputs.ref_emb is None else inputs.ref_emb
+        left = torch.where((index >= 0)[:, None], inputs.embeddings, 0)
+        value = _values(left, rows_at(gallery, index), options.value, inputs.normalize)
+        v = torch.where(v.isnan(), torch.nan, value)
+    row = torch.arange(len(index), device=index.device)
+    bound = None if bounds is None else bounds[0].to(v.dtype)
+    pos = side_statistics(v, row, len(index), options.pos, options.term, bound, present)
+    return negative._replace(pos=pos[0], pos_sum=pos[1], pos_members=pos[2], pos_slope=pos[3])

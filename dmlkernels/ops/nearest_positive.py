@@ -138,6 +138,11 @@ def nearest_positive(
     """
     op = "nearest_positive"
     inputs = _checks.pair_inputs(op, embeddings, labels, ref_emb, ref_labels, ids, ref_ids, ignore_index, normalize)
+    return find_nearest(op, inputs, check_finite)
+
+
+def find_nearest(op: str, inputs: _checks.PairInputs, check_finite: bool) -> NearestPositive:
+    """`nearest_positive` on checked pair arguments; `op` is the public function, for errors."""
     namespace = _checks.pair_namespace(op, inputs, check_finite)
     if namespace is None:
         return NearestPositive(*reference.nearest_positive(inputs))

@@ -1,0 +1,106 @@
+#pragma once
+// The options of pair_loss and what its backward is given, checked.
+
+#include <algorithm>
+#include <cmath>
+
+#include "common/pair_arguments.h"
+#include "common/pair_loss.h"
+#include "common/tile_schedule.h"
+
+namespace dml {
+
+struct PairLossOptions {
+  std::string value_name, term, sides;
+  PairSide pos, neg;
+
+  void check(const char* op) const {
+    check_choice(op, "value", value_name, {"similarity", "distance", "squared"});
+#define DML_NAME(name, type) #name,
+    check_choice(op, "term", term, {DML_PAIR_TERMS(DML_NAME) "exp"});
+#undef DML_NAME
+    check_choice(op, "sides", sides, {"both", "positive", "negative"});
+  }
+  PairValue value() const {
+    return value_name == "similarity" ? PairValue::similarity
+           : value_name == "distance" ? PairValue::distance
+                                      : PairValue::squared;
+  }
+  PairTerm kind() const {
+#define DML_KIND(name, type) \
+  if (term == #name) return PairTerm::name;
+    DML_PAIR_TERMS(DML_KIND)
+#undef DML_KIND
+    return PairTerm::exp;
+  }
+  bool exp() const { return kind() == PairTerm::exp; }
+  bool has(bool positive) const { return sides == "both" || sides == (positive ? "positive" : "negative"); }
+  const PairSide& side(bool positive) const { return positive ? pos : neg; }
+};
+
+// Range of the scores of unit rows.
+struct ScoreRange {
+  double low, high;
+};
+
+inline ScoreRange score_range(const PairSide& side, PairValue value) {
+  const double least = value == PairValue::similarity ? -1 : 0;
+  const double most = value == PairValue::similarity ? 1 : value == PairValue::distance ? 2 : 4;
+  const auto score = [&](double v) {
+    const double ramp = side.ramp == 0 ? 1 : std::max(side.ramp * (v - side.origin), 0.0);
+    return side.scale * ramp * (v - side.base);
+  };
+  ScoreRange range{score(least), score(least)};
+  // With a ramp the score is quadratic, with its extremum halfway between the zeros.
+  for (const double v : {most, side.base, side.origin, (side.base + side.origin) / 2}) {
+    if (v < least || v > most) continue;
+    range.low = std::min(range.low, score(v));
+    range.high = std::max(range.high, score(v));
+  }
+  return range;
+}
+
+// Half the range beyond which e^score of all gallery rows leaves float32 on either end, whatever is subtracted.
+constexpr double kScoreRange = 80;
+
+// What is subtracted from every score of a side: constant, or a maximum that is kept as the pairs go by.
+struct ScoreShift {
+  bool running;
+  double shift;
+};
+
+inline ScoreShift score_shift(const PairSide& side, PairValue value, bool normalize, int64_t gallery) {
+  const ScoreRange range = score_range(side, value);
+  const double half = (range.high - range.low) / 2,
+               log_n = std::log(static_cast<double>(std::max<int64_t>(gallery, 1)));
+  const bool running = !normalize || half + log_n >= kScoreRange;
+  return ScoreShift{running, running ? 0 : range.low + half};
+}
+
+inline void check_bounds(const char* op, const std::optional<Tensor>& bounds, const PairArguments& a) {
+  if (!bounds) return;
+  DML_CHECK(bounds->dim() == 2 && bounds->size(0) == 2 && bounds->size(1) == a.queries(), op, "bounds", "(2, M)",
+            *bounds);
+  const ScalarType type = compute_type(a.embeddings);
+  DML_CHECK(bounds->scalar_type() == type, op, "bounds", text(type), bounds->scalar_type());
+}
+
+inline void check_pair_loss_state(const char* op, const PairArguments& a, const Tensor& grad_stats,
+                                  const Tensor& grad_sums, const Tensor& stats, const Tensor& active,
+                                  bool need_grad_ref) {
+  const int64_t m = a.queries(), n = a.gallery();
+  const ScalarType type = compute_type(a.embeddings);
+  const auto check = [&](const char* name, const Tensor& x) {
+    DML_CHECK(x.dim() == 2 && x.size(0) == 2 && x.size(1) == m, op, name, "(2, M)", x);
+    DML_CHECK(x.scalar_type() == type, op, name, text(type), x.scalar_type());
+  };
+  check("grad_stats", grad_stats);
+  check("grad_sums", grad_sums);
+  check("stats", stats);
+  DML_CHECK(active.dim() == 2 && active.size(0) == (m + kTile - 1) / kTile && active.size(1) == (n + kTile - 1) / kTile,
+            op, "tile_active", "(ceil(M/128), ceil(N/128))", active);
+  DML_CHECK(active.scalar_type() == ScalarType::Byte, op, "tile_active", "uint8", active.scalar_type());
+  DML_CHECK(!a.self() || !need_grad_ref, op, "need_grad_ref", "false without ref_emb", std::string("true"));
+}
+
+}  // namespace dml

@@ -1,0 +1,346 @@
+#include "cpu/pair_loss_kernels.h"
+
+#include "cpu/pair_tile.h"
+
+namespace dml {
+inline namespace DML_ISA {
+namespace {
+
+// The value of a vector of pairs, and the squared distance that its gradient needs.
+template <class V>
+struct Values {
+  V v, squared;
+};
+
+template <bool Mixed, class T>
+DML_INLINE Values<Vec<T>> pair_values(const PairLossProblem<T>& p, const PairTile<T>& tile, Vec<T> dot, int64_t i,
+                                      int64_t j) {
+  using V = Vec<T>;
+  if (p.value == PairValue::similarity) return {dot, V(0)};
+  const V squared = tile.template squared<Mixed>(dot, i, j);
+  return {p.value == PairValue::distance ? sqrt(squared) : squared, squared};
+}
+
+template <class T>
+struct Members {
+  typename Simd<T>::M pos, neg;
+};
+
+template <bool Mixed, class T>
+DML_INLINE Members<T> members_of(const PairLossProblem<T>& p, const PairTile<T>& tile, int64_t i, int64_t j) {
+  using V = Vec<T>;
+  // Similarities do not tell the rows that pad the last tile.
+  const int64_t left = p.g.n - j;
+  const auto real = lane_mask<V>(left >= Simd<T>::lanes ? ~0u : left <= 0 ? 0u : (1u << left) - 1);
+  Members<T> m{lane_mask<V>(0), real};
+  if (Mixed) {
+    const auto excluded = tile.excluded(i, j);
+    const auto same = tile.same_class(i, j);
+    m.pos = p.pos.present ? without(same, excluded) : m.pos;
+    m.neg = without(real, either(same, excluded));
+  }
+  m.neg = p.neg.present ? m.neg : lane_mask<V>(0);
+  return m;
+}
+
+template <class T>
+DML_INLINE Vec<T> bound_of_row(const PairLossSide<T>& s, int64_t i) {
+  return Vec<T>(s.bounds != nullptr ? s.bounds[i] : static_cast<T>(s.side.base));
+}
+template <class T>
+DML_INLINE Vec<T> bounds_of_columns(const PairLossSide<T>& s, int64_t j) {
+  return s.bounds != nullptr ? load<Vec<T>>(s.bounds + j) : Vec<T>(s.side.base);
+}
+
+// What a row, or a vector of columns, adds up on one side.
+template <class T>
+struct Sums {
+  using V = Vec<T>;
+  V stat{T(0)}, max{static_cast<T>(kNoScore)}, total{T(0)}, slope{T(0)};
+};
+
+// Term::add(side, members, values, bound, sums) adds pairs to sums and says which take part; Term::gradient(side,
+// taking part, ..) is dL/dv of them.
+template <class Term, class T>
+struct Added {
+  using V = Vec<T>;
+  using M = typename Simd<T>::M;
+  V x;
+  M on;
+  DML_INLINE Added(const PairLossSide<T>& s, M members, V v, V bound)
+      : x(pair_argument(v, bound, s.side)), on(both(members, Term::active(x))) {}
+  DML_INLINE void add_to(const PairLossSide<T>&, V v, Sums<T>& sums) const {
+    sums.stat = sums.stat + select(on, Term::term(x), V(0));
+    sums.total = sums.total + select(on, v, V(0));
+    sums.slope = sums.slope + select(on, Term::slope(x), V(0));
+  }
+  DML_INLINE V gradient(const PairLossSide<T>&, V scale, V, V add) const {
+    return select(on, fma(scale, Term::slope(x), add), V(0));
+  }
+};
+
+template <class T>
+struct Scored {
+  using V = Vec<T>;
+  using M = typename Simd<T>::M;
+  V slope, score, e;  // e = e^(score - shift), unless maxima are running
+  M on;
+  DML_INLINE Scored(const PairLossSide<T>& s, M members, V v, V bound)
+      : slope(score_slope(v, s.side)), score(slope * (v - V(s.side.base))), on(members) {
+    if (s.bounds != nullptr) on = both(members, pair_argument(v, bound, s.side) > V(0));
+    e = s.running ? V(0) : exp(score - V(s.shift));
+  }
+  // Another bound for the same pairs: columns instead of the row.
+  DML_INLINE void rebind(const PairLossSide<T>& s, M members, V v, V bound) {
+    if (s.bounds != nullptr) on = both(members, pair_argument(v, bound, s.side) > V(0));
+  }
+  DML_INLINE void add_to(const PairLossSide<T>& s, V v, Sums<T>& sums) const {
+    if (s.running) {
+      PairLogSum<V> log_sum{sums.stat, sums.max};
+      add_score<true>(log_sum, on, score);
+      sums.stat = log_sum.sum;
+      sums.max = log_sum.max;
+    } else {
+      sums.stat = sums.stat + select(on, e, V(0));
+    }
+    sums.total = sums.total + select(on, v, V(0));
+    if (s.bounds != nullptr) sums.slope = sums.slope + select(on, V(1), V(0));
+  }
+  DML_INLINE V gradient(const PairLossSide<T>& s, V scale, V log, V add) const {
+    const V weight = s.running ? exp(score - log) : e;
+    return select(on, fma(scale * weight, slope, add), V(0));
+  }
+};
+
+template <class Term, class T>
+struct TermOf {
+  using Type = Added<Term, T>;
+  static DML_INLINE void rebind(Type& t, const PairLossSide<T>& s, typename Simd<T>::M members, Vec<T> v,
+                                Vec<T> bound) {
+    if (s.bounds != nullptr) t = Type(s, members, v, bound);
+  }
+};
+struct ExpTerm {};
+template <class T>
+struct TermOf<ExpTerm, T> {
+  using Type = Scored<T>;
+  static DML_INLINE void rebind(Type& t, const PairLossSide<T>& s, typename Simd<T>::M members, Vec<T> v,
+                                Vec<T> bound) {
+    t.rebind(s, members, v, bound);
+  }
+};
+
+template <class T>
+struct SumArrays {
+  T *stat, *max, *total, *members, *slope;
+  bool running;
+  SumArrays(const PairLossSide<T>& s, int64_t part, int64_t padded, int64_t parts) : running(s.running) {
+    const int64_t length = padded * parts;
+    T* const first = s.sums + part * padded;
+    stat = first + kPairStat * length;
+    max = first + kPairMax * length;
+    total = first + kPairTotal * length;
+    members = first + kPairMembers * length;
+    slope = first + kPairSlope * length;
+  }
+  DML_INLINE Sums<T> columns(int64_t j) const {
+    using V = Vec<T>;
+    return {load<V>(stat + j), load<V>(max + j), load<V>(total + j), load<V>(slope + j)};
+  }
+  DML_INLINE void store_columns(int64_t j, const Sums<T>& s) const {
+    store(stat + j, s.stat);
+    if (running) store(max + j, s.max);
+    store(total + j, s.total);
+    store(slope + j, s.slope);
+  }
+  // Merges the lanes of a row's sums.
+  void add_row(int64_t i, const Sums<T>& s) const {
+    using V = Vec<T>;
+    T old = stat[i];
+    V lanes = s.stat;
+    if (running) {
+      const T lane_top = largest(s.max), top = lane_top > max[i] ? lane_top : max[i];
+      alignas(64) T shrink[Simd<T>::lanes];
+      store(shrink, exp(V(max[i] - top)));
+      old = old * shrink[0];
+      lanes = lanes * exp(s.max - V(top));
+      max[i] = top;
+    }
+    stat[i] = old + sum(lanes);
+    total[i] += sum(s.total);
+    slope[i] += sum(s.slope);
+  }
+};
+
+// Adds a vector of pairs of one side; whether any takes part.
+template <class Term, class T>
+DML_INLINE bool add_pairs(const PairLossSide<T>& s, const SumArrays<T>& arrays, typename Simd<T>::M members, Vec<T> v,
+                          int64_t i, int64_t j, bool columns, Sums<T>& row) {
+  typename TermOf<Term, T>::Type term(s, members, v, bound_of_row(s, i));
+  bool active = any(term.on);
+  if (active) term.add_to(s, v, row);
+  if (!columns) return active;
+  TermOf<Term, T>::rebind(term, s, members, v, bounds_of_columns(s, j));
+  if (!any(term.on)) return active;
+  Sums<T> sums = arrays.columns(j);
+  term.add_to(s, v, sums);
+  arrays.store_columns(j, sums);
+  return true;
+}
+
+template <class Term, bool Mixed, class T>
+void forward_tile(const PairLossProblem<T>& p, const PairTile<T>& tile, int64_t part, int64_t parts, const T* s) {
+  using V = Vec<T>;
+  constexpr int L = Simd<T>::lanes;
+  const SumArrays<T> pos(p.pos, part, p.q.padded, parts), neg(p.neg, part, p.q.padded, parts);
+  const bool columns = p.self && !tile.diagonal;
+  bool active = false;
+  for (int64_t r = 0; r < tile.rows; ++r) {
+    const int64_t i = tile.i0 + r;
+    Sums<T> row_pos, row_neg;
+    int count_pos = 0, count_neg = 0;
+    for (int64_t c = 0; c < tile.cols; c += L) {
+      const int64_t j = tile.j0 + c;
+      const Members<T> m = members_of<Mixed>(p, tile, i, j);
+      const V v = pair_values<Mixed>(p, tile, load<V>(s + r * kTileStride + c), i, j).v;
+      if (any(m.neg)) {
+        active |= add_pairs<Term>(p.neg, neg, m.neg, v, i, j, columns, row_neg);
+        count_neg += __builtin_popcount(bits(m.neg));
+        if (columns) store(neg.members + j, load<V>(neg.members + j) + select(m.neg, V(1), V(0)));
+      }
+      if (Mixed && any(m.pos)) {
+        active |= add_pairs<Term>(p.pos, pos, m.pos, v, i, j, columns, row_pos);
+        count_pos += __builtin_popcount(bits(m.pos));
+        if (columns) store(pos.members + j, load<V>(pos.members + j) + select(m.pos, V(1), V(0)));
+      }
+    }
+    if (count_neg > 0) neg.add_row(i, row_neg);
+    if (count_pos > 0) pos.add_row(i, row_pos);
+    neg.members[i] += static_cast<T>(count_neg);
+    pos.members[i] += static_cast<T>(count_pos);
+  }
+  p.active[tile.i * p.col_tiles + tile.j] = active;
+}
+
+template <class T>
+struct Factors {
+  const T *scale, *log, *add;
+  Factors(const PairLossSide<T>& s, int64_t padded)
+      : scale(s.factors + kPairScale * padded),
+        log(s.factors + kPairLog * padded),
+        add(s.factors + kPairAdd * padded) {}
+};
+
+// dL/dv of a vector of pairs of one side, from the statistics of the row and, in self mode, of the columns.
+template <class Term, class T>
+DML_INLINE Vec<T> gradient_of_pairs(const PairLossSide<T>& s, const Factors<T>& f, typename Simd<T>::M members,
+                                    Vec<T> v, int64_t i, int64_t j, bool symmetric) {
+  using V = Vec<T>;
+  typename TermOf<Term, T>::Type term(s, members, v, bound_of_row(s, i));
+  V gradient = term.gradient(s, V(f.scale[i]), V(f.log[i]), V(f.add[i]));
+  if (!symmetric) return gradient;
+  TermOf<Term, T>::rebind(term, s, members, v, bounds_of_columns(s, j));
+  return gradient + term.gradient(s, load<V>(f.scale + j), load<V>(f.log + j), load<V>(f.add + j));
+}
+
+// Turns the tile's dot products s into the weights of the other row, or of f_i - g_j.
+template <class Term, bool Mixed, class T>
+int weigh_tile(const PairLossProblem<T>& p, const PairTile<T>& tile, int64_t part, T* s, TileWeights<T>& out) {
+  using V = Vec<T>;
+  constexpr int L = Simd<T>::lanes;
+  const double eps = sizeof(T) == 4 ? 1.1920928955078125e-07 : 2.220446049250313e-16;
+  const Factors<T> pos(p.pos, p.q.padded), neg(p.neg, p.q.padded);
+  int weights = 0;
+  for (int64_t r = 0; r < tile.rows; ++r) {
+    const int64_t i = tile.i0 + r;
+    V row_weight(0);
+    for (int64_t c = 0; c < tile.cols; c += L) {
+      const int64_t j = tile.j0 + c;
+      T* const at = s + r * kTileStride + c;
+      const Members<T> m = members_of<Mixed>(p, tile, i, j);
+      const Values<V> values = pair_values<Mixed>(p, tile, load<V>(at), i, j);
+      V gradient(0);
+      if (any(m.neg)) gradient = gradient_of_pairs<Term>(p.neg, neg, m.neg, values.v, i, j, p.self);
+      if (Mixed && any(m.pos)) gradient = gradient + gradient_of_pairs<Term>(p.pos, pos, m.pos, values.v, i, j, p.self);
+      const auto weighted = gradient != V(0);
+      if (!any(weighted)) {
+        store(at, V(0));
+        continue;
+      }
+      const V norms = p.value == PairValue::distance ? tile.norms(i, j) : V(0);
+      const V weight = select(weighted, gradient_of_value(gradient, values.squared, norms, p.value, eps), V(0));
+      store(at, weight);
+      row_weight = row_weight + weight;
+      if (out.columns) store(out.weights_g + j, load<V>(out.weights_g + j) + weight);
+      weights += __builtin_popcount(bits(weighted));
+      out.row_active[r / Simd<T>::strip] = out.col_active[c / Simd<T>::strip] = true;
+      if (L > Simd<T>::strip) out.col_active[c / Simd<T>::strip + 1] = true;
+    }
+    p.weights_q[part * p.q.padded + i] += sum(row_weight);
+  }
+  return weights;
+}
+
+// Calls back with the term of the problem.
+template <class T, class Call>
+DML_INLINE void with_term(const PairLossProblem<T>& p, const Call& call) {
+  switch (p.term) {
+#define DML_CASE(name, type) \
+  case PairTerm::name:       \
+    return call(type());
+    DML_PAIR_TERMS(DML_CASE)
+#undef DML_CASE
+    default:
+      return call(ExpTerm());
+  }
+}
+template <class T>
+void forward(const PairLossProblem<T>& p, int64_t i, int64_t j, int64_t part, int64_t parts) {
+  const PairTile<T> tile(p.q, p.g, p.self, i, j);
+  if (!tile.mixed && !p.neg.present) return;
+  alignas(64) T s[kTile * kTileStride];
+  tile.dot_products(s);
+  with_term(p, [&](auto term) {
+    using Term = decltype(term);
+    tile.mixed ? forward_tile<Term, true>(p, tile, part, parts, s) : forward_tile<Term, false>(p, tile, part, parts, s);
+  });
+}
+
+template <class T>
+void backward(const PairLossProblem<T>& p, int64_t i, int64_t j, int64_t part) {
+  if (!p.active[i * p.col_tiles + j]) return;
+  alignas(64) T s[kTile * kTileStride];
+  const PairTile<T> tile(p.q, p.g, p.self, i, j);
+  tile.dot_products(s);
+  TileWeights<T> out;
+  out.columns = p.self ? !tile.diagonal : p.gallery_grad;
+  out.weights_g = p.weights_g;
+  with_term(p, [&](auto term) {
+    using Term = decltype(term);
+    const int weights =
+        tile.mixed ? weigh_tile<Term, true>(p, tile, part, s, out) : weigh_tile<Term, false>(p, tile, part, s, out);
+    out.dense = weights * kSparse > tile.rows * tile.cols;
+  });
+  add_tile(tile, s, s, out, p.rows_q + part * p.q.padded * p.q.stride, p.rows_g);
+}
+
+template <class T>
+PairLossKernels<T> table() {
+  return {forward<T>, backward<T>};
+}
+
+}  // namespace
+}  // namespace DML_ISA
+
+template <>
+template <>
+PairLossKernels<float> PairLossKernels<float>::make<Isa::DML_ISA>() {
+  return table<float>();
+}
+template <>
+template <>
+PairLossKernels<double> PairLossKernels<double>::make<Isa::DML_ISA>() {
+  return table<double>();
+}
+
+}  // namespace dml
