@@ -15,7 +15,8 @@ from dmlkernels.testing import Pairs, assert_matches, evaluate, make_pairs
 
 KERNEL_WORDS = [(p, n) for p in ("easy", "hard") for n in ("hard", "semihard")]
 ALL_WORDS = [(p, n) for p in ("easy", "hard", "all") for n in ("hard", "semihard", "all")]
-DEFAULT_WORDS = [("all", "all"), ("easy", "all"), ("all", "semihard")]
+ONE_SIDE_WORDS = [("easy", "all"), ("hard", "all"), ("all", "hard")]  # one pair an anchor with all of the other side
+DEFAULT_WORDS = [("all", "all"), ("all", "semihard")]
 
 
 def tensors(pairs: Pairs):

@@ -1,4 +1,4 @@
-"""Triplet loss on the distances that `mine` selects."""
+"""Triplet loss: one pair an anchor by mining, one with all pairs of the other side by row statistics."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 from .. import _checks
-from ..ops.nearest_positive import mine_pairs
+from ..ops.nearest_positive import find_nearest, mine_pairs
+from ..ops.pair_loss import Options as PairOptions
+from ..ops.pair_loss import Side, statistics
 from ..reference import triplet as reference
-from ._base import PairLoss
+from ._base import PairLoss, mean_of
 from ._listed import listed_distance, listed_triplets
+from ._listed_statistics import rows_at
 
 
 class Options(NamedTuple):
@@ -39,12 +42,23 @@ class Options(NamedTuple):
         violation = gap + self.margin
         return nnf.softplus(violation) if self.soft else violation.clamp_min(0)
 
-    def reduce(self, terms: Tensor, members: Tensor) -> Tensor:
-        """Reduce the terms that are members; the others are 0 already."""
+    def reduce(self, summed: Summed) -> Tensor:
         if self.reduction == "sum":
-            return terms.sum()
-        counted = members & (terms != 0) if self.reduction == "nonzero_mean" else members
-        return terms.sum() / counted.sum().clamp_min(1)
+            return summed.total
+        return mean_of(summed.total, summed.active if self.reduction == "nonzero_mean" else summed.triplets)
+
+
+class Summed(NamedTuple):
+    """Of all triplets, each (): their summed terms, how many there are, and how many have a term that is not 0."""
+
+    total: Tensor
+    triplets: Tensor
+    active: Tensor
+
+    @staticmethod
+    def of(terms: Tensor, members: Tensor) -> Summed:
+        """From terms that are 0 where there is no triplet."""
+        return Summed(terms.sum(), members.sum(), (members & (terms.detach() != 0)).sum())
 
 
 class Mined(NamedTuple):
@@ -63,21 +77,52 @@ def _mined(inputs: _checks.PairInputs, options: Options, check_finite: bool) -> 
     members = chosen | mined.pos_distance.isnan()
     d_ap = torch.where(members, mined.pos_distance, 0)
     d_an = torch.where(members, mined.neg_distance, 0)
-    gallery = inputs.embeddings if inputs.ref_emb is None else inputs.ref_emb
-    if options.swap and gallery.shape[0] > 0:
-        ends = gallery[mined.pos_index.clamp_min(0)], gallery[mined.neg_index.clamp_min(0)]
+    if options.swap:
+        gallery = inputs.embeddings if inputs.ref_emb is None else inputs.ref_emb
+        ends = (rows_at(gallery, torch.where(chosen, index, -1)) for index in (mined.pos_index, mined.neg_index))
         d_an = torch.minimum(d_an, torch.where(chosen, listed_distance(*ends, inputs.normalize), d_an))
     return Mined(torch.where(members, options.hinge(d_ap - d_an), 0), members, d_ap, d_an)
 
 
-def _all(inputs: _checks.PairInputs, options: Options, check_finite: bool) -> tuple[Tensor, Tensor]:
-    """Terms (T, N) of several triplets an anchor and which of them are triplets."""
-    if _checks.pair_namespace("triplet_loss", inputs, check_finite) is not None:
+def _one_side(inputs: _checks.PairInputs, options: Options, check_finite: bool) -> Summed:
+    """One chosen pair an anchor with all pairs of the other side: sums of h(d_ap − d_an + margin) over that side."""
+    if options.positive == "all":
+        mined = mine_pairs(inputs, "easy", options.negative, check_finite)
+        chosen, index, shift = mined.neg_distance, mined.neg_index, -options.margin
+        sides = Side(1.0), None
+    else:
+        if options.positive == "easy":
+            chosen, index = find_nearest("triplet_loss", inputs, check_finite)
+        else:
+            chosen, index = mine_pairs(inputs, "hard", "hard", check_finite)[:2]
+        shift, sides = options.margin, (None, Side(-1.0))
+    found = (index >= 0) | chosen.isnan()
+    # With a bound of 0 no negative of an anchor without a positive costs anything.
+    bound = torch.where(found, chosen + shift, 0)
+    term = "softplus" if options.soft else "hinge"
+    found_stats = statistics("triplet_loss", inputs, PairOptions("distance", term, *sides), bound.expand(2, -1))
+    side = found_stats[::2] if sides[0] else found_stats[1::2]
+    stat, _, members, cost = (torch.where(found, column, 0) for column in side)
+    triplets = members.sum()
+    return Summed(stat.sum(), triplets, triplets if options.soft else cost.sum())
+
+
+def _several(inputs: _checks.PairInputs, options: Options, check_finite: bool) -> Summed:
+    """Several triplets an anchor."""
+    words = f"positive={options.positive!r} with negative={options.negative!r}"
+    if _checks.pair_namespace("triplet_loss", inputs, check_finite) is None:
+        return Summed.of(*reference.triplet(inputs, *options[:5]))
+    if options.swap:
         raise ValueError(
-            f"triplet_loss: positive={options.positive!r} with negative={options.negative!r} has no kernel yet; choose "
-            'easy or hard with hard or semihard, or run it N×N with dmlkernels.use_backend("reference")'
+            f"triplet_loss: swap must be False for {words}, got True; choose easy or hard with hard or semihard, or "
+            'run it N×N with dmlkernels.use_backend("reference")'
         )
-    return reference.triplet(inputs, *options[:5])
+    if options.positive == "all" and options.negative != "hard":
+        raise ValueError(
+            f"triplet_loss: {words} has no kernel yet; choose easy, hard, or all with hard, or run it N×N with "
+            'dmlkernels.use_backend("reference")'
+        )
+    return _one_side(inputs, options, check_finite)
 
 
 def triplet_loss(
@@ -104,11 +149,11 @@ def triplet_loss(
         embeddings, labels, ref_emb, ref_labels, normalize, ids, ref_ids, ignore_index, check_finite: as in
             `nearest_positive`.
         positive: "easy", "hard" or "all" positives of an anchor.
-        negative: "hard", "semihard" (nearest that is farther than the triplet's positive) or "all". "all" on either
-            side runs on the reference backend only, so far.
+        negative: "hard", "semihard" (nearest that is farther than the triplet's positive) or "all".
         margin: δ.
         soft: softplus in place of the hinge.
-        swap: use the positive-negative distance where it is smaller than the anchor-negative one.
+        swap: use the positive-negative distance where it is smaller than the anchor-negative one. With "all" on a side
+            on the reference backend only: it takes distances between the rows of the gallery, N×N.
         reduction: "nonzero_mean" over the terms that are not 0, "mean" over all triplets, or "sum". Anchors without a
             positive or a negative are left out; none left: 0.
 
@@ -128,9 +173,9 @@ def triplet_loss(
     options = Options.checked(name, positive, negative, margin, soft, swap, reduction)
     inputs = _checks.pair_inputs(name, embeddings, labels, ref_emb, ref_labels, ids, ref_ids, ignore_index, normalize)
     if "all" in (positive, negative):
-        return options.reduce(*_all(inputs, options, check_finite))
+        return options.reduce(_several(inputs, options, check_finite))
     mined = _mined(inputs, options, check_finite)
-    return options.reduce(mined.terms, mined.members)
+    return options.reduce(Summed.of(mined.terms, mined.members))
 
 
 class TripletMarginLoss(PairLoss):
@@ -186,9 +231,9 @@ class TripletMarginLoss(PairLoss):
             return self._listed(embeddings, indices_tuple, ref_emb)
         inputs = self.pair_inputs("TripletMarginLoss", embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
         if "all" in (self.settings.positive, self.settings.negative):
-            terms, members = _all(inputs, self.settings, self.check_finite)
-            self.last_stats = {"active_triplets": (terms.detach() != 0).sum()}
-            return self.settings.reduce(terms, members)
+            summed = _several(inputs, self.settings, self.check_finite)
+            self.last_stats = {"triplets": summed.triplets, "active_triplets": summed.active}
+            return self.settings.reduce(summed)
         mined = _mined(inputs, self.settings, self.check_finite)
         return self._finish(*mined)
 
@@ -202,7 +247,8 @@ class TripletMarginLoss(PairLoss):
         return self._finish(self.settings.hinge(d_ap - d_an), torch.ones_like(a, dtype=torch.bool), d_ap, d_an)
 
     def _finish(self, terms: Tensor, members: Tensor, d_ap: Tensor, d_an: Tensor) -> Tensor:
-        count = members.sum()
+        summed = Summed.of(terms, members)
+        count = summed.triplets
         self.set_stats(count, count, d_ap.detach().sum(), d_an.detach().sum())
-        self.last_stats["active_triplets"] = (terms.detach() != 0).sum()
-        return self.settings.reduce(terms, members)
+        self.last_stats["active_triplets"] = summed.active
+        return self.settings.reduce(summed)
