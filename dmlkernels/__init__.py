@@ -3,11 +3,29 @@
 from . import _backend, _library, _triton
 from ._backend import get_backend, get_float32_precision, set_backend, set_float32_precision, use_backend
 from ._version import __version__
-from .ops import coding_rate, nearest_positive, pair_loss, pairwise, proxy_anchor, ranked_list, spherical_expansion
+from .ops import (
+    coding_rate,
+    distance_weighted,
+    nearest_positive,
+    pair_loss,
+    pairwise,
+    proxy_anchor,
+    ranked_list,
+    spherical_expansion,
+)
 
 for _namespace in _backend.namespaces.values():
     _library.define(_namespace)
-for _op in (pairwise, ranked_list, pair_loss, nearest_positive, coding_rate, spherical_expansion, proxy_anchor):
+for _op in (
+    pairwise,
+    ranked_list,
+    pair_loss,
+    nearest_positive,
+    distance_weighted,
+    coding_rate,
+    spherical_expansion,
+    proxy_anchor,
+):
     _op.register()
 _library.load_native()
 _triton.load()

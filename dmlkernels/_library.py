@@ -87,27 +87,36 @@ def register(
     op: str,
     *,
     fake_fwd: Callable,
-    fake_bwd: Callable,
-    setup_context: Callable,
-    backward: Callable[..., Callable],
+    fake_bwd: Callable | None = None,
+    setup_context: Callable | None = None,
+    backward: Callable[..., Callable] | None = None,
 ) -> None:
     """Fake, autograd and vmap of `<op>_fwd` and `<op>_bwd` in every namespace.
 
     Args:
+        fake_bwd, setup_context, backward: for an operator whose schemas have a backward, and only for one.
         backward: called with the namespace's `<op>_bwd`, returns the backward formula, so that a backward stays in the
             namespace of its forward.
     """
+    given = [part is not None for part in (fake_bwd, setup_context, backward)]
+    if given != [f"{op}_bwd" in SCHEMAS] * 3:
+        raise TypeError(
+            f"{op}: fake_bwd, setup_context and backward must be given where there is {op}_bwd, and only there"
+        )
 
     def in_namespace(namespace: str) -> None:
         library, operators = _libraries[namespace], getattr(torch.ops, namespace)
         forward_name, backward_name = f"{namespace}::{op}_fwd", f"{namespace}::{op}_bwd"
-        forward_op, backward_op = getattr(operators, f"{op}_fwd"), getattr(operators, f"{op}_bwd")
+        forward_op = getattr(operators, f"{op}_fwd")
         torch.library.register_fake(forward_name, fake_fwd, lib=library)
+        torch.library.register_vmap(forward_name, functools.partial(_one_by_one, forward_op), lib=library)
+        if fake_bwd is None or backward is None:
+            return
+        formula = backward(getattr(operators, f"{op}_bwd"))
         torch.library.register_fake(backward_name, fake_bwd, lib=library)
-        torch.library.register_autograd(forward_name, backward(backward_op), setup_context=setup_context, lib=library)
+        torch.library.register_autograd(forward_name, formula, setup_context=setup_context, lib=library)
         # Without a formula of its own, a second derivative would silently be zero.
         torch.library.register_autograd(backward_name, functools.partial(_no_double_backward, op), lib=library)
-        torch.library.register_vmap(forward_name, functools.partial(_one_by_one, forward_op), lib=library)
 
     _registrations.append(in_namespace)
     for namespace in _libraries:

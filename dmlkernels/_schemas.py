@@ -75,6 +75,11 @@ SCHEMAS = {
         "(Tensor grad_pos, Tensor grad_neg, Tensor embeddings, Tensor? ref_emb, Tensor pos_index, Tensor neg_index, "
         "bool normalize, bool need_grad_ref) -> (Tensor, Tensor)"
     ),
+    # uniforms (M, S) float64 in [0, 1) -> index (M, S) int64 of drawn negatives; nothing to differentiate
+    "distance_weighted_fwd": (
+        f"({_PAIR}, Tensor uniforms, float cutoff, float nonzero_loss_cutoff, str precision, bool check_finite)"
+        " -> Tensor"
+    ),
     # A (B, n, n), lower triangle read -> logdet (B,), inverse (B, n, n) | (0, n, n) unless need_inverse
     "cholesky_fwd": "(Tensor A, bool check, bool need_inverse) -> (Tensor, Tensor)",
     # grad_logdet (B,), inverse (B, n, n) -> grad_A (B, n, n)

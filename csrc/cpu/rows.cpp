@@ -9,6 +9,7 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+#include "common/tile_schedule.h"
 #include "cpu/dispatch.h"
 #include "cpu/rows_kernels.h"
 
@@ -68,7 +69,7 @@ std::vector<RowState> row_states(const Tensor& x, const int64_t* labels, std::op
   return state;
 }
 
-// Normalises and packs the ordered rows of x, panel by panel.
+// Normalises and packs the ordered rows of x, panel by panel; -1 stands for a row of zeros.
 template <class T>
 void pack(const Tensor& x, const std::vector<int32_t>& order, bool normalize, Layout layout, Rows<T>& out) {
   const bool with_rows = layout != Layout::panels, with_panels = layout != Layout::rows;
@@ -91,6 +92,10 @@ void pack(const Tensor& x, const std::vector<int32_t>& order, bool normalize, La
       for (int64_t r = 0; r < count; ++r) {
         const int64_t i = first + r;
         out.index[i] = order[i];
+        if (order[i] < 0) {
+          std::memset(rows + r * stride, 0, static_cast<size_t>(stride) * sizeof(T));
+          continue;
+        }
         read_row(x, order[i], rows + r * stride, 0, d);
         const T squared = kernel.sum_squares(rows + r * stride, d);
         if (!std::isfinite(squared)) non_finite.store(true, std::memory_order_relaxed);
@@ -105,7 +110,8 @@ void pack(const Tensor& x, const std::vector<int32_t>& order, bool normalize, La
       }
       if (!with_panels) continue;
       kernel.pack_panel(rows, stride, d, out.panels.data() + panel * width * d, out.norms.data() + first);
-      for (int64_t r = count; r < width; ++r) out.norms[first + r] = kFar<T>;
+      for (int64_t r = 0; r < width; ++r)
+        if (out.index[first + r] < 0) out.norms[first + r] = kFar<T>;
     }
   });
   out.any_non_finite = non_finite;
@@ -124,6 +130,18 @@ void number_classes(Rows<T>& rows, const std::vector<int32_t>& order, const int6
     rows.classes[k] = static_cast<int32_t>(at);
   }
   rows.view.classes = rows.classes.data();
+}
+
+// The same rows, with as many of them to a tile as make whole classes.
+std::vector<int32_t> whole_classes(const std::vector<int32_t>& order, int64_t rows_per_class) {
+  const int64_t per_tile = kTile / rows_per_class * rows_per_class, rows = static_cast<int64_t>(order.size());
+  std::vector<int32_t> spread;
+  spread.reserve(static_cast<size_t>((rows + per_tile - 1) / per_tile * kTile));
+  for (int64_t first = 0; first < rows; first += per_tile) {
+    if (first > 0) spread.resize(static_cast<size_t>(first / per_tile * kTile), -1);
+    spread.insert(spread.end(), order.begin() + first, order.begin() + std::min(first + per_tile, rows));
+  }
+  return spread;
 }
 
 std::vector<int64_t> distinct_values(std::vector<int64_t> values) {
@@ -183,14 +201,14 @@ void write_row(const T* from, const Tensor& x, int64_t row, int64_t first, int64
 }
 
 template <class T>
-PairRows<T> prepare_pairs(const PairArguments& a, Layout layout) {
+PairRows<T> prepare_pairs(const PairArguments& a, Layout layout, RowOrder row_order) {
   PairRows<T> out;
   out.self = !a.ref_emb.has_value();
   const auto side = [&](const Tensor& x, const Tensor& labels, Rows<T>& rows) {
     const int64_t* y = labels.const_data_ptr<int64_t>();
     rows.state = row_states<T>(x, y, a.ignore_index, a.normalize);
     rows.any_non_finite = std::find(rows.state.begin(), rows.state.end(), RowState::non_finite) != rows.state.end();
-    std::vector<int32_t> order = order_rows(rows.state, y);
+    std::vector<int32_t> order = order_rows(rows.state, row_order == RowOrder::by_class ? y : nullptr);
     pack(x, order, a.normalize, layout, rows);
     return order;
   };
@@ -227,6 +245,16 @@ Rows<T> prepare_rows(const Tensor& x, bool normalize, Layout layout) {
   return out;
 }
 
+template <class T>
+Rows<T> prepare_finite_rows(const Tensor& x, bool normalize, Layout layout, int64_t rows_per_class) {
+  Rows<T> out;
+  out.state = row_states<T>(x, nullptr, std::nullopt, normalize);
+  out.any_non_finite = std::find(out.state.begin(), out.state.end(), RowState::non_finite) != out.state.end();
+  const std::vector<int32_t> order = order_rows(out.state, nullptr);
+  pack(x, rows_per_class > 0 ? whole_classes(order, rows_per_class) : order, normalize, layout, out);
+  return out;
+}
+
 Tensor filled(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType type, double value) {
   Tensor out = torch::stable::new_empty(like, std::vector<int64_t>(shape), type);
   return torch::stable::fill_(out, value);
@@ -241,6 +269,7 @@ Tensor finish_gradient(const Tensor& x, const Rows<T>& rows, const Buffer<T>& su
   torch::stable::parallel_for(0, view.n, kGrain, [&](int64_t begin, int64_t end) {
     std::vector<T> p(static_cast<size_t>(view.d));
     for (int64_t i = begin; i < end; ++i) {
+      if (view.index[i] < 0) continue;
       const T* f = view.rows + i * view.stride;
       std::fill(p.begin(), p.end(), T(0));
       T weight = 0;
@@ -276,8 +305,9 @@ Tensor nan_gradient(const Tensor& x, const Rows<T>& rows) {
 #define DML_INSTANTIATE(T)                                                                                          \
   template void read_row<T>(const Tensor&, int64_t, T*, int64_t, int64_t);                                          \
   template void write_row<T>(const T*, const Tensor&, int64_t, int64_t, int64_t);                                   \
-  template PairRows<T> prepare_pairs<T>(const PairArguments&, Layout);                                              \
+  template PairRows<T> prepare_pairs<T>(const PairArguments&, Layout, RowOrder);                                    \
   template Rows<T> prepare_rows<T>(const Tensor&, bool, Layout);                                                    \
+  template Rows<T> prepare_finite_rows<T>(const Tensor&, bool, Layout, int64_t);                                    \
   template Tensor finish_gradient<T>(const Tensor&, const Rows<T>&, const Buffer<T>&, const Buffer<T>&, int64_t, T, \
                                      bool);                                                                         \
   template Tensor nan_gradient<T>(const Tensor&, const Rows<T>&);

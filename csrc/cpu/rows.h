@@ -36,6 +36,9 @@ class Buffer {
 // Panels feed the products of a forward, row-major rows the sums of a gradient.
 enum class Layout { panels, rows, both };
 
+// Sorted by class, which leaves few tiles with positives, or as in the caller's tensor.
+enum class RowOrder { by_class, given };
+
 enum class RowState : unsigned char { kept, ignored, non_finite };
 
 // Kept rows in the order of the tiles. `inverse` is 1/norm of each packed row, 0 for a zero row, 1 without normalising.
@@ -48,7 +51,7 @@ struct Rows {
   RowsView<T> view{};
 };
 
-// What a pair operation works on: rows sorted by class, without those that ignore_index or a non-finite norm takes out.
+// What a pair operation works on: rows without those that ignore_index or a non-finite norm takes out.
 template <class T>
 struct PairRows {
   bool self;
@@ -56,13 +59,17 @@ struct PairRows {
   const Rows<T>& gallery() const { return self ? queries : own_gallery; }
 };
 
-// with_rows: keep the row-major copy that gradients need.
 template <class T>
-PairRows<T> prepare_pairs(const PairArguments& arguments, Layout layout);
+PairRows<T> prepare_pairs(const PairArguments& arguments, Layout layout, RowOrder order = RowOrder::by_class);
 
 // All rows of one matrix in their own order.
 template <class T>
 Rows<T> prepare_rows(const Tensor& x, bool normalize, Layout layout);
+
+// Rows of a finite norm of one matrix in their own order; `state` tells the others. With rows_per_class, up to kTile, a
+// tile holds whole classes of that many consecutive rows, and then rows of zeros, whose index is -1.
+template <class T>
+Rows<T> prepare_finite_rows(const Tensor& x, bool normalize, Layout layout, int64_t rows_per_class = 0);
 
 // One row of a floating tensor, converted from or to its dtype.
 template <class T>

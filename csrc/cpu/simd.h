@@ -7,6 +7,10 @@
 
 #include "common/hd.h"
 
+#if defined(__SSE2__)
+#include <xmmintrin.h>
+#endif
+
 #if defined(__AVX512F__)
 #include "cpu/simd_avx512.h"
 #elif defined(__AVX2__)
@@ -20,6 +24,19 @@ inline namespace DML_ISA {
 
 template <class T>
 using Vec = typename Simd<T>::V;
+
+// Numbers below the normal range are zero for as long as this lives: a weight of 1e-40 changes no gradient, and takes
+// a hundred times as long to multiply.
+class WithoutDenormals {
+ public:
+#if defined(__SSE2__)
+  DML_INLINE WithoutDenormals() : mode_(_mm_getcsr()) { _mm_setcsr(mode_ | 0x8040); }  // flush results, and operands
+  DML_INLINE ~WithoutDenormals() { _mm_setcsr(mode_); }
+
+ private:
+  unsigned mode_;
+#endif
+};
 
 // e^x as 2^n e^r, n = round(x log2 e), |r| <= ln(2)/2, e^r by its Taylor series (remainder under half an ulp at degree
 // 7 and 13). Below the normal range the result is 0.
@@ -52,6 +69,32 @@ DML_INLINE Vec<double> exp(Vec<double> x) {
   using V = Vec<double>;
   return exp_scaled<V>(x, V(-708.0), V(709.5), V(1.4426950408889634), V(0.693145751953125), V(1.42860682030941723e-6),
                        inverse_factorial, 13);
+}
+
+// log(x) of a normal x = 2^n m, 0 < x < 2^126, m from sqrt(1/2) to sqrt(2), as n log 2 + 2 atanh(z), z = (m - 1) / (m +
+// 1), by its series in z^2 <= 0.0295 (remainder under a tenth of an ulp at 5 and 11 terms after the first).
+template <class V>
+DML_INLINE V log_scaled(V x, V ln2_hi, V ln2_lo, int terms) {
+  const V whole = exponent(x), mantissa = scale_by_power_of_two(x, V(0) - whole);
+  const auto upper = mantissa > V(1.4142135623730951);
+  const V m = select(upper, mantissa * V(0.5), mantissa), n = select(upper, whole + V(1), whole);
+  const V z = (m - V(1)) / (m + V(1)), square = z * z;
+  V series(1.0 / (2 * terms + 1));
+#pragma GCC unroll 16
+  for (int k = 2 * terms - 1; k > 1; k -= 2) series = fma(series, square, V(1.0 / k));
+  // 2 z and the rest apart, so that the largest term is not rounded with the series.
+  const V twice = z + z;
+  return fma(n, ln2_hi, twice + fma(n, ln2_lo, twice * square * series));
+}
+
+DML_INLINE Vec<float> log(Vec<float> x) {
+  using V = Vec<float>;
+  return log_scaled<V>(x, V(0.693359375f), V(-2.12194440e-4f), 5);
+}
+
+DML_INLINE Vec<double> log(Vec<double> x) {
+  using V = Vec<double>;
+  return log_scaled<V>(x, V(0.693145751953125), V(1.42860682030941723e-6), 11);
 }
 
 }  // namespace DML_ISA

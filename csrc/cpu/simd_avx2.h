@@ -113,6 +113,17 @@ DML_INLINE F64 scale_by_power_of_two(F64 a, F64 n) {
   const __m256i e = _mm256_slli_epi64(_mm256_add_epi64(wide, _mm256_set1_epi64x(1022)), 52);
   return (a * F64(2.0)) * F64(_mm256_castsi256_pd(e));
 }
+// floor(log2(a)) of positive normal numbers.
+DML_INLINE F32 exponent(F32 a) {
+  const __m256i e = _mm256_srli_epi32(_mm256_castps_si256(a.v), 23);
+  return _mm256_cvtepi32_ps(_mm256_sub_epi32(e, _mm256_set1_epi32(127)));
+}
+DML_INLINE F64 exponent(F64 a) {
+  // There is no conversion of 64-bit integers: e in the low bits of 2^52 is the number 2^52 + e.
+  const __m256d shift = _mm256_set1_pd(4503599627370496.0);
+  const __m256i e = _mm256_srli_epi64(_mm256_castpd_si256(a.v), 52);
+  return F64(_mm256_or_pd(_mm256_castsi256_pd(e), shift)) - F64(4503599627370496.0 + 1023);
+}
 
 // Masks of one bit a lane, and the int32 companions (class, index, id) of a vector.
 DML_INLINE M8 mask_of(__m256i lanes) { return M8{_mm256_castsi256_ps(lanes)}; }

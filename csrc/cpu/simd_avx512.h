@@ -71,6 +71,7 @@ DML_INLINE void store(double* p, F64 a) { _mm512_storeu_pd(p, a.v); }
   DML_INLINE V sqrt(V a) { return _mm512_sqrt_##suffix(a.v); }                                       \
   DML_INLINE V round(V a) { return _mm512_roundscale_##suffix(a.v, _MM_FROUND_TO_NEAREST_INT); }     \
   DML_INLINE V scale_by_power_of_two(V a, V n) { return _mm512_scalef_##suffix(a.v, n.v); }          \
+  DML_INLINE V exponent(V a) { return _mm512_getexp_##suffix(a.v); }                                 \
   DML_INLINE M operator<(V a, V b) { return M{_mm512_cmp_##suffix##_mask(a.v, b.v, _CMP_LT_OQ)}; }   \
   DML_INLINE M operator<=(V a, V b) { return M{_mm512_cmp_##suffix##_mask(a.v, b.v, _CMP_LE_OQ)}; }  \
   DML_INLINE M operator>(V a, V b) { return M{_mm512_cmp_##suffix##_mask(a.v, b.v, _CMP_GT_OQ)}; }   \

@@ -77,6 +77,17 @@ DML_INLINE Scalar<float> scale_by_power_of_two(Scalar<float> a, Scalar<float> n)
 DML_INLINE Scalar<double> scale_by_power_of_two(Scalar<double> a, Scalar<double> n) {
   return Scalar<double>(::ldexp(a.v, static_cast<int>(n.v)));
 }
+// floor(log2(a)) of a positive normal number.
+DML_INLINE Scalar<float> exponent(Scalar<float> a) {
+  int32_t word;
+  memcpy(&word, &a.v, sizeof(word));
+  return Scalar<float>((word >> 23) - 127);
+}
+DML_INLINE Scalar<double> exponent(Scalar<double> a) {
+  int64_t word;
+  memcpy(&word, &a.v, sizeof(word));
+  return Scalar<double>((word >> 52) - 1023);
+}
 template <class T>
 DML_INLINE Scalar<T> select(bool m, Scalar<T> a, Scalar<T> b) {
   return m ? a : b;

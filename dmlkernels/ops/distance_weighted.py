@@ -57,7 +57,7 @@ def sample_negatives(
 
     Returns:
         index (M, S) int64 rows of the gallery; −1 where there is no candidate. A query with a NaN or Inf draws nothing,
-        and if the gallery has one, no query does: whoever needs a NaN there takes it from the distances of the positives.
+        and if the gallery has one, no query does: a loss takes its NaN from the distances of the positives.
 
     Raises:
         ValueError: for a wrong argument, or with `check_finite`.
