@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import _checks
+
+NO_LABEL = -(2**63)  # a label, or an id, that no row has
 
 
 def mean_of(total: Tensor, count: Tensor) -> Tensor:
@@ -25,6 +29,20 @@ def refuse_pairs(loss: str, **arguments: object) -> None:
 def call_loss(loss: nn.Module, embeddings: Tensor, labels: Tensor, **arguments: Any) -> Tensor:
     """Call any loss, pytorch-metric-learning's included, with those of the arguments that were given."""
     return loss(embeddings, labels, **{name: value for name, value in arguments.items() if value is not None})
+
+
+@contextlib.contextmanager
+def ignoring(loss: Any) -> Iterator[int | None]:
+    """The label that the loss ignores inside the block: its own, or one that no class has; None if it cannot ignore."""
+    own = getattr(loss, "ignore_index", None)
+    if own is not None or not hasattr(loss, "ignore_index"):
+        yield own
+        return
+    loss.ignore_index = NO_LABEL
+    try:
+        yield NO_LABEL
+    finally:
+        loss.ignore_index = None
 
 
 class PairLoss(nn.Module):
@@ -61,11 +79,13 @@ class PairLoss(nn.Module):
         )
 
     @torch.no_grad()
-    def set_stats(self, pos_count: Tensor, neg_count: Tensor, pos_distance: Tensor, neg_distance: Tensor) -> None:
-        """Keep counts and mean distances, from counts and summed distances of the pairs that took part."""
+    def set_stats(
+        self, pos_count: Tensor, neg_count: Tensor, pos_sum: Tensor, neg_sum: Tensor, value: str = "distance"
+    ) -> None:
+        """Keep counts and mean values, from counts and summed values of the pairs that took part."""
         self.last_stats = {
             "active_positives": pos_count,
             "active_negatives": neg_count,
-            "mean_pos_distance": mean_of(pos_distance, pos_count),
-            "mean_neg_distance": mean_of(neg_distance, neg_count),
+            f"mean_pos_{value}": mean_of(pos_sum, pos_count),
+            f"mean_neg_{value}": mean_of(neg_sum, neg_count),
         }

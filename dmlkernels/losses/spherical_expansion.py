@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +10,10 @@ from torch import Tensor, nn
 from .. import _checks
 from ..ops.spherical_expansion import class_means, own_proxies, spherical_expansion
 from ..reference.pairwise import rows
-from ._base import call_loss
+from ._base import call_loss, ignoring
+from .cross_batch_memory import CrossBatchMemory
 
 RAMP = 200  # epochs after which the authors' schedule has reached its end
-NO_LABEL = -(2**63)  # a label that no class has
 
 
 class SphericalExpansionLoss(nn.Module):
@@ -120,29 +117,17 @@ class SphericalExpansionLoss(nn.Module):
         z, y, valid = spherical_expansion(
             embeddings, labels, proxies, n=self.n, differentiable=self.differentiable, index=index
         )
-        with _ignoring(self.base_loss) as ignored:
+        # Synthetics are not remembered, and meet the batch only.
+        loss = self.base_loss.loss if isinstance(self.base_loss, CrossBatchMemory) else self.base_loss
+        with ignoring(loss) as ignored:
             if ignored is not None:
                 y = torch.where(valid.repeat_interleave(self.n), y, ignored)
             if proxies is not None:
-                return call_loss(self.base_loss, z, y), valid.sum()
+                return call_loss(loss, z, y), valid.sum()
             gallery = {"ref_emb": z, "ref_labels": y, "ids": ids}
             if ids is not None:
                 gallery["ref_ids"] = ids[index].repeat_interleave(self.n)
-            return call_loss(self.base_loss, embeddings, labels, **gallery), valid.sum()
-
-
-@contextlib.contextmanager
-def _ignoring(loss: Any) -> Iterator[int | None]:
-    """The label that the loss ignores inside the block: its own, or one that no class has; None if it cannot ignore."""
-    own = getattr(loss, "ignore_index", None)
-    if own is not None or not hasattr(loss, "ignore_index"):
-        yield own
-        return
-    loss.ignore_index = NO_LABEL
-    try:
-        yield NO_LABEL
-    finally:
-        loss.ignore_index = None
+            return call_loss(loss, embeddings, labels, **gallery), valid.sum()
 
 
 @torch.no_grad()
