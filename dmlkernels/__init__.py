@@ -11,6 +11,7 @@ from .ops import (
     pairwise,
     proxy_anchor,
     ranked_list,
+    soft_triple,
     spherical_expansion,
 )
 
@@ -25,6 +26,7 @@ for _op in (
     coding_rate,
     spherical_expansion,
     proxy_anchor,
+    soft_triple,
 ):
     _op.register()
 _library.load_native()

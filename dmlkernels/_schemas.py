@@ -107,4 +107,15 @@ SCHEMAS = {
         "(Tensor grad_loss, Tensor embeddings, Tensor labels, Tensor proxies, Tensor proxy_stats, float margin, "
         "float alpha, bool normalize, str precision) -> (Tensor, Tensor)"
     ),
+    # embeddings (M, D), labels (M,) int64 in [0, C), centers (C*K, D) class by class -> loss (M,), row_stats (2, M):
+    # log of the sum of e^logit over the classes, and the probability of those not its own
+    "soft_triple_fwd": (
+        "(Tensor embeddings, Tensor labels, Tensor centers, int centers_per_class, float la, float gamma, "
+        "float margin, bool normalize, str precision) -> (Tensor, Tensor)"
+    ),
+    # grad_loss (M,) -> grad_embeddings (M, D), grad_centers (C*K, D)
+    "soft_triple_bwd": (
+        "(Tensor grad_loss, Tensor embeddings, Tensor labels, Tensor centers, Tensor row_stats, int centers_per_class, "
+        "float la, float gamma, float margin, bool normalize, str precision) -> (Tensor, Tensor)"
+    ),
 }

@@ -1,12 +1,15 @@
 """The public functions: `from dmlkernels import functional as F`."""
 
 from .losses.anti_collapse import anti_collapse_loss
+from .losses.contrastive import contrastive_loss
+from .losses.margin import margin_loss
 from .losses.triplet import triplet_loss
 from .ops.coding_rate import cholesky_logdet, class_coding_rate, coding_rate, coding_rate_reduction
 from .ops.nearest_positive import Mined, NearestPositive, mine, nearest_positive
 from .ops.pairwise import pairwise_distance, pairwise_similarity
 from .ops.proxy_anchor import proxy_anchor_loss
 from .ops.ranked_list import ranked_list_loss
+from .ops.soft_triple import soft_triple_loss
 from .ops.spherical_expansion import Expansion, max_mahalanobis_centers, spherical_expansion
 
 __all__ = [
@@ -18,6 +21,8 @@ __all__ = [
     "class_coding_rate",
     "coding_rate",
     "coding_rate_reduction",
+    "contrastive_loss",
+    "margin_loss",
     "max_mahalanobis_centers",
     "mine",
     "nearest_positive",
@@ -25,6 +30,7 @@ __all__ = [
     "pairwise_similarity",
     "proxy_anchor_loss",
     "ranked_list_loss",
+    "soft_triple_loss",
     "spherical_expansion",
     "triplet_loss",
 ]

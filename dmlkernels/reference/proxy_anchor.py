@@ -15,7 +15,7 @@ from ._precision import without_autocast
 from .pairwise import rows
 
 
-def _log_one_plus_sum(scores: Tensor, members: Tensor) -> Tensor:
+def log_one_plus_sum(scores: Tensor, members: Tensor) -> Tensor:
     """log(1 + Σ e^score) (C,) over the members of each column of scores (M, C), exact where the sum is small."""
     scores = torch.where(members, scores, -torch.inf)
     shift = torch.cat([scores.detach(), torch.zeros_like(scores[:1])]).amax(0) if len(scores) else scores.sum(0)
@@ -31,8 +31,8 @@ def proxy_anchor(
     classes = torch.arange(len(p), device=p.device)
     positive = labels[:, None] == classes[None, :]
     s = f @ p.T
-    pos = _log_one_plus_sum(-alpha * (s - margin), positive)
-    neg = _log_one_plus_sum(alpha * (s + margin), ~positive)
+    pos = log_one_plus_sum(-alpha * (s - margin), positive)
+    neg = log_one_plus_sum(alpha * (s + margin), ~positive)
     loss = pos.sum() / positive.any(0).sum().clamp_min(1) + neg.sum() / max(len(p), 1)
 
     norms = [torch.linalg.vector_norm(x.detach().to(f.dtype), dim=1) for x in (embeddings, proxies)]

@@ -1,0 +1,153 @@
+#include <algorithm>
+#include <limits>
+#include <tuple>
+
+#include <torch/csrc/stable/library.h>
+
+#include "common/soft_triple_arguments.h"
+#include "cpu/dispatch.h"
+#include "cpu/rows.h"
+#include "cpu/soft_triple_kernels.h"
+#include "cpu/tiles.h"
+
+namespace dml {
+namespace {
+
+// The rows of both sides, and the problem of the kernels.
+template <class T>
+struct Operands {
+  Rows<T> x, centers;
+  Buffer<int32_t> labels;
+  TileSchedule schedule;
+  int64_t parts;
+  SoftTripleProblem<T> problem{};
+
+  // labels are checked
+  Operands(const Tensor& embeddings, const Tensor& y, const Tensor& c, const SoftTriple& loss, bool normalize,
+           Layout layout)
+      : x(prepare_finite_rows<T>(embeddings, normalize, layout)),
+        centers(prepare_finite_rows<T>(c, normalize, layout, loss.per_class)),
+        labels(x.view.padded),
+        schedule(TileSchedule::make(x.view.n, centers.view.n, false)),
+        parts(std::max<int64_t>(schedule.parts, 1)) {
+    for (int64_t i = 0; i < x.view.padded; ++i)
+      labels[i] = x.view.index[i] < 0 ? -1 : static_cast<int32_t>(y.const_data_ptr<int64_t>()[x.view.index[i]]);
+    problem.centers = centers.view;
+    problem.embeddings = x.view;
+    problem.loss = loss;
+    problem.classes = c.size(0) / loss.per_class;
+    problem.labels = labels.data();
+  }
+};
+
+template <class T>
+std::tuple<Tensor, Tensor> forward_as(const Tensor& embeddings, const Tensor& labels, const Tensor& centers,
+                                      const SoftTriple& loss, bool normalize) {
+  const int64_t m = embeddings.size(0);
+  const ScalarType type = compute_type(embeddings);
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  Tensor value = filled(embeddings, {m}, type, nan), stats = filled(embeddings, {2, m}, type, nan);
+  Operands<T> rows(embeddings, labels, centers, loss, normalize, Layout::panels);
+  if (rows.centers.any_non_finite) return {value, stats};
+  const RowsView<T>& x = rows.x.view;
+  const int64_t length = rows.parts * x.padded;
+  const Buffer<T> sums(kSoftTripleSums * length);
+  std::fill_n(sums.data() + kOtherMax * length, length, kNoLogit<T>);
+  SoftTripleProblem<T>& p = rows.problem;
+  p.sums = sums.data();
+  const auto& kernel = kernels<SoftTripleKernels<T>>();
+  for_each_tile(rows.schedule, [&](const TilePair& t) { kernel.forward(p, t.row, t.col, t.part, rows.parts); });
+
+  T *losses = static_cast<T*>(value.mutable_data_ptr()), *out = static_cast<T*>(stats.mutable_data_ptr());
+  for (int64_t i = 0; i < x.n; ++i) {
+    LogSumExp others{0, kNoLogit<double>};
+    double own = 0;  // one part has the own class, the others 0
+    for (int64_t part = 0; part < rows.parts; ++part) {
+      const T* at = sums.data() + part * x.padded + i;
+      others.add(at[kOtherSum * length], at[kOtherMax * length]);
+      own += at[kOwnLogit * length];
+    }
+    const SoftTripleRow row = soft_triple_row(others, own);
+    losses[x.index[i]] = static_cast<T>(row.loss);
+    out[x.index[i]] = static_cast<T>(row.log_sum);
+    out[m + x.index[i]] = static_cast<T>(row.miss);
+  }
+  return {value, stats};
+}
+
+template <class T>
+std::tuple<Tensor, Tensor> backward_as(const Tensor& grad, const Tensor& embeddings, const Tensor& labels,
+                                       const Tensor& centers, const Tensor& stats, const SoftTriple& loss,
+                                       bool normalize) {
+  const int64_t m = embeddings.size(0);
+  Operands<T> rows(embeddings, labels, centers, loss, normalize, Layout::both);
+  const Tensor all_nan = filled(centers, {centers.size(0), centers.size(1)}, centers.scalar_type(),
+                                std::numeric_limits<double>::quiet_NaN());
+  if (rows.centers.any_non_finite)
+    return {
+        filled(embeddings, {m, embeddings.size(1)}, embeddings.scalar_type(), std::numeric_limits<double>::quiet_NaN()),
+        all_nan};
+  const RowsView<T>&x = rows.x.view, &c = rows.centers.view;
+  const Buffer<T> log_sum(x.padded), miss(x.padded), scale(x.padded);
+  const T *at = static_cast<const T*>(stats.const_data_ptr()), *g = static_cast<const T*>(grad.const_data_ptr());
+  for (int64_t i = 0; i < x.n; ++i) {
+    log_sum[i] = at[x.index[i]];
+    miss[i] = at[m + x.index[i]];
+    scale[i] = static_cast<T>(loss.la) * g[x.index[i]];
+  }
+  const Buffer<T> rows_x(rows.parts * x.padded * x.stride), rows_c(c.padded * c.stride);
+  const Buffer<T> weights_x(rows.parts * x.padded), weights_c(c.padded);
+  SoftTripleProblem<T>& p = rows.problem;
+  p.log_sum = log_sum.data();
+  p.miss = miss.data();
+  p.scale = scale.data();
+  p.rows_x = rows_x.data();
+  p.rows_c = rows_c.data();
+  const auto& kernel = kernels<SoftTripleKernels<T>>();
+  for_each_tile(rows.schedule, [&](const TilePair& t) { kernel.backward(p, t.row, t.col, t.part); });
+  const Tensor grad_x = finish_gradient<T>(embeddings, rows.x, rows_x, weights_x, rows.parts, T(1), normalize);
+  // Every embedding has a term with every center.
+  if (rows.x.any_non_finite) return {grad_x, all_nan};
+  return {grad_x, finish_gradient<T>(centers, rows.centers, rows_c, weights_c, 1, T(1), normalize)};
+}
+
+void check_labels(const char* op, const Tensor& labels, int64_t classes) {
+  for (int64_t i = 0; i < labels.size(0); ++i) {
+    const int64_t label = labels.const_data_ptr<int64_t>()[i];
+    DML_CHECK(label >= 0 && label < classes, op, "labels", "in [0, C) with C=" + text(classes), label);
+  }
+}
+
+std::tuple<Tensor, Tensor> soft_triple_fwd(const Tensor& embeddings, const Tensor& labels, const Tensor& centers,
+                                           int64_t centers_per_class, double la, double gamma, double margin,
+                                           bool normalize, std::string) {
+  using torch::stable::contiguous;
+  const char* op = "soft_triple_loss";
+  const SoftTriple loss = check_soft_triple(op, embeddings, labels, centers, centers_per_class, la, gamma, margin);
+  const Tensor x = contiguous(embeddings), y = contiguous(labels), c = contiguous(centers);
+  check_labels(op, y, centers.size(0) / centers_per_class);
+  return compute_type(x) == ScalarType::Double ? forward_as<double>(x, y, c, loss, normalize)
+                                               : forward_as<float>(x, y, c, loss, normalize);
+}
+
+std::tuple<Tensor, Tensor> soft_triple_bwd(const Tensor& grad_loss, const Tensor& embeddings, const Tensor& labels,
+                                           const Tensor& centers, const Tensor& row_stats, int64_t centers_per_class,
+                                           double la, double gamma, double margin, bool normalize, std::string) {
+  using torch::stable::contiguous;
+  const char* op = "soft_triple_bwd";
+  const SoftTriple loss = check_soft_triple(op, embeddings, labels, centers, centers_per_class, la, gamma, margin);
+  check_soft_triple_state(op, grad_loss, row_stats, embeddings);
+  const Tensor grad = contiguous(grad_loss), x = contiguous(embeddings), y = contiguous(labels),
+               c = contiguous(centers), stats = contiguous(row_stats);
+  check_labels(op, y, centers.size(0) / centers_per_class);
+  return compute_type(x) == ScalarType::Double ? backward_as<double>(grad, x, y, c, stats, loss, normalize)
+                                               : backward_as<float>(grad, x, y, c, stats, loss, normalize);
+}
+
+}  // namespace
+}  // namespace dml
+
+STABLE_TORCH_LIBRARY_IMPL(dmlkernels, CPU, m) {
+  m.impl("soft_triple_fwd", TORCH_BOX(&dml::soft_triple_fwd));
+  m.impl("soft_triple_bwd", TORCH_BOX(&dml::soft_triple_bwd));
+}

@@ -1,0 +1,126 @@
+"""soft_triple: the SoftTriple loss, streamed over tiles of embeddings and centers that are never stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _backend, _checks, _library
+from ..reference import soft_triple as reference
+from ..reference.pairwise import compute_dtype
+
+MAX_CENTERS_PER_CLASS = 128
+"""What the kernels take: the centers of a class stand in one tile."""
+
+
+def _fake_fwd(embeddings: Tensor, labels: Tensor, centers: Tensor, *arguments: object) -> tuple[Tensor, Tensor]:
+    dtype, rows = compute_dtype(embeddings.dtype), embeddings.shape[0]
+    return embeddings.new_empty(rows, dtype=dtype), embeddings.new_empty(2, rows, dtype=dtype)
+
+
+def _fake_bwd(
+    grad_loss: Tensor, embeddings: Tensor, labels: Tensor, centers: Tensor, *arguments: object
+) -> tuple[Tensor, Tensor]:
+    return embeddings.new_empty(embeddings.shape), centers.new_empty(centers.shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    embeddings, labels, centers, *ctx.options = inputs
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(embeddings, labels, centers, output[1])
+
+
+def _backward(bwd: Callable) -> Callable:
+    def backward(ctx: Any, grad_loss: Tensor | None, unused: None) -> tuple:
+        none = (None,) * len(ctx.options)
+        if grad_loss is None:
+            return None, None, None, *none
+        grad_emb, grad_centers = bwd(grad_loss.contiguous(), *ctx.saved_tensors, *ctx.options)
+        return grad_emb, None, grad_centers, *none
+
+    return backward
+
+
+def register() -> None:
+    _library.register(
+        "soft_triple", fake_fwd=_fake_fwd, fake_bwd=_fake_bwd, setup_context=_setup_context, backward=_backward
+    )
+
+
+def soft_triple_rows(
+    op: str,
+    embeddings: Tensor,
+    labels: Tensor,
+    centers: Tensor,
+    centers_per_class: int,
+    la: float,
+    gamma: float,
+    margin: float,
+    normalize: bool,
+) -> tuple[Tensor, Tensor]:
+    """loss (M,), row_stats (2, M): log of the sum over the classes, and the probability of those not its own."""
+    x = _checks.matrix(op, "embeddings", embeddings)
+    y = _checks.integers(op, "labels", labels, x, "M")
+    c = _checks.matrix(op, "centers", centers, "(C*K, D)")
+    _checks.same_width(op, x, c, "centers", "(C*K, D)")
+    k = centers_per_class
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        _checks.fail(op, "centers_per_class", "a positive int", repr(k))
+    if len(c) % k != 0:
+        _checks.fail(op, "centers", f"(C*K, D) with K={k}", tuple(c.shape))
+    _checks.positive(op, "gamma", gamma)
+    _checks.class_labels(op, y, len(c) // k)
+    namespace = _backend.namespace(op, x.device)
+    if namespace is not None and k > MAX_CENTERS_PER_CLASS:
+        _checks.fail(op, "centers_per_class", f"at most {MAX_CENTERS_PER_CLASS} (the reference backend takes more)", k)
+    common = torch.promote_types(x.dtype, c.dtype)
+    arguments = (x.to(common), y, c.to(common), k, float(la), float(gamma), float(margin), normalize)
+    if namespace is None:
+        return reference.soft_triple(*arguments)
+    return getattr(torch.ops, namespace).soft_triple_fwd(*arguments, _backend.get_float32_precision())
+
+
+def soft_triple_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    centers: Tensor,
+    *,
+    centers_per_class: int = 10,
+    la: float = 20.0,
+    gamma: float = 0.1,
+    margin: float = 0.01,
+    normalize: bool = True,
+) -> Tensor:
+    """SoftTriple loss: cross-entropy over classes of several centers, each similarity softly that to the nearest.
+
+    Args:
+        embeddings: (M, D) floating.
+        labels: (M,) integers in [0, C).
+        centers: (C*K, D), K for each class, one class after the other; differentiated.
+        centers_per_class: K, at most 128 (any number on the reference backend).
+        la: λ, the scale of the logits.
+        gamma: γ, the temperature of the softmax over the centers of a class.
+        margin: δ, taken from the similarity of the own class.
+        normalize: L2-normalise embeddings and centers.
+
+    Returns:
+        () mean loss of the rows, float32 (float64 for float64); 0 of no rows.
+
+    Raises:
+        ValueError: for a wrong shape, dtype, device or option, or a label outside [0, C) (on a GPU: a NaN loss).
+
+    Source:
+        Qian et al., "SoftTriple loss: deep metric learning without triplet sampling", ICCV 2019, eqs. 7 and 8.
+
+    Example:
+        >>> centers = torch.randn(10 * 3, 16, requires_grad=True)
+        >>> x, labels = torch.randn(64, 16), torch.arange(64) % 10
+        >>> F.soft_triple_loss(x, labels, centers, centers_per_class=3).backward()
+    """
+    op = "soft_triple_loss"
+    loss, _ = soft_triple_rows(op, embeddings, labels, centers, centers_per_class, la, gamma, margin, normalize)
+    return loss.sum() / max(len(loss), 1)
