@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import NamedTuple
 
+import pair_losses
 import torch
 from batches import Batch, class_count, device, make_batch
 from torch import Tensor
@@ -76,6 +77,7 @@ OPERATIONS = {
     "cholesky": Operation(f"log-determinants of {MATRIX} × {MATRIX}", _small_logdets, "1", pairs=False),
     "spherical_expansion": Operation("spherical expansion", _expand, "E", pairs=False),
     "proxy_anchor": Operation("Proxy-Anchor", lambda b: (F.proxy_anchor_loss(*_with_proxies(b)),), "1", pairs=False),
+    **{name: Operation(loss.title, pair_losses.call(name), "1") for name, loss in pair_losses.LOSSES.items()},
 }
 
 

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 
+import pair_losses
 import torch
 from batches import Batch, device
 from cases import OPERATIONS, Case
@@ -65,6 +66,8 @@ def _logdet(batch: Batch) -> tuple[Tensor, ...]:
 def _peer(case: Case) -> Run:
     from pytorch_metric_learning import losses, miners
 
+    if case.operation in pair_losses.LOSSES:
+        return pair_losses.peer(case.operation)
     if case.operation == "triplet":
         miner = miners.BatchEasyHardMiner(pos_strategy="easy", neg_strategy="hard")
         triplet = losses.TripletMarginLoss(margin=0.2)

@@ -27,6 +27,7 @@ except ImportError as error:  # the package itself works without its compiled pa
     sys.exit(f"bench: {error}; build the package first: pip install -e . --no-build-isolation")
 import cuda_cases
 import host
+import pair_losses
 import table
 
 CASES = (
@@ -48,6 +49,10 @@ CASES = (
 PEER_CASES = (
     Case("ranked_list_peer", "ranked_list_pml", "dense", 4096, 128, rivals=("peer", "product")),
     Case("triplet_peer", "triplet", "dense", 4096, 128, rivals=("peer", "product")),
+    *(
+        Case(f"{name}_peer", name, "dense", loss.rows, 128, rivals=(*(("peer",) if loss.peer else ()), "product"))
+        for name, loss in pair_losses.LOSSES.items()
+    ),
 )
 
 
@@ -135,6 +140,14 @@ GOALS = (
         for size, case in (("2048 × 128", "coding_rate_tall"), ("256 × 512", "coding_rate_wide"))
     ),
     Goal(f"extra memory of {RLL}, 16384 × 128", "ranked_list_memory", "peak_bytes", None, 200, 64, None),
+    *(
+        Goal(f"{OPERATIONS[case.operation].title} forward + backward{what}, {case.rows} × 128", case.name, *goal)
+        for case in PEER_CASES
+        for what, goal in (
+            (" / `t_gemm`", ("total", "product", 6, None, None)),
+            (", extra memory", ("peak_bytes", None, 40, None, None)),
+        )
+    ),
 )
 
 

@@ -10,6 +10,7 @@
 #include "common/tile_schedule.h"
 #include "cpu/dispatch.h"
 #include "cpu/nearest_positive_kernels.h"
+#include "cpu/pair_loss_kernels.h"
 #include "cpu/pairwise_kernels.h"
 #include "cpu/ranked_list_kernels.h"
 #include "cpu/rows_kernels.h"
@@ -65,16 +66,68 @@ double distance(const std::vector<double>& unit, int64_t i, int64_t j) {
   return std::sqrt(squared);
 }
 
+template <class Run>
+void for_each_tile(const TileSchedule& schedule, const Run& run) {
+  for (int64_t round = 0; round < schedule.rounds(); ++round)
+    for (int64_t task = 0; task < schedule.tasks(round); ++task)
+      if (const TilePair t = schedule.at(round, task); t.valid) run(t);
+}
+
+// Sums of one term of distances over the negatives, and their gradient.
+template <class T>
+void run_pair_loss(const RowsView<T>& rows, const std::vector<double>& unit, PairTerm term, bool running,
+                   double tolerance) {
+  const TileSchedule schedule = TileSchedule::make(kRows, kRows, true);
+  PairLossProblem<T> p{};
+  p.q = p.g = rows;
+  p.value = PairValue::distance;
+  p.term = term;
+  p.self = true;
+  p.col_tiles = schedule.col_tiles;
+  std::vector<unsigned char> active(schedule.row_tiles * schedule.col_tiles);
+  p.active = active.data();
+  p.pos.sums = aligned<T>(kPairSums * rows.padded);
+  p.pos.factors = aligned<T>(kPairFactors * rows.padded);
+  p.neg.side = PairSide{-kTemperature, kAlpha, 0, 0};
+  p.neg.present = true;
+  p.neg.running = running;
+  p.neg.sums = aligned<T>(kPairSums * rows.padded);
+  T *factors = aligned<T>(kPairFactors * rows.padded), *sums = aligned<T>(rows.padded * rows.stride);
+  for (int64_t i = 0; i < kRows; ++i) {
+    factors[kPairScale * rows.padded + i] = term == PairTerm::exp ? 1 : p.neg.side.scale;
+    if (running) p.neg.sums[kPairMax * rows.padded + i] = kNoScore;
+  }
+  p.neg.factors = factors;
+  p.rows_q = p.rows_g = sums;
+  p.weights_q = p.weights_g = aligned<T>(rows.padded);
+  const auto& kernel = kernels<PairLossKernels<T>>();
+  for_each_tile(schedule, [&](const TilePair& t) { kernel.forward(p, t.row, t.col, t.part, 1); });
+  for_each_tile(schedule, [&](const TilePair& t) { kernel.backward(p, t.row, t.col, t.part); });
+  for (int64_t i = 0; i < kRows; ++i) {
+    double wanted = 0, gradient = 0;
+    for (int64_t j = 0; j < kRows; ++j) {
+      if (rows.classes[i] == rows.classes[j]) continue;
+      const double d = distance(unit, i, j), x = -kTemperature * (d - kAlpha), e = std::exp(x);
+      wanted += term == PairTerm::hinge ? std::fmax(x, 0) : term == PairTerm::softplus ? std::log1p(e) : e;
+      const double slope = term == PairTerm::hinge ? x > 0 : term == PairTerm::softplus ? e / (1 + e) : e;
+      gradient += 2 * -kTemperature * slope / d * unit[j * kWidth];
+    }
+    const double max = running ? p.neg.sums[kPairMax * rows.padded + i] : 0;
+    const double got = p.neg.sums[i] * std::exp(max), got_gradient = sums[i * rows.stride];
+    expect(std::fabs(got - wanted) < tolerance * (1 + wanted), "pair loss", got, wanted);
+    expect(std::fabs(got_gradient - gradient) < 30 * tolerance * (1 + wanted), "its gradient", got_gradient, gradient);
+  }
+}
+
 template <class T>
 void run(double tolerance) {
   std::vector<double> unit;
   const RowsView<T> rows = make_rows(kernels<RowsKernels<T>>(), unit);
+  for (const PairTerm term : {PairTerm::hinge, PairTerm::softplus, PairTerm::exp})
+    run_pair_loss(rows, unit, term, false, tolerance);
+  run_pair_loss(rows, unit, PairTerm::exp, true, tolerance);
   const TileSchedule schedule = TileSchedule::make(kRows, kRows, true);
-  const auto each_tile = [&](auto&& body) {
-    for (int64_t round = 0; round < schedule.rounds(); ++round)
-      for (int64_t task = 0; task < schedule.tasks(round); ++task)
-        if (const TilePair t = schedule.at(round, task); t.valid) body(t);
-  };
+  const auto each_tile = [&](auto&& body) { for_each_tile(schedule, body); };
 
   RankedListProblem<T> p{};
   p.q = p.g = rows;

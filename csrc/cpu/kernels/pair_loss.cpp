@@ -298,6 +298,7 @@ template <class T>
 void forward(const PairLossProblem<T>& p, int64_t i, int64_t j, int64_t part, int64_t parts) {
   const PairTile<T> tile(p.q, p.g, p.self, i, j);
   if (!tile.mixed && !p.neg.present) return;
+  [[maybe_unused]] const WithoutDenormals fast;
   alignas(64) T s[kTile * kTileStride];
   tile.dot_products(s);
   with_term(p, [&](auto term) {
@@ -309,6 +310,7 @@ void forward(const PairLossProblem<T>& p, int64_t i, int64_t j, int64_t part, in
 template <class T>
 void backward(const PairLossProblem<T>& p, int64_t i, int64_t j, int64_t part) {
   if (!p.active[i * p.col_tiles + j]) return;
+  [[maybe_unused]] const WithoutDenormals fast;
   alignas(64) T s[kTile * kTileStride];
   const PairTile<T> tile(p.q, p.g, p.self, i, j);
   tile.dot_products(s);
