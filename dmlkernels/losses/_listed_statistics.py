@@ -10,7 +10,7 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 from .. import _checks
-from ..ops.nearest_positive import NearestPositive
+from ..ops.nearest_positive import NearestPositive, find_nearest
 from ..ops.pair_loss import Options, Side, Statistics, statistics
 from ..reference.pairwise import rows
 from ._listed import every_listed_pair, listed_distance, listed_pairs
@@ -161,3 +161,17 @@ def easy_statistics(
     bound = None if bounds is None else bounds[0].to(v.dtype)
     pos = side_statistics(v, row, len(index), options.pos, options.term, bound, present)
     return negative._replace(pos=pos[0], pos_sum=pos[1], pos_members=pos[2], pos_slope=pos[3])
+
+
+def row_statistics(
+    op: str,
+    inputs: _checks.PairInputs,
+    options: Options,
+    positive: str,
+    bounds: Tensor | None = None,
+    check_finite: bool = False,
+) -> Statistics:
+    """`statistics`, of all positives of a query or of its nearest ("easy")."""
+    if positive == "all":
+        return statistics(op, inputs, options, bounds, check_finite)
+    return easy_statistics(op, inputs, options, find_nearest(op, inputs, check_finite), bounds, check_finite)

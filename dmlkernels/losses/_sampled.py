@@ -1,0 +1,58 @@
+"""Distances of sampled pairs (M, S), whose memory does not grow with S·D."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .. import _checks
+from ..reference.pairwise import rows
+
+
+def _difference(f: Tensor, g: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """f − g at index (M, D), its length (M,), and whether it has a direction; of one column of pairs."""
+    chosen = g[index.clamp_min(0)]
+    between = f - chosen
+    squared = between.square().sum(1)
+    tiny = (4 * torch.finfo(f.dtype).eps) ** 2 * (f.square().sum(1) + chosen.square().sum(1)) / 2
+    return between, squared.sqrt(), (index >= 0) & (squared > tiny)
+
+
+class _SampledDistance(torch.autograd.Function):
+    """One column of pairs at a time, again in the backward."""
+
+    @staticmethod
+    def forward(ctx: Any, f: Tensor, g: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(f, g, index)
+        distances = [_difference(f, g, column)[1] for column in index.unbind(1)]
+        return torch.where(index >= 0, torch.stack(distances, 1), 0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        f, g, index = ctx.saved_tensors
+        grad_f, grad_g = torch.zeros_like(f), torch.zeros_like(g)
+        for column, incoming in zip(index.unbind(1), grad.unbind(1)):
+            between, distance, directed = _difference(f, g, column)
+            weight = torch.where(directed, incoming / torch.where(directed, distance, 1), 0)
+            pull = torch.where(directed[:, None], weight[:, None] * between, 0)
+            grad_f += pull
+            grad_g.index_add_(0, column.clamp_min(0), pull, alpha=-1)
+        return grad_f, grad_g, None
+
+
+def sampled_distance(inputs: _checks.PairInputs, index: Tensor) -> Tensor:
+    """Distance (M, S) of each query to the gallery rows at index (M, S); 0 for −1."""
+    x, labels, y, ref_labels, *_, ignore_index, normalize = inputs
+    if ignore_index is not None:
+        # What is ignored may be NaN, and must not reach a gradient.
+        x = torch.where((labels != ignore_index)[:, None], x, 0)
+        y = None if y is None else torch.where((ref_labels != ignore_index)[:, None], y, 0)
+    f = rows(x, normalize)
+    g = f if y is None else rows(y, normalize)
+    if index.numel() == 0 or g.shape[0] == 0:
+        return f.new_zeros(index.shape)
+    return _SampledDistance.apply(f, g, index)
