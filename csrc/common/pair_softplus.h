@@ -13,7 +13,11 @@ template <class V>
 DML_INLINE V log_one_plus(V y) {
   const V z = y / (V(2) + y), square = z * z;
   V series(1.0 / 33);
+#if defined(__CUDACC__)
+#pragma unroll
+#else
 #pragma GCC unroll 16
+#endif
   for (int k = 31; k > 0; k -= 2) series = fma(series, square, V(1.0 / k));
   return V(2) * z * series;
 }

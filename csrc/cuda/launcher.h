@@ -88,4 +88,12 @@ inline std::array<Tensor, 2> stable_sort(const Tensor& x) {
   return {to<Tensor>(stack[0]), to<Tensor>(stack[1])};
 }
 
+// Entries of x along a dimension.
+inline Tensor index_select(const Tensor& x, int64_t dim, const Tensor& index) {
+  using torch::stable::detail::from;
+  std::array<StableIValue, 3> stack{from(x), from(dim), from(index)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::index_select", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
 }  // namespace dml

@@ -10,6 +10,8 @@
 //   weight(block, dot, r, c) -> the pair's weight of (f_i - g_j), or of g_j, in the gradient of row r
 //   kWeightBlocks           launch bound of its weights, as kBlocks
 //   normalize               whether the rows are normalised
+// and, if it can tell that a tile has no pair that counts,
+//   meets(p, row_tile, col_tile) -> may it have one?
 // all of them uniform in their options, so that a launch never diverges on one.
 
 #include "cuda/pairs.cuh"
@@ -49,8 +51,19 @@ statistics_kernel(PairProblem<P> p, Loss loss, RowPartials<typename ProductTypes
 
   for (int64_t step = walk.begin; step < walk.end; ++step) {
     const int64_t col_tile = walk.col_tile(step);
-    block.enter(col_tile);
     const bool mirrored = symmetric && col_tile != walk.row_tile;
+    const auto mark = [&](bool any) {
+      if (thread != 0 || active == nullptr) return;
+      active[walk.row_tile * col_tiles + col_tile] = any;
+      if (mirrored) active[col_tile * col_tiles + walk.row_tile] = any;
+    };
+    if constexpr (requires { loss.meets(p, walk.row_tile, col_tile); }) {
+      if (!loss.meets(p, walk.row_tile, col_tile)) {
+        mark(false);
+        continue;
+      }
+    }
+    block.enter(col_tile);
     Sums column = Loss::empty();
     bool counts = false;
 #pragma unroll
@@ -70,11 +83,7 @@ statistics_kernel(PairProblem<P> p, Loss loss, RowPartials<typename ProductTypes
       for (int k = 0; k < Sums::kValues; ++k)
         if (column.value(k) != T(0)) atomicAdd(&out.values[k * out.rows + block.col0 + own_col], column.value(k));
     }
-    const bool any = __syncthreads_or(counts) != 0;
-    if (thread == 0 && active != nullptr) {
-      active[walk.row_tile * col_tiles + col_tile] = any;
-      if (mirrored) active[col_tile * col_tiles + walk.row_tile] = any;
-    }
+    mark(__syncthreads_or(counts) != 0);
   }
 
 #pragma unroll

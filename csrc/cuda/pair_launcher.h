@@ -49,8 +49,8 @@ class RowsOnDevice {
   SideFlags* flags() const { return data<SideFlags>(counted); }
   // Not 0 if a row is not finite, on the device.
   int32_t* flag() const { return &flags()->any_non_finite; }
-  PairSide<T> side(const std::optional<Tensor>& ids, int64_t first_id) const {
-    return PairSide<T>{x.const_data_ptr(), nullptr, x.size(0),
+  SideRows<T> side(const std::optional<Tensor>& ids, int64_t first_id) const {
+    return SideRows<T>{x.const_data_ptr(), nullptr, x.size(0),
                        RowFacts<T>{data<T>(inverse), data<T>(norm), labels_, data<int64_t>(ids), nullptr, first_id}};
   }
 
@@ -71,7 +71,7 @@ struct PairsOnDevice {
       : precision(precision_of(a.embeddings, precision_name)),
         queries(a.embeddings, &a.labels, a.ignore_index, a.normalize, precision, stream) {
     if (a.ref_emb) own_gallery.emplace(*a.ref_emb, &*a.ref_labels, a.ignore_index, a.normalize, precision, stream);
-    const PairSide<T> own = queries.side(a.ids, 0);
+    const SideRows<T> own = queries.side(a.ids, 0);
     // Without ids, a gallery row of its own shares none with a query: it counts down from -1.
     sides = PairSides<T>{own, own_gallery ? own_gallery->side(a.ref_ids, -1) : own, a.embeddings.size(1)};
   }

@@ -28,7 +28,7 @@ struct RowFacts {
 };
 
 template <class T>
-struct PairSide {
+struct SideRows {
   const void* data;  // (count, width), contiguous
   const int64_t* order;
   int64_t count;
@@ -37,7 +37,7 @@ struct PairSide {
 
 template <class T>
 struct PairSides {
-  PairSide<T> a, b;
+  SideRows<T> a, b;
   int64_t width;
 };
 

@@ -1,0 +1,138 @@
+#include "cuda/pair_loss.h"
+
+#include "common/pair_loss_operator.h"
+#include "cuda/pair_launcher.h"
+
+namespace dml {
+namespace {
+
+// Below this, the symmetric schedule has too few tiles for a large device; above, it halves the products.
+#if defined(DML_CUDA_HOST)
+constexpr int64_t kSymmetricRows = kTile + 1;  // so that tests of few rows see both
+#else
+constexpr int64_t kSymmetricRows = 4096;
+#endif
+
+PairLossProblem make_problem(const PairLossOptions& o, const PairArguments& a) {
+  const PairValue value = o.value();
+  const auto shift = [&](const PairSide& side) { return score_shift(side, value, a.normalize, a.gallery()); };
+  const ScoreShift pos = shift(o.pos), neg = shift(o.neg);
+  const bool running = o.exp() && ((o.has(true) && pos.running) || (o.has(false) && neg.running));
+  return PairLossProblem{o.kind(),    value,        o.pos,   o.neg,       pos.shift, neg.shift,
+                         o.has(true), o.has(false), running, a.normalize, a.self(),  o.sides == "positive"};
+}
+
+// Without negatives, the rows are put in the order of their labels: a tile of rows then meets few others.
+struct OrderedPairs {
+  std::optional<Tensor> order, ref_order;  // the caller's row of each; ref_order is the queries' in self mode
+  PairArguments a;
+  std::optional<Tensor> bounds;
+
+  OrderedPairs(const PairArguments& arguments, const std::optional<Tensor>& of_queries, bool sorted) : a(arguments) {
+    bounds = of_queries;
+    if (!sorted) return;
+    const auto put_in_order = [](Tensor& x, Tensor& labels, std::optional<Tensor>& ids) {
+      const auto [values, order] = stable_sort(labels);
+      x = index_select(x, 0, order);
+      labels = values;
+      if (ids) ids = index_select(*ids, 0, order);
+      return order;
+    };
+    order = put_in_order(a.embeddings, a.labels, a.ids);
+    ref_order = a.self() ? order : put_in_order(*a.ref_emb, *a.ref_labels, a.ref_ids);
+    if (bounds) bounds = of_query(*bounds);
+  }
+  // (2, M) in this order.
+  Tensor of_query(const Tensor& x) const { return order ? index_select(x, 1, *order) : x; }
+  // Rows of a gradient, as the caller has them.
+  static Tensor back(const Tensor& grad, const std::optional<Tensor>& order) {
+    return order ? index_select(grad, 0, stable_sort(*order)[1]) : grad;
+  }
+};
+
+template <class T>
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward_as(const PairArguments& arguments, const PairLossOptions& o,
+                                                              const std::optional<Tensor>& of_queries,
+                                                              const std::string& precision, bool deterministic,
+                                                              bool check) {
+  const OnDevice device(arguments.embeddings);
+  const PairLossProblem problem = make_problem(o, arguments);
+  const OrderedPairs ordered(arguments, of_queries, problem.sorted);
+  const PairArguments& a = ordered.a;
+  const int64_t m = a.queries(), n = a.gallery();
+  const ScalarType type = compute_type(a.embeddings);
+  const PairsOnDevice<T> pairs(a, precision, device.stream);
+  if (check) check_all_finite(a.op, pairs);
+  const int64_t row_tiles = (m + kTile - 1) / kTile, col_tiles = (n + kTile - 1) / kTile;
+  // Rows of a mirrored tile are added by atomics, in no fixed order; and running maxima cannot be.
+  const bool symmetric = a.self() && !deterministic && !problem.running && m >= kSymmetricRows;
+  const int64_t splits = column_splits(row_tiles, symmetric ? col_tiles / 2 : col_tiles);
+  const int64_t copies = symmetric ? 1 : splits;
+  const Tensor sums = (symmetric ? zeros : empty)(a.embeddings, {2, pair_sums(problem.running), copies, m}, type);
+  const Tensor active = empty(a.embeddings, {row_tiles, col_tiles}, ScalarType::Byte);
+  const auto by_row = [&] { return empty(a.embeddings, {2, m}, type); };
+  const Tensor stats = by_row(), totals = by_row(), members = by_row(), slopes = by_row();
+  pair_loss_statistics<T>(pairs.precision, pairs.sides, problem, data<T>(ordered.bounds), symmetric, splits,
+                          data<T>(sums), data<unsigned char>(active), device.stream);
+  pair_loss_finish<T>(
+      problem,
+      PairLossRows<T>{data<T>(sums), copies, m, data<int64_t>(ordered.order), pairs.queries.states(),
+                      pairs.gallery().flag(), data<T>(stats), data<T>(totals), data<T>(members), data<T>(slopes)},
+      device.stream);
+  return {stats, totals, members, slopes, active};
+}
+
+template <class T>
+std::tuple<Tensor, Tensor> backward_as(const PairArguments& arguments, const PairLossOptions& o,
+                                       const std::optional<Tensor>& of_queries, const PairLossState& state,
+                                       const std::string& precision, bool need_grad_ref) {
+  const OnDevice device(arguments.embeddings);
+  const PairLossProblem problem = make_problem(o, arguments);
+  const OrderedPairs ordered(arguments, of_queries, problem.sorted);
+  const PairArguments& a = ordered.a;
+  const PairsOnDevice<T> pairs(a, precision, device.stream);
+  const Tensor grad_stats = ordered.of_query(state.grad_stats), grad_sums = ordered.of_query(state.grad_sums);
+  const Tensor stats = ordered.of_query(state.stats);
+  const Tensor factors = empty(a.embeddings, {2, kPairFactors, a.queries()}, compute_type(a.embeddings));
+  pair_loss_factors<T>(problem, a.queries(), data<T>(grad_stats), data<T>(grad_sums), data<T>(stats), data<T>(factors),
+                       device.stream);
+  const int64_t col_tiles = state.active.size(1);
+  const bool pulls = problem.value != PairValue::similarity;
+  const auto gradient = [&](const PairSides<T>& sides, const RowsOnDevice<T>& rows, const RowsOnDevice<T>& others,
+                            PairEnds ends, int64_t row_stride, int64_t col_stride) {
+    return pair_gradient<T>(pairs.precision, rows, others, T(pulls ? -1 : 1), pulls, a.normalize,
+                            pairs.gallery().flag(), data<unsigned char>(state.active), row_stride, col_stride,
+                            device.stream, [&](const Stripe& stripe, int64_t splits, T* weight_sums) {
+                              pair_loss_weights<T>(pairs.precision, sides, problem, ends, data<T>(factors),
+                                                   data<T>(ordered.bounds), a.queries(), stripe, splits, weight_sums,
+                                                   device.stream);
+                            });
+  };
+  const Tensor grad_emb = OrderedPairs::back(
+      gradient(pairs.sides, pairs.queries, pairs.gallery(), PairEnds{true, a.self()}, col_tiles, 1), ordered.order);
+  if (!need_grad_ref) return {grad_emb, empty(a.embeddings, {0, a.embeddings.size(1)}, a.embeddings.scalar_type())};
+  const Tensor grad_ref =
+      gradient(swapped(pairs.sides), *pairs.own_gallery, pairs.queries, PairEnds{false, true}, 1, col_tiles);
+  return {grad_emb, OrderedPairs::back(grad_ref, ordered.ref_order)};
+}
+
+struct PairLossOnCuda {
+  template <class T>
+  static auto forward(const PairArguments& a, const PairLossOptions& o, const std::optional<Tensor>& bounds,
+                      const std::string& precision, bool deterministic, bool check) {
+    return forward_as<T>(a, o, bounds, precision, deterministic, check);
+  }
+  template <class T>
+  static auto backward(const PairArguments& a, const PairLossOptions& o, const std::optional<Tensor>& bounds,
+                       const PairLossState& state, const std::string& precision, bool need_grad_ref) {
+    return backward_as<T>(a, o, bounds, state, precision, need_grad_ref);
+  }
+};
+
+}  // namespace
+}  // namespace dml
+
+STABLE_TORCH_LIBRARY_IMPL(DML_OPERATORS, DML_DEVICE_KEY, m) {
+  m.impl("pair_loss_fwd", TORCH_BOX(&dml::pair_loss_fwd<dml::PairLossOnCuda>));
+  m.impl("pair_loss_bwd", TORCH_BOX(&dml::pair_loss_bwd<dml::PairLossOnCuda>));
+}
