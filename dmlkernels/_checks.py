@@ -40,6 +40,13 @@ def positive(op: str, argument: str, value: float) -> float:
     return float(value)
 
 
+def number(op: str, argument: str, value: float) -> float:
+    """A finite number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < float("inf"):
+        fail(op, argument, "a finite number", repr(value))
+    return float(value)
+
+
 def floating(op: str, argument: str, value: Tensor) -> None:
     if value.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         fail(op, argument, "float64, float32, bfloat16 or float16", value.dtype)

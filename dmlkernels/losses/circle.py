@@ -1,0 +1,99 @@
+"""Circle loss."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import _checks
+from ..ops.pair_loss import Options, Side, Statistics
+from ._rows import RowLoss, Source, nonzero_mean, softplus, some
+
+
+class Settings(NamedTuple):
+    """The options of `circle_loss`, checked."""
+
+    m: float
+    gamma: float
+    positive: str
+
+    @staticmethod
+    def checked(name: str, m: float, gamma: float, positive: str) -> Settings:
+        _checks.one_of(name, "positive", positive, ("all", "easy"))
+        return Settings(_checks.number(name, "m", m), _checks.positive(name, "gamma", gamma), positive)
+
+    def loss(self, source: Source) -> tuple[Tensor, Statistics]:
+        pos = Side(-self.gamma, base=1 - self.m, ramp=-1.0, origin=1 + self.m)
+        neg = Side(self.gamma, base=self.m, ramp=1.0, origin=-self.m)
+        stats = source.statistics(Options("similarity", "exp", pos, neg))
+        both = some(stats.pos) & some(stats.neg)
+        scores = torch.where(both, stats.pos, 0) + torch.where(both, stats.neg, 0)
+        return nonzero_mean(torch.where(both, softplus(scores), 0)), stats
+
+
+def circle_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    ref_emb: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    *,
+    m: float = 0.4,
+    gamma: float = 80.0,
+    positive: str = "all",
+    normalize: bool = True,
+    ids: Tensor | None = None,
+    ref_ids: Tensor | None = None,
+    ignore_index: int | None = None,
+    check_finite: bool = False,
+) -> Tensor:
+    """Circle loss log(1 + Σ_p e^{−γ[1 + m − s_p]₊(s_p − 1 + m)} · Σ_n e^{γ[s_n + m]₊(s_n − m)}) of each query.
+
+    Args:
+        embeddings, labels, ref_emb, ref_labels, normalize, ids, ref_ids, ignore_index, check_finite: as in
+            `nearest_positive`. The formula is made for cosines; with normalize=False it takes dot products.
+        m: relaxation: the optimum of a positive is 1 + m, of a negative −m. The factors [·]₊ are constants of the
+            gradient.
+        gamma: γ, scale.
+        positive: "all", or "easy" for the nearest positive (in Euclidean distance) alone.
+
+    Returns:
+        () mean over the queries whose loss is not 0, float32 (float64 for float64); a query that lacks either side has
+        loss 0.
+
+    Raises:
+        ValueError: for a wrong shape, dtype, device or option, or with `check_finite`.
+
+    Source:
+        Sun et al., "Circle loss: a unified perspective of pair similarity optimization", CVPR 2020, section 3;
+        easy positives: Levi et al., ICCV 2021.
+
+    Example:
+        >>> F.circle_loss(torch.randn(64, 16, requires_grad=True), torch.arange(64) // 4)
+    """
+    name = "circle_loss"
+    settings = Settings.checked(name, m, gamma, positive)
+    inputs = _checks.pair_inputs(name, embeddings, labels, ref_emb, ref_labels, ids, ref_ids, ignore_index, normalize)
+    return settings.loss(Source(name, inputs, positive, check_finite))[0]
+
+
+class CircleLoss(RowLoss):
+    """`circle_loss` as a module.
+
+    pytorch-metric-learning takes log(1 + e^x) for x itself above 20; here the difference, up to 2e-9, is kept.
+
+    Args:
+        m, gamma, positive: as in `circle_loss`.
+        **options: normalize, ignore_index, check_finite.
+
+    Attributes:
+        last_stats: active_positives and active_negatives (pairs), mean_pos_similarity and mean_neg_similarity.
+
+    Example:
+        >>> loss = losses.CircleLoss(m=0.4, gamma=80)
+        >>> loss(embeddings, labels).backward()
+    """
+
+    def __init__(self, m: float = 0.4, gamma: float = 80.0, positive: str = "all", **options: Any) -> None:
+        super().__init__(Settings.checked("CircleLoss", m, gamma, positive), "similarity", **options)

@@ -1,0 +1,139 @@
+"""Multi-similarity loss and its mining."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import _checks
+from ..ops.pair_loss import Options, Side, Statistics
+from ._rows import RowLoss, Source, mean, softplus, some
+
+# The log-sum-exp of similarities times this is their maximum times this, to within 1e-18 of it; a power of two, so that
+# scaling rounds nothing, and small enough for the kernels' float32.
+_SHARP = 2.0**64
+
+
+class Settings(NamedTuple):
+    """The options of `multi_similarity_loss`, checked."""
+
+    alpha: float
+    beta: float
+    base: float
+    epsilon: float | None
+    positive: str
+
+    @staticmethod
+    def checked(name: str, alpha: float, beta: float, base: float, epsilon: float | None, positive: str) -> Settings:
+        _checks.one_of(name, "positive", positive, ("all", "easy"))
+        return Settings(
+            _checks.positive(name, "alpha", alpha),
+            _checks.positive(name, "beta", beta),
+            _checks.number(name, "base", base),
+            None if epsilon is None else _checks.number(name, "epsilon", epsilon),
+            positive,
+        )
+
+    def bounds(self, source: Source) -> Tensor:
+        """(2, M): positives below the first and negatives above the second are kept."""
+        assert self.epsilon is not None
+        pos, neg = Side(-_SHARP), None if self.positive == "easy" else Side(_SHARP)
+        with torch.no_grad():
+            extreme = source.statistics(Options("similarity", "exp", pos, neg))
+        # Of no positive the least is +inf and of no negative the largest −inf: then the other side keeps nothing.
+        least, largest = extreme.pos / -_SHARP, extreme.neg / _SHARP
+        if self.positive == "easy":
+            return torch.stack([torch.full_like(least, torch.inf), least - self.epsilon])
+        return torch.stack([largest + self.epsilon, least - self.epsilon])
+
+    def loss(self, source: Source) -> tuple[Tensor, Statistics]:
+        options = Options("similarity", "exp", Side(-self.alpha, self.base), Side(self.beta, self.base))
+        stats = source.statistics(options, None if self.epsilon is None else self.bounds(source))
+        rows = softplus(stats.pos) / self.alpha + softplus(stats.neg) / self.beta
+        if self.positive == "easy":
+            anchors = some(stats.pos)
+            return mean(torch.where(anchors, rows, 0), anchors.sum()), stats
+        return mean(rows, source.rows()), stats
+
+
+def multi_similarity_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    ref_emb: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    *,
+    alpha: float = 2.0,
+    beta: float = 50.0,
+    base: float = 0.5,
+    epsilon: float | None = None,
+    positive: str = "all",
+    normalize: bool = True,
+    ids: Tensor | None = None,
+    ref_ids: Tensor | None = None,
+    ignore_index: int | None = None,
+    check_finite: bool = False,
+) -> Tensor:
+    """Multi-similarity loss log(1 + Σ_p e^{−α(s_p − base)})/α + log(1 + Σ_n e^{β(s_n − base)})/β of each query.
+
+    Args:
+        embeddings, labels, ref_emb, ref_labels, normalize, ids, ref_ids, ignore_index, check_finite: as in
+            `nearest_positive`; with normalize=False similarities are dot products.
+        alpha: α, scale of the positives.
+        beta: β, scale of the negatives.
+        base: similarity around which both turn.
+        epsilon: mine, keeping positives with s_p − ε < max_n s_n and negatives with s_n + ε > min_p s_p, strictly; None
+            keeps all. A query that lacks one side then keeps nothing of the other.
+        positive: "all", or "easy" for the nearest positive (in Euclidean distance) alone, which mining never drops.
+
+    Returns:
+        () mean over the queries, float32 (float64 for float64). A side that a query lacks counts 0; with easy positives
+        a query without a positive is left out.
+
+    Raises:
+        ValueError: for a wrong shape, dtype, device or option, or with `check_finite`.
+
+    Source:
+        Wang et al., "Multi-similarity loss with general pair weighting for deep metric learning", CVPR 2019,
+        section 4, its mining included; easy positives: Levi et al., ICCV 2021.
+
+    Example:
+        >>> F.multi_similarity_loss(torch.randn(64, 16, requires_grad=True), torch.arange(64) // 4, epsilon=0.1)
+    """
+    name = "multi_similarity_loss"
+    settings = Settings.checked(name, alpha, beta, base, epsilon, positive)
+    inputs = _checks.pair_inputs(name, embeddings, labels, ref_emb, ref_labels, ids, ref_ids, ignore_index, normalize)
+    return settings.loss(Source(name, inputs, positive, check_finite))[0]
+
+
+class MultiSimilarityLoss(RowLoss):
+    """`multi_similarity_loss` as a module.
+
+    `epsilon` mines as pytorch-metric-learning's MultiSimilarityMiner(epsilon) does. Where neither kind has more than
+    one pair, that library returns 0; here such a batch counts.
+
+    Args:
+        alpha, beta, base, epsilon, positive: as in `multi_similarity_loss`.
+        **options: normalize, ignore_index, check_finite.
+
+    Attributes:
+        last_stats: active_positives and active_negatives (pairs that mining keeps), mean_pos_similarity and
+            mean_neg_similarity over those pairs.
+
+    Example:
+        >>> loss = losses.MultiSimilarityLoss(epsilon=0.1)
+        >>> loss(embeddings, labels).backward()
+    """
+
+    def __init__(
+        self,
+        alpha: float = 2.0,
+        beta: float = 50.0,
+        base: float = 0.5,
+        epsilon: float | None = None,
+        positive: str = "all",
+        **options: Any,
+    ) -> None:
+        settings = Settings.checked("MultiSimilarityLoss", alpha, beta, base, epsilon, positive)
+        super().__init__(settings, "similarity", **options)

@@ -1,0 +1,102 @@
+"""NT-Xent: a softmax for each positive pair, against the negatives of its query."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import _checks
+from ..ops.pair_loss import Options, Side, Statistics
+from ._rows import RowLoss, Source, mean, softmax_cost
+
+
+class Settings(NamedTuple):
+    """The options of `ntxent_loss`, checked."""
+
+    temperature: float
+    positive: str
+
+    @staticmethod
+    def checked(name: str, temperature: float, positive: str) -> Settings:
+        _checks.one_of(name, "positive", positive, ("all", "easy"))
+        return Settings(_checks.positive(name, "temperature", temperature), positive)
+
+    def loss(self, source: Source) -> tuple[Tensor, Statistics]:
+        side = Side(1 / self.temperature)
+        if self.positive == "easy":
+            stats = source.statistics(Options("similarity", "exp", side, side))
+            terms, anchors = softmax_cost(stats)
+            return mean(terms, anchors.sum()), stats
+        negatives = source.statistics(Options("similarity", "exp", None, side))
+        # −log e^{s_p/τ}/(e^{s_p/τ} + e^L) = log(1 + e^{L − s_p/τ}), L the log-sum-exp of the negatives.
+        bound = self.temperature * negatives.neg
+        options = Options("similarity", "softplus", Side(-1 / self.temperature), None)
+        positives = source.statistics(options, torch.stack([bound, torch.zeros_like(bound)]))
+        count = positives.pos_members
+        stats = negatives._replace(pos_slope=count, pos_sum=positives.pos_sum)
+        return mean(positives.pos, count.sum()), stats
+
+
+def ntxent_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    ref_emb: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    *,
+    temperature: float = 0.07,
+    positive: str = "all",
+    normalize: bool = True,
+    ids: Tensor | None = None,
+    ref_ids: Tensor | None = None,
+    ignore_index: int | None = None,
+    check_finite: bool = False,
+) -> Tensor:
+    """NT-Xent (InfoNCE) loss −log e^{s_p/τ}/(e^{s_p/τ} + Σ_n e^{s_n/τ}) of each positive pair.
+
+    Args:
+        embeddings, labels, ref_emb, ref_labels, normalize, ids, ref_ids, ignore_index, check_finite: as in
+            `nearest_positive`; with normalize=False similarities are dot products.
+        temperature: τ.
+        positive: "all", or "easy" for one pair a query, with its nearest positive (in Euclidean distance).
+
+    Returns:
+        () mean over the positive pairs, float32 (float64 for float64); a pair of a query without negatives counts 0.
+
+    Raises:
+        ValueError: for a wrong shape, dtype, device or option, or with `check_finite`.
+
+    Source:
+        Sohn, NeurIPS 2016, eq. 6; Chen et al., "A simple framework for contrastive learning of visual representations",
+        ICML 2020, eq. 1; easy positives: Levi et al., ICCV 2021.
+
+    Example:
+        >>> F.ntxent_loss(torch.randn(64, 16, requires_grad=True), torch.arange(64) // 2)
+    """
+    name = "ntxent_loss"
+    settings = Settings.checked(name, temperature, positive)
+    inputs = _checks.pair_inputs(name, embeddings, labels, ref_emb, ref_labels, ids, ref_ids, ignore_index, normalize)
+    return settings.loss(Source(name, inputs, positive, check_finite))[0]
+
+
+class NTXentLoss(RowLoss):
+    """`ntxent_loss` as a module.
+
+    A listed pair counts once however many triplets share it, while pytorch-metric-learning counts it as often as it is
+    listed; and where that library takes the logarithm of a rounded quotient, small losses here are exact.
+
+    Args:
+        temperature, positive: as in `ntxent_loss`.
+        **options: normalize, ignore_index, check_finite.
+
+    Attributes:
+        last_stats: active_positives and active_negatives (pairs), mean_pos_similarity and mean_neg_similarity.
+
+    Example:
+        >>> loss = losses.NTXentLoss(temperature=0.1)
+        >>> loss(embeddings, labels).backward()
+    """
+
+    def __init__(self, temperature: float = 0.07, positive: str = "all", **options: Any) -> None:
+        super().__init__(Settings.checked("NTXentLoss", temperature, positive), "similarity", **options)
