@@ -13,6 +13,7 @@ from ..ops.coding_rate import RateOptions, rate_of, rate_options
 from ..reference.coding_rate import rate_scale
 from ..reference.pairwise import rows
 from ._base import call_loss
+from .multi_head import MultiHead
 
 FORMS = ("neg_rate", "exp_neg_rate")
 DEFAULT_WEIGHT = {"neg_rate": 1e-3, "exp_neg_rate": 1.0}
@@ -114,7 +115,7 @@ class AntiCollapseLoss(nn.Module):
         proxies: those of the base loss.
 
     Raises:
-        ValueError: for a wrong option, or proxies that the base loss does not have.
+        ValueError: for a wrong option, proxies that the base loss does not have, or `MultiHead`, which belongs outside.
 
     Source:
         Jiang et al., "Anti-Collapse Loss for Deep Metric Learning Based on Coding Rate Metric", TMM 2024.
@@ -140,6 +141,8 @@ class AntiCollapseLoss(nn.Module):
     ) -> None:
         super().__init__()
         op = "AntiCollapseLoss"
+        if isinstance(base_loss, MultiHead):
+            _checks.fail(op, "base_loss", "a loss of one embedding (MultiHead belongs around this loss)", "MultiHead")
         has_proxies = isinstance(getattr(base_loss, "proxies", None), Tensor)
         on = on or ("batch_proxies" if has_proxies else "features")
         _checks.one_of(op, "on", on, ("features", "batch_proxies", "all_proxies"))

@@ -11,7 +11,10 @@ from .. import _checks
 from ..ops.spherical_expansion import class_means, own_proxies, spherical_expansion
 from ..reference.pairwise import rows
 from ._base import call_loss, ignoring
+from .coding_rate import MCR2Loss
 from .cross_batch_memory import CrossBatchMemory
+from .multi_head import MultiHead
+from .soft_triple import SoftTripleLoss
 
 RAMP = 200  # epochs after which the authors' schedule has reached its end
 
@@ -20,8 +23,10 @@ class SphericalExpansionLoss(nn.Module):
     """base_loss + weight·base_loss(synthetics), with n synthetics of each of the samples nearest to their proxies.
 
     With a base loss that has `.proxies`, the synthetics are its embeddings, detached: they train the proxies only, as
-    in the authors' code. With any other, they are the detached gallery of the batch, which is trained against them, and
-    the class means take the place of the proxies. An `AntiCollapseLoss` belongs outside, so that its rate counts once.
+    in the authors' code. `SoftTripleLoss` has several centers a class, which are trained likewise; the class means of
+    the batch take the place of the proxies. With any other loss the synthetics, around the class means too, are the
+    detached gallery of the batch, which is trained against them; a `CrossBatchMemory` does not remember them. An
+    `AntiCollapseLoss` belongs outside, so that its rate counts once, and so does `MultiHead`.
 
     A sample that coincides with its proxy has no synthetics. Shapes may not depend on that, so a base loss with an
     `ignore_index` gets rows of that label (−2⁶³ where it is None, for the synthetics only); any other base loss gets
@@ -40,7 +45,8 @@ class SphericalExpansionLoss(nn.Module):
         proxies: those of the base loss.
 
     Raises:
-        ValueError: for a wrong option; in `forward` for n + 1 > D and for what the base loss refuses.
+        ValueError: for a wrong option, and a base loss that has neither pairs nor proxies; in `forward` for n + 1 > D
+            and for what the base loss refuses.
 
     Source:
         Le & Woo, "Spherical embedding expansion", PAKDD 2024; selection and schedule are those of the authors' code.
@@ -65,6 +71,10 @@ class SphericalExpansionLoss(nn.Module):
         if not 0 <= min_fraction <= max_fraction <= 1:
             got = f"{min_fraction}, {max_fraction}"
             _checks.fail("SphericalExpansionLoss", "min_fraction, max_fraction", "0 <= min <= max <= 1", got)
+        inside = [module for module in base_loss.modules() if module is not base_loss]
+        if isinstance(base_loss, (MCR2Loss, MultiHead)) or any(isinstance(m, CrossBatchMemory) for m in inside):
+            expected = "a loss of pairs (around their CrossBatchMemory, inside MultiHead) or with proxies"
+            _checks.fail("SphericalExpansionLoss", "base_loss", expected, type(base_loss).__name__)
         self.base_loss, self.n, self.weight, self.differentiable = base_loss, n, weight, differentiable
         self.min_fraction, self.max_fraction, self.fraction = min_fraction, max_fraction, max_fraction
         self.last_stats: dict[str, Tensor] = {}
@@ -122,7 +132,7 @@ class SphericalExpansionLoss(nn.Module):
         with ignoring(loss) as ignored:
             if ignored is not None:
                 y = torch.where(valid.repeat_interleave(self.n), y, ignored)
-            if proxies is not None:
+            if proxies is not None or isinstance(loss, SoftTripleLoss):
                 return call_loss(loss, z, y), valid.sum()
             gallery = {"ref_emb": z, "ref_labels": y, "ids": ids}
             if ids is not None:
