@@ -6,11 +6,10 @@ A loss is finished the same way whether its statistics come from an operator or 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as nnf
 from torch import Tensor
 
 from .. import _checks
-from ..ops.nearest_positive import NearestPositive, find_nearest
+from ..ops.nearest_positive import NearestPositive
 from ..ops.pair_loss import Options, Side, Statistics, statistics
 from ..reference.pairwise import rows
 from ._listed import every_listed_pair, listed_distance, listed_pairs
@@ -82,7 +81,7 @@ def side_statistics(
             stat = total(torch.where(taking_part, x, 0))
         else:
             taking_part, slope = present, torch.where(present, x.detach().sigmoid(), 0)
-            stat = total(torch.where(present, nnf.softplus(x, threshold=1e9), 0))
+            stat = total(torch.where(present, torch.logaddexp(x, torch.zeros_like(x)), 0))
     return stat, total(torch.where(taking_part, v, 0)), total(present), total(slope)
 
 
@@ -145,11 +144,10 @@ def easy_statistics(
     """`statistics` with the nearest positive of each query for its positives (Easy Positive Sampling).
 
     Args:
-        op, options, bounds, check_finite: as in `statistics`; both sides take part.
-        nearest: of `find_nearest`.
+        op, options, bounds, check_finite: as in `statistics`; the positives take part.
+        nearest: of `ops.nearest_positive.find_nearest`.
     """
     assert options.pos is not None
-    negative = statistics(op, inputs, options._replace(pos=None), bounds, check_finite)
     v, index = nearest
     present = (index >= 0) | v.isnan()
     if options.value != "distance":
@@ -160,18 +158,8 @@ def easy_statistics(
     row = torch.arange(len(index), device=index.device)
     bound = None if bounds is None else bounds[0].to(v.dtype)
     pos = side_statistics(v, row, len(index), options.pos, options.term, bound, present)
+    if options.neg is None:
+        none = side_statistics(v[:0], row[:0], len(index), Side(1.0), options.term)
+        return Statistics(*(side for sides in zip(pos, none) for side in sides))
+    negative = statistics(op, inputs, options._replace(pos=None), bounds, check_finite)
     return negative._replace(pos=pos[0], pos_sum=pos[1], pos_members=pos[2], pos_slope=pos[3])
-
-
-def row_statistics(
-    op: str,
-    inputs: _checks.PairInputs,
-    options: Options,
-    positive: str,
-    bounds: Tensor | None = None,
-    check_finite: bool = False,
-) -> Statistics:
-    """`statistics`, of all positives of a query or of its nearest ("easy")."""
-    if positive == "all":
-        return statistics(op, inputs, options, bounds, check_finite)
-    return easy_statistics(op, inputs, options, find_nearest(op, inputs, check_finite), bounds, check_finite)

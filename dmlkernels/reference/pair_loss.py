@@ -1,6 +1,6 @@
 r"""What a pair loss is made of, in plain PyTorch: two statistics of each query, of its positives and of its negatives.
 
-The value $v_{ij}$ of a pair is its similarity $s_{ij}$, its distance $d_{ij}$ or $d_{ij}^2$. With the bound $b_i$ of the
+The value $v_{ij}$ of a pair is its similarity $s_{ij}$, its distance $d_{ij}$ or $d_{ij}^2$. With the bound $b_i$ of a
 query, or one base for all, $x = \text{scale} \cdot (v - b)$, and of each side
 
 - term "exp": $\log \sum_j e^{\text{score}}$, $-\infty$ of none, with score = scale · ramp · (v − base). The factor ramp
@@ -15,12 +15,11 @@ Every loss of the family is a function of these: see `dmlkernels.losses`.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as nnf
 from torch import Tensor
 
 from .._checks import PairInputs
 from ._pairs import pairs
-from .pairwise import distance, squared_distance
+from .pairwise import distance, similarity, squared_distance
 
 
 def _exp(
@@ -55,7 +54,7 @@ def _of_side(
             stat, slope = torch.where(taking_part, x, 0).sum(1), taking_part.sum(1)
         else:
             taking_part = members
-            stat = torch.where(members, nnf.softplus(x, threshold=1e9), 0).sum(1)
+            stat = torch.where(members, torch.logaddexp(x, torch.zeros_like(x)), 0).sum(1)
             slope = torch.where(members, x.detach().sigmoid(), 0).sum(1)
     total = torch.where(taking_part, v, 0).sum(1)
     return stat, total, members.sum(1).to(v.dtype), slope.to(v.dtype)
@@ -80,7 +79,7 @@ def pair_loss(
     """
     p = pairs(inputs)
     if value == "similarity":
-        v = p.f @ p.g.T
+        v = similarity(p.f, p.g)
     elif value == "distance":
         v = distance(p.f, p.g, p.positive | p.negative)
     else:

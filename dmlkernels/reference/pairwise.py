@@ -33,6 +33,12 @@ def rows(x: Tensor, normalize: bool) -> Tensor:
 
 
 @without_autocast
+def similarity(f: Tensor, g: Tensor) -> Tensor:
+    """(M, N) inner products."""
+    return f @ g.T
+
+
+@without_autocast
 def squared_distance(f: Tensor, g: Tensor, wanted: Tensor | None = None) -> Tensor:
     """(M, N) squared distances; near-duplicates among the `wanted` pairs in difference form."""
     norms = f.square().sum(1)[:, None] + g.square().sum(1)[None, :]
@@ -59,7 +65,7 @@ def pairwise(x: Tensor, y: Tensor | None, metric: str, normalize: bool) -> Tenso
     f = rows(x, normalize)
     g = f if y is None else rows(y, normalize)
     if metric == "dot":
-        out = f @ g.T
+        out = similarity(f, g)
     elif metric == "squared":
         out = squared_distance(f, g)
     else:
