@@ -164,3 +164,23 @@ def triplet_loss(p: Problem, listed, margin, soft=False, swap=False, reduction="
         return math.fsum(terms)
     count = sum(t != 0 for t in terms) if reduction == "nonzero_mean" else len(terms)
     return math.fsum(terms) / max(count, 1)
+
+
+def distance_weighted(p: Problem, uniforms, cutoff, far):
+    """Drawn negatives of each query, one for each of its uniforms, -1 where there is no candidate."""
+    width, drawn = len(p.f[0]), []
+    for i, row in enumerate(uniforms):
+        weights = {}
+        for j in (j for j in p.negatives(i) if p.d[i][j] < far):
+            d = max(p.d[i][j], cutoff)
+            weights[j] = d ** (2 - width) * (1 - d * d / 4) ** ((3 - width) / 2)
+        found = []
+        for u in row:
+            left, chosen = u * math.fsum(weights.values()), -1
+            for j, w in weights.items():
+                chosen, left = j, left - w
+                if left < 0:
+                    break
+            found.append(chosen)
+        drawn.append(found)
+    return drawn

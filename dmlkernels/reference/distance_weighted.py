@@ -30,7 +30,8 @@ def weights(inputs: PairInputs, cutoff: float, nonzero_loss_cutoff: float) -> Te
     squared = squared_distance(p.f, p.g, p.negative)
     candidates = p.negative & (squared < nonzero_loss_cutoff**2) & ~p.bad[:, None]
     d = torch.where(candidates, squared, 1).sqrt().clamp_min(cutoff)
-    log_density = (width - 2) * d.log() + (width - 3) / 2 * torch.log1p(-d.square() / 4)
+    rest = (1 - d.square() / 4).clamp_min(1e-30)  # positive, unless the cutoff rounds to 2
+    log_density = (width - 2) * d.log() + (width - 3) / 2 * rest.log()
     log_weight = torch.where(candidates, -log_density, -torch.inf)
     if not log_weight.shape[1]:
         return log_weight
