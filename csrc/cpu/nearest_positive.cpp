@@ -7,6 +7,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "common/nearest_positive_operator.h"
 #include "cpu/dispatch.h"
 #include "cpu/nearest_positive_kernels.h"
 #include "cpu/rows_kernels.h"
@@ -14,8 +15,6 @@
 
 namespace dml {
 namespace {
-
-using Selection = std::tuple<Tensor, Tensor>;
 
 template <class T>
 struct Winners {
@@ -55,7 +54,7 @@ Winners<T> choose_negatives(const PairRows<T>& rows, const T* beyond) {
 
 // distance (M,) and index (M,) of the caller's rows.
 template <class T>
-Selection to_tensors(const PairArguments& a, const PairRows<T>& rows, const T* squared, const int32_t* row) {
+Selected to_tensors(const PairArguments& a, const PairRows<T>& rows, const T* squared, const int32_t* row) {
   const int64_t m = a.embeddings.size(0);
   const bool all_nan = rows.gallery().any_non_finite;
   Tensor distance = filled(a.embeddings, {m}, compute_type(a.embeddings), std::numeric_limits<double>::infinity());
@@ -85,7 +84,7 @@ void to_caller_rows(const RowsView<T>& g, Buffer<int32_t>& row, int64_t n) {
 }
 
 template <class T>
-Selection nearest_positive_as(const PairArguments& a, bool check) {
+Selected nearest_positive_as(const PairArguments& a, bool check) {
   const PairRows<T> rows = prepare_pairs<T>(a, Layout::panels);
   if (check) check_finite(a.op, rows.queries.any_non_finite || rows.gallery().any_non_finite);
   ChosenPositives<T> chosen = choose_positives(rows, false);
@@ -94,7 +93,7 @@ Selection nearest_positive_as(const PairArguments& a, bool check) {
 }
 
 template <class T>
-std::tuple<Tensor, Tensor, Tensor, Tensor> mine_as(const PairArguments& a, bool farthest, bool semihard, bool check) {
+Mined mine_as(const PairArguments& a, bool farthest, bool semihard, bool check) {
   const PairRows<T> rows = prepare_pairs<T>(a, Layout::panels);
   if (check) check_finite(a.op, rows.queries.any_non_finite || rows.gallery().any_non_finite);
   ChosenPositives<T> chosen = choose_positives(rows, farthest);
@@ -104,33 +103,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mine_as(const PairArguments& a, bool 
     if (chosen.row[i] < 0) chosen.squared[i] = std::numeric_limits<T>::infinity();
   const Winners<T> negative = choose_negatives(rows, semihard ? chosen.squared.data() : nullptr);
   to_caller_rows(rows.gallery().view, chosen.row, n);
-  const Selection pos = to_tensors(a, rows, chosen.squared.data(), chosen.row.data());
-  const Selection neg = to_tensors(a, rows, negative.squared.data(), negative.row.data());
+  const Selected pos = to_tensors(a, rows, chosen.squared.data(), chosen.row.data());
+  const Selected neg = to_tensors(a, rows, negative.squared.data(), negative.row.data());
   return std::tuple_cat(pos, neg);
-}
-
-Selection nearest_positive_fwd(const Tensor& embeddings, const Tensor& labels, std::optional<Tensor> ref_emb,
-                               std::optional<Tensor> ref_labels, std::optional<Tensor> ids,
-                               std::optional<Tensor> ref_ids, std::optional<int64_t> ignore_index, bool normalize,
-                               std::string, bool check) {
-  const PairArguments a("nearest_positive", embeddings, labels, ref_emb, ref_labels, ids, ref_ids, ignore_index,
-                        normalize);
-  return compute_type(embeddings) == ScalarType::Double ? nearest_positive_as<double>(a, check)
-                                                        : nearest_positive_as<float>(a, check);
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> mine_fwd(const Tensor& embeddings, const Tensor& labels,
-                                                    std::optional<Tensor> ref_emb, std::optional<Tensor> ref_labels,
-                                                    std::optional<Tensor> ids, std::optional<Tensor> ref_ids,
-                                                    std::optional<int64_t> ignore_index, bool normalize,
-                                                    std::string positive, std::string negative, std::string,
-                                                    bool check) {
-  check_choice("mine", "positive", positive, {"easy", "hard"});
-  check_choice("mine", "negative", negative, {"hard", "semihard"});
-  const PairArguments a("mine", embeddings, labels, ref_emb, ref_labels, ids, ref_ids, ignore_index, normalize);
-  const bool farthest = positive == "hard", semihard = negative == "semihard";
-  return compute_type(embeddings) == ScalarType::Double ? mine_as<double>(a, farthest, semihard, check)
-                                                        : mine_as<float>(a, farthest, semihard, check);
 }
 
 // Gradient of a distance as a weight of (f_i - g_j): grad / d, 0 for coincident points.
@@ -151,10 +126,6 @@ Buffer<T> distance_weights(const RowsView<T>& q, const RowsView<T>& g, const int
   return weight;
 }
 
-struct Listed {
-  Tensor index, grad;
-};
-
 // Rows in the caller's order. Nobody chooses a non-finite row, and it chose nobody: as zeros it gets a zero gradient.
 template <class T>
 Rows<T> finite_rows(const Tensor& x, bool normalize) {
@@ -170,8 +141,8 @@ Rows<T> finite_rows(const Tensor& x, bool normalize) {
 }
 
 template <class T>
-Selection listed_bwd_as(const Tensor& embeddings, const std::optional<Tensor>& ref_emb,
-                        std::initializer_list<Listed> lists, bool normalize, bool need_grad_ref) {
+Selected listed_bwd_as(const Tensor& embeddings, const std::optional<Tensor>& ref_emb, const std::vector<Listed>& lists,
+                       bool normalize, bool need_grad_ref) {
   const Rows<T> queries = finite_rows<T>(embeddings, normalize);
   const std::optional<Rows<T>> own_gallery =
       ref_emb ? std::make_optional(finite_rows<T>(*ref_emb, normalize)) : std::nullopt;
@@ -200,39 +171,26 @@ Selection listed_bwd_as(const Tensor& embeddings, const std::optional<Tensor>& r
   return {grad_emb, finish_gradient<T>(*ref_emb, *own_gallery, sums_g, weights_g, 1, T(-1), normalize)};
 }
 
-Selection listed_bwd(const char* op, const Tensor& embeddings, const std::optional<Tensor>& ref_emb,
-                     std::initializer_list<Listed> lists, bool normalize, bool need_grad_ref) {
-  check_matrix(op, "embeddings", embeddings);
-  if (ref_emb) check_like(op, "ref_emb", *ref_emb, embeddings);
-  DML_CHECK(ref_emb || !need_grad_ref, op, "need_grad_ref", "false without ref_emb", std::string("true"));
-  const int64_t m = embeddings.size(0), n = ref_emb ? ref_emb->size(0) : m;
-  for (const Listed& list : lists) {
-    check_vector(op, "grad", list.grad, m, compute_type(embeddings));
-    check_vector(op, "index", list.index, m, ScalarType::Long);
-    const int64_t* index = list.index.const_data_ptr<int64_t>();
-    for (int64_t i = 0; i < m; ++i) DML_CHECK(index[i] >= -1 && index[i] < n, op, "index", "in [-1, N)", index[i]);
+struct NearestPositiveOnCpu {
+  template <class T>
+  static Selected nearest_positive(const PairArguments& a, const std::string&, bool check) {
+    return nearest_positive_as<T>(a, check);
   }
-  const Tensor x = torch::stable::contiguous(embeddings);
-  const std::optional<Tensor> y = ref_emb ? std::make_optional(torch::stable::contiguous(*ref_emb)) : std::nullopt;
-  return compute_type(x) == ScalarType::Double ? listed_bwd_as<double>(x, y, lists, normalize, need_grad_ref)
-                                               : listed_bwd_as<float>(x, y, lists, normalize, need_grad_ref);
-}
-
-Selection nearest_positive_bwd(const Tensor& grad, const Tensor& embeddings, std::optional<Tensor> ref_emb,
-                               const Tensor& index, bool normalize, bool need_grad_ref) {
-  using torch::stable::contiguous;
-  return listed_bwd("nearest_positive_bwd", embeddings, ref_emb, {{contiguous(index), contiguous(grad)}}, normalize,
-                    need_grad_ref);
-}
-
-Selection mine_bwd(const Tensor& grad_pos, const Tensor& grad_neg, const Tensor& embeddings,
-                   std::optional<Tensor> ref_emb, const Tensor& pos_index, const Tensor& neg_index, bool normalize,
-                   bool need_grad_ref) {
-  using torch::stable::contiguous;
-  return listed_bwd("mine_bwd", embeddings, ref_emb,
-                    {{contiguous(pos_index), contiguous(grad_pos)}, {contiguous(neg_index), contiguous(grad_neg)}},
-                    normalize, need_grad_ref);
-}
+  template <class T>
+  static Mined mine(const PairArguments& a, bool farthest, bool semihard, const std::string&, bool check) {
+    return mine_as<T>(a, farthest, semihard, check);
+  }
+  template <class T>
+  static Selected listed_backward(const char* op, const Tensor& embeddings, const std::optional<Tensor>& ref_emb,
+                                  const std::vector<Listed>& lists, bool normalize, bool need_grad_ref) {
+    const int64_t m = embeddings.size(0), n = ref_emb ? ref_emb->size(0) : m;
+    for (const Listed& list : lists) {
+      const int64_t* index = list.index.const_data_ptr<int64_t>();
+      for (int64_t i = 0; i < m; ++i) DML_CHECK(index[i] >= -1 && index[i] < n, op, "index", "in [-1, N)", index[i]);
+    }
+    return listed_bwd_as<T>(embeddings, ref_emb, lists, normalize, need_grad_ref);
+  }
+};
 
 }  // namespace
 
@@ -295,8 +253,8 @@ DML_INSTANTIATE(double)
 }  // namespace dml
 
 STABLE_TORCH_LIBRARY_IMPL(dmlkernels, CPU, m) {
-  m.impl("nearest_positive_fwd", TORCH_BOX(&dml::nearest_positive_fwd));
-  m.impl("nearest_positive_bwd", TORCH_BOX(&dml::nearest_positive_bwd));
-  m.impl("mine_fwd", TORCH_BOX(&dml::mine_fwd));
-  m.impl("mine_bwd", TORCH_BOX(&dml::mine_bwd));
+  m.impl("nearest_positive_fwd", TORCH_BOX(&dml::nearest_positive_fwd<dml::NearestPositiveOnCpu>));
+  m.impl("nearest_positive_bwd", TORCH_BOX(&dml::nearest_positive_bwd<dml::NearestPositiveOnCpu>));
+  m.impl("mine_fwd", TORCH_BOX(&dml::mine_fwd<dml::NearestPositiveOnCpu>));
+  m.impl("mine_bwd", TORCH_BOX(&dml::mine_bwd<dml::NearestPositiveOnCpu>));
 }

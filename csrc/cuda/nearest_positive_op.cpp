@@ -1,12 +1,10 @@
 #include <tuple>
 
+#include "common/nearest_positive_operator.h"
 #include "cuda/nearest_positive_launcher.h"
 
 namespace dml {
 namespace {
-
-using Selected = std::tuple<Tensor, Tensor>;
-using Mined = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 template <class T>
 Selected nearest_positive_as(const PairArguments& a, const std::string& precision, bool check) {
@@ -42,32 +40,6 @@ Mined mine_as(const PairArguments& a, bool farthest, bool semihard, const std::s
       device.stream);
   return {pos, pos_index, neg, neg_index};
 }
-
-Selected nearest_positive_fwd(const Tensor& embeddings, const Tensor& labels, std::optional<Tensor> ref_emb,
-                              std::optional<Tensor> ref_labels, std::optional<Tensor> ids,
-                              std::optional<Tensor> ref_ids, std::optional<int64_t> ignore_index, bool normalize,
-                              std::string precision, bool check) {
-  const PairArguments a("nearest_positive", embeddings, labels, ref_emb, ref_labels, ids, ref_ids, ignore_index,
-                        normalize);
-  return compute_type(embeddings) == ScalarType::Double ? nearest_positive_as<double>(a, precision, check)
-                                                        : nearest_positive_as<float>(a, precision, check);
-}
-
-Mined mine_fwd(const Tensor& embeddings, const Tensor& labels, std::optional<Tensor> ref_emb,
-               std::optional<Tensor> ref_labels, std::optional<Tensor> ids, std::optional<Tensor> ref_ids,
-               std::optional<int64_t> ignore_index, bool normalize, std::string positive, std::string negative,
-               std::string precision, bool check) {
-  check_choice("mine", "positive", positive, {"easy", "hard"});
-  check_choice("mine", "negative", negative, {"hard", "semihard"});
-  const PairArguments a("mine", embeddings, labels, ref_emb, ref_labels, ids, ref_ids, ignore_index, normalize);
-  const bool farthest = positive == "hard", semihard = negative == "semihard";
-  return compute_type(embeddings) == ScalarType::Double ? mine_as<double>(a, farthest, semihard, precision, check)
-                                                        : mine_as<float>(a, farthest, semihard, precision, check);
-}
-
-struct Listed {
-  Tensor index, grad;
-};
 
 // The lists have M entries each; index -1 is nobody.
 template <class T>
@@ -112,43 +84,28 @@ Selected listed_bwd_as(const Tensor& x, const std::optional<Tensor>& ref_emb, co
           need_grad_ref ? finish(gallery, sums_y, weights_y) : empty(x, {0, d}, x.scalar_type())};
 }
 
-Selected listed_bwd(const char* op, const Tensor& embeddings, const std::optional<Tensor>& ref_emb,
-                    const std::vector<Listed>& lists, bool normalize, bool need_grad_ref) {
-  check_matrix(op, "embeddings", embeddings);
-  if (ref_emb) check_like(op, "ref_emb", *ref_emb, embeddings);
-  DML_CHECK(ref_emb || !need_grad_ref, op, "need_grad_ref", "false without ref_emb", std::string("true"));
-  for (const Listed& list : lists) {
-    check_vector(op, "grad", list.grad, embeddings.size(0), compute_type(embeddings));
-    check_vector(op, "index", list.index, embeddings.size(0), ScalarType::Long);
+struct NearestPositiveOnCuda {
+  template <class T>
+  static Selected nearest_positive(const PairArguments& a, const std::string& precision, bool check) {
+    return nearest_positive_as<T>(a, precision, check);
   }
-  const Tensor x = torch::stable::contiguous(embeddings);
-  return compute_type(x) == ScalarType::Double
-             ? listed_bwd_as<double>(x, contiguous(ref_emb), lists, normalize, need_grad_ref)
-             : listed_bwd_as<float>(x, contiguous(ref_emb), lists, normalize, need_grad_ref);
-}
-
-Selected nearest_positive_bwd(const Tensor& grad, const Tensor& embeddings, std::optional<Tensor> ref_emb,
-                              const Tensor& index, bool normalize, bool need_grad_ref) {
-  using torch::stable::contiguous;
-  return listed_bwd("nearest_positive_bwd", embeddings, ref_emb, {{contiguous(index), contiguous(grad)}}, normalize,
-                    need_grad_ref);
-}
-
-Selected mine_bwd(const Tensor& grad_pos, const Tensor& grad_neg, const Tensor& embeddings,
-                  std::optional<Tensor> ref_emb, const Tensor& pos_index, const Tensor& neg_index, bool normalize,
-                  bool need_grad_ref) {
-  using torch::stable::contiguous;
-  return listed_bwd("mine_bwd", embeddings, ref_emb,
-                    {{contiguous(pos_index), contiguous(grad_pos)}, {contiguous(neg_index), contiguous(grad_neg)}},
-                    normalize, need_grad_ref);
-}
+  template <class T>
+  static Mined mine(const PairArguments& a, bool farthest, bool semihard, const std::string& precision, bool check) {
+    return mine_as<T>(a, farthest, semihard, precision, check);
+  }
+  template <class T>
+  static Selected listed_backward(const char*, const Tensor& embeddings, const std::optional<Tensor>& ref_emb,
+                                  const std::vector<Listed>& lists, bool normalize, bool need_grad_ref) {
+    return listed_bwd_as<T>(embeddings, ref_emb, lists, normalize, need_grad_ref);
+  }
+};
 
 }  // namespace
 }  // namespace dml
 
 STABLE_TORCH_LIBRARY_IMPL(DML_OPERATORS, DML_DEVICE_KEY, m) {
-  m.impl("nearest_positive_fwd", TORCH_BOX(&dml::nearest_positive_fwd));
-  m.impl("nearest_positive_bwd", TORCH_BOX(&dml::nearest_positive_bwd));
-  m.impl("mine_fwd", TORCH_BOX(&dml::mine_fwd));
-  m.impl("mine_bwd", TORCH_BOX(&dml::mine_bwd));
+  m.impl("nearest_positive_fwd", TORCH_BOX(&dml::nearest_positive_fwd<dml::NearestPositiveOnCuda>));
+  m.impl("nearest_positive_bwd", TORCH_BOX(&dml::nearest_positive_bwd<dml::NearestPositiveOnCuda>));
+  m.impl("mine_fwd", TORCH_BOX(&dml::mine_fwd<dml::NearestPositiveOnCuda>));
+  m.impl("mine_bwd", TORCH_BOX(&dml::mine_bwd<dml::NearestPositiveOnCuda>));
 }
