@@ -13,6 +13,7 @@ from .ops import (
     ranked_list,
     soft_triple,
     spherical_expansion,
+    triplet,
 )
 
 for _namespace in _backend.namespaces.values():
@@ -27,6 +28,7 @@ for _op in (
     spherical_expansion,
     proxy_anchor,
     soft_triple,
+    triplet,
 ):
     _op.register()
 _library.load_native()

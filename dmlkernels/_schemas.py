@@ -37,6 +37,9 @@ _PAIR_LOSS = (
     "float neg_scale, float neg_base, float neg_ramp, float neg_origin, str precision, bool deterministic"
 )
 
+# Of every positive: with all negatives, or with the nearest one that is farther.
+_TRIPLET = "str negative, float margin, bool soft, str precision, bool deterministic"
+
 SCHEMAS = {
     # x (M, D), y (N, D) | None -> out (M, N), dtype of x
     "pairwise_fwd": "(Tensor x, Tensor? y, str metric, bool normalize, str precision) -> Tensor",
@@ -58,6 +61,13 @@ SCHEMAS = {
     "pair_loss_bwd": (
         f"(Tensor grad_stats, Tensor grad_sums, {_PAIR}, Tensor stats, Tensor tile_active, {_PAIR_LOSS}, "
         "bool need_grad_ref) -> (Tensor, Tensor)"
+    ),
+    # -> of each query (M,): loss_sum, nonzero int64 and count int64 of its triplets; tile_active uint8
+    # (tiles of M, tiles of N) | (0, 0) of "semihard"
+    "triplet_fwd": f"({_PAIR}, {_TRIPLET}, bool check_finite) -> (Tensor, Tensor, Tensor, Tensor)",
+    # grad_loss_sum (M,) -> grad_embeddings (M, D), grad_ref (N, D) | (0, D) unless need_grad_ref
+    "triplet_bwd": (
+        f"(Tensor grad_loss_sum, {_PAIR}, Tensor tile_active, {_TRIPLET}, bool need_grad_ref) -> (Tensor, Tensor)"
     ),
     # -> distance (M,), index (M,) int64
     "nearest_positive_fwd": f"({_PAIR}, str precision, bool check_finite) -> (Tensor, Tensor)",

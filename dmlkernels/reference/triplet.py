@@ -7,11 +7,10 @@ $d_{in}$ is the smaller of $d_{in}$ and $d_{pn}$. Semi-hard is relative to the p
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as nnf
 from torch import Tensor
 
 from .._checks import PairInputs
-from ._pairs import pairs
+from ._pairs import Pairs, pairs
 from .nearest_positive import select_positive
 from .pairwise import distance
 
@@ -19,15 +18,16 @@ from .pairwise import distance
 def _nearest(d: Tensor, candidates: Tensor) -> Tensor:
     """Mask of the first nearest candidate of each row."""
     keyed = torch.where(candidates, d.detach(), torch.inf)
+    if d.shape[1] == 0:
+        return candidates
     first = ((keyed == keyed.amin(1, keepdim=True)) & candidates).to(torch.int8).argmax(1)
     return candidates & (torch.arange(d.shape[1], device=d.device)[None, :] == first[:, None])
 
 
-def triplet(
-    inputs: PairInputs, positive: str, negative: str, margin: float, soft: bool, swap: bool
-) -> tuple[Tensor, Tensor]:
-    """terms (T, N) and the mask (T, N) of those that are triplets; T anchor-positive pairs."""
-    p = pairs(inputs)
+def _listed(
+    p: Pairs, positive: str, negative: str, margin: float, soft: bool, swap: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Anchors (T,) of the anchor-positive pairs, terms (T, N) and the mask (T, N) of those that are triplets."""
     d = distance(p.f, p.g, p.positive | p.negative)
     if positive == "all":
         anchor, chosen = p.positive.nonzero(as_tuple=True)
@@ -44,5 +44,26 @@ def triplet(
     if swap:
         d_an = torch.minimum(d_an, distance(p.g[chosen], p.g))
     violation = d_ap - d_an + margin
-    terms = torch.where(members, nnf.softplus(violation) if soft else violation.clamp_min(0), 0)
+    costs = torch.logaddexp(violation, torch.zeros_like(violation)) if soft else violation.clamp_min(0)
+    return anchor, torch.where(members, costs, 0), members
+
+
+def triplet(
+    inputs: PairInputs, positive: str, negative: str, margin: float, soft: bool, swap: bool
+) -> tuple[Tensor, Tensor]:
+    """terms (T, N) and the mask (T, N) of those that are triplets; T anchor-positive pairs."""
+    p = pairs(inputs)
+    _, terms, members = _listed(p, positive, negative, margin, soft, swap)
     return torch.where(p.bad.any(), torch.nan, terms), members
+
+
+def triplet_rows(
+    inputs: PairInputs, positive: str, negative: str, margin: float, soft: bool, swap: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each anchor (M,): the sum of the terms, how many are not 0 and how many there are, both int64."""
+    p = pairs(inputs)
+    anchor, terms, members = _listed(p, positive, negative, margin, soft, swap)
+    loss_sum = terms.new_zeros(len(p.f)).index_add(0, anchor, terms.sum(1))
+    none = torch.zeros(len(p.f), dtype=torch.int64, device=terms.device)
+    nonzero, count = (none.index_add(0, anchor, m.sum(1)) for m in (members & (terms.detach() != 0), members))
+    return torch.where(p.bad, torch.nan, loss_sum), nonzero.masked_fill(p.bad, 0), count.masked_fill(p.bad, 0)
