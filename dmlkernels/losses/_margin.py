@@ -12,7 +12,8 @@ from ..ops.distance_weighted import sample_negatives
 from ..ops.pair_loss import Options, Side, Statistics
 from ..reference.pairwise import compute_dtype
 from ._base import mean_of
-from ._listed_statistics import listed_statistics, row_statistics, side_statistics
+from ._listed_statistics import side_statistics
+from ._rows import Source
 from ._sampled import sampled_distance
 
 
@@ -23,7 +24,7 @@ class Settings(NamedTuple):
     nu: float
     positive: str
     negative: str
-    count: str  # pairs | triplets
+    counted: str  # pairs | triplets
     cutoff: float
     nonzero_loss_cutoff: float
 
@@ -41,7 +42,8 @@ class Settings(NamedTuple):
         numbers = _checks.number(op, "margin", margin), _checks.number(op, "nu", nu)
         _checks.one_of(op, "positive", positive, ("all", "easy"))
         _checks.one_of(op, "negative", negative, ("all", "distance_weighted"))
-        _checks.one_of(op, "count", count, ("pairs", "triplets", None))
+        if count is not None:
+            _checks.one_of(op, "count", count, ("pairs", "triplets"))
         chosen = count or ("pairs" if positive == "easy" else "triplets")
         return Settings(*numbers, positive, negative, chosen, cutoff, nonzero_loss_cutoff)
 
@@ -75,7 +77,10 @@ class Weighted(NamedTuple):
         """How many positives and negatives cost something, and their summed distances, each ()."""
         found, sides = self.found, (self.pos_weight > 0, self.neg_weight > 0)
         counts, distances = (found.pos_slope, found.neg_slope), (found.pos_sum, found.neg_sum)
-        return tuple((side * column).sum() for columns in (counts, distances) for side, column in zip(sides, columns))
+        pos, neg, pos_sum, neg_sum = (
+            (side * column).sum() for columns in (counts, distances) for side, column in zip(sides, columns)
+        )
+        return pos, neg, pos_sum, neg_sum
 
     def loss(self, nu: float, beta: float | Tensor, per_class: bool) -> Tensor:
         """() mean over the pairs that cost something, and ν·β."""
@@ -111,67 +116,41 @@ def boundary_of(op: str, beta: float | Tensor, inputs: _checks.PairInputs) -> fl
     return torch.where(inside, beta[labels.clamp(0, count - 1)], torch.nan)
 
 
-def _sampled(
-    op: str,
-    inputs: _checks.PairInputs,
+def weighted_statistics(source: Source, settings: Settings, beta: float | Tensor) -> Weighted:
+    """Of all pairs of the source; β as `boundary_of` gives it.
+
+    Of listed triplets every one counts ("triplets"), or each of their pairs once ("pairs").
+    """
+    found = source.statistics(settings.hinges(beta), settings.bounds(beta))
+    listed = source.indices_tuple
+    whole = settings.counted == "triplets" and settings.positive == "all"
+    if whole and isinstance(listed, (tuple, list)) and len(listed) == 3:
+        one = torch.ones_like(found.pos_members)
+        return Weighted(found, one, one, found.pos_members)
+    return Weighted.of(found, settings.counted)
+
+
+def drawn_statistics(
+    source: Source,
     settings: Settings,
     beta: float | Tensor,
     uniforms: Tensor | None,
     generator: torch.Generator | None,
-    check_finite: bool,
 ) -> Weighted:
-    """One drawn negative for each positive of a query."""
+    """Of the source's positives, and one drawn negative for each of them."""
+    op, inputs, check_finite = source.op, source.inputs, source.check_finite
     hinges, bounds = settings.hinges(beta), settings.bounds(beta)
-    found = row_statistics(op, inputs, hinges._replace(neg=None), settings.positive, bounds, check_finite)
-    m = inputs.embeddings.shape[0]
+    found = source.statistics(hinges._replace(neg=None), bounds)
+    m, device = inputs.embeddings.shape[0], inputs.embeddings.device
     if uniforms is None:
         draws = 1 if settings.positive == "easy" else int(found.pos_members.max()) if m else 0
-        device = inputs.embeddings.device
         uniforms = torch.rand(m, draws, dtype=torch.float64, device=device, generator=generator)
     index = sample_negatives(op, inputs, uniforms, settings.cutoff, settings.nonzero_loss_cutoff, check_finite)
-    draw = torch.arange(index.shape[1], device=index.device)
-    index = torch.where(draw < found.pos_members[:, None], index, -1)
-    assert hinges.neg is not None
-    row = torch.arange(m, device=index.device).repeat_interleave(index.shape[1])
+    draws = index.shape[1]
+    index = torch.where(torch.arange(draws, device=device) < found.pos_members[:, None], index, -1)
+    row = torch.arange(m, device=device).repeat_interleave(draws)
     d, present = sampled_distance(inputs, index).flatten(), (index >= 0).flatten()
+    assert hinges.neg is not None
     drawn = side_statistics(d, row, m, hinges.neg, "hinge", None if bounds is None else bounds[1], present)
     found = found._replace(neg=drawn[0], neg_sum=drawn[1], neg_members=drawn[2], neg_slope=drawn[3])
     return Weighted.of(found, "pairs")
-
-
-def weighted_statistics(
-    op: str,
-    inputs: _checks.PairInputs,
-    settings: Settings,
-    beta: float | Tensor,
-    uniforms: Tensor | None,
-    generator: torch.Generator | None,
-    check_finite: bool,
-) -> Weighted:
-    """Of the batch; β as `boundary_of` gives it."""
-    if settings.negative == "distance_weighted":
-        return _sampled(op, inputs, settings, beta, uniforms, generator, check_finite)
-    hinges, bounds = settings.hinges(beta), settings.bounds(beta)
-    found = row_statistics(op, inputs, hinges, settings.positive, bounds, check_finite)
-    return Weighted.of(found, settings.count)
-
-
-def listed_weighted(
-    op: str, inputs: _checks.PairInputs, settings: Settings, beta: float | Tensor, indices_tuple: object
-) -> Weighted:
-    """Of the listed pairs; of listed triplets every one counts once ("triplets"), or each of their pairs."""
-    found = listed_statistics(
-        op,
-        inputs.embeddings,
-        inputs.ref_emb,
-        indices_tuple,
-        settings.hinges(beta),
-        settings.bounds(beta),
-        inputs.normalize,
-        positive=settings.positive,
-        distinct=settings.count == "pairs",
-    )
-    if settings.count == "triplets" and settings.positive == "all" and len(indices_tuple) == 3:  # type: ignore[arg-type]
-        one = torch.ones_like(found.pos_members)
-        return Weighted(found, one, one, found.pos_members)
-    return Weighted.of(found, settings.count)

@@ -24,6 +24,7 @@ class Source:
     positive: str  # all | easy
     check_finite: bool = False
     indices_tuple: object = None
+    distinct: bool = True  # a listed pair counts once, however often it is listed
     _nearest: NearestPositive | None = None
 
     def nearest(self) -> NearestPositive:
@@ -38,7 +39,7 @@ class Source:
             _checks.pair_namespace(self.op, self.inputs, self.check_finite)
             x, _, g, *_, normalize = self.inputs
             listed = (x, g, self.indices_tuple, options, bounds, normalize)
-            return listed_statistics(self.op, *listed, positive=self.positive)
+            return listed_statistics(self.op, *listed, positive=self.positive, distinct=self.distinct)
         if self.positive == "easy" and options.pos is not None:
             return easy_statistics(self.op, self.inputs, options, self.nearest(), bounds, self.check_finite)
         return statistics(self.op, self.inputs, options, bounds, self.check_finite)

@@ -46,11 +46,12 @@ class _SampledDistance(torch.autograd.Function):
 
 def sampled_distance(inputs: _checks.PairInputs, index: Tensor) -> Tensor:
     """Distance (M, S) of each query to the gallery rows at index (M, S); 0 for −1."""
-    x, labels, y, ref_labels, *_, ignore_index, normalize = inputs
+    x, labels, y, ref_labels, _, _, ignore_index, normalize = inputs
     if ignore_index is not None:
         # What is ignored may be NaN, and must not reach a gradient.
         x = torch.where((labels != ignore_index)[:, None], x, 0)
-        y = None if y is None else torch.where((ref_labels != ignore_index)[:, None], y, 0)
+        if y is not None and ref_labels is not None:
+            y = torch.where((ref_labels != ignore_index)[:, None], y, 0)
     f = rows(x, normalize)
     g = f if y is None else rows(y, normalize)
     if index.numel() == 0 or g.shape[0] == 0:

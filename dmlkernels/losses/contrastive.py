@@ -9,7 +9,7 @@ from torch import Tensor
 from .. import _checks
 from ..ops.pair_loss import Options, Side, Statistics
 from ._base import PairLoss, mean_of
-from ._listed_statistics import listed_statistics, row_statistics
+from ._rows import Source
 
 
 class Settings(NamedTuple):
@@ -90,7 +90,7 @@ def contrastive_loss(
     op = "contrastive_loss"
     settings = Settings.checked(op, pos_margin, neg_margin, metric, positive, reduction)
     inputs = _checks.pair_inputs(op, embeddings, labels, ref_emb, ref_labels, ids, ref_ids, ignore_index, normalize)
-    return settings.reduce(row_statistics(op, inputs, settings.hinges(), positive, None, check_finite))
+    return settings.reduce(Source(op, inputs, positive, check_finite).statistics(settings.hinges()))
 
 
 class ContrastiveLoss(PairLoss):
@@ -146,21 +146,10 @@ class ContrastiveLoss(PairLoss):
         """
         op, settings = "ContrastiveLoss", self.settings
         inputs = self.pair_inputs(op, embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
-        if indices_tuple is None:
-            found = row_statistics(op, inputs, settings.hinges(), settings.positive, None, self.check_finite)
-        else:
-            _checks.pair_namespace(op, inputs, self.check_finite)
-            found = listed_statistics(
-                op,
-                inputs.embeddings,
-                inputs.ref_emb,
-                indices_tuple,
-                settings.hinges(),
-                None,
-                self.normalize,
-                positive=settings.positive,
-                distinct=False,
-            )
+        source = Source(op, inputs, settings.positive, self.check_finite, indices_tuple, distinct=False)
+        found = source.statistics(settings.hinges())
         value = "distance" if settings.metric == "euclidean" else "similarity"
-        self.set_stats(*(t.sum() for t in (found.pos_slope, found.neg_slope, found.pos_sum, found.neg_sum)), value)
+        columns = found.pos_slope, found.neg_slope, found.pos_sum, found.neg_sum
+        pos, neg, pos_sum, neg_sum = (column.sum() for column in columns)
+        self.set_stats(pos, neg, pos_sum, neg_sum, value)
         return settings.reduce(found)

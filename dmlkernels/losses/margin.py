@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from .. import _checks
 from ._base import PairLoss
-from ._margin import Settings, boundary_of, listed_weighted, weighted_statistics
+from ._margin import Settings, boundary_of, drawn_statistics, weighted_statistics
+from ._rows import Source
 
 
 def margin_loss(
@@ -74,7 +75,11 @@ def margin_loss(
     inputs = _checks.pair_inputs(op, embeddings, labels, ref_emb, ref_labels, ids, ref_ids, ignore_index, normalize)
     per_class = isinstance(beta, Tensor) and beta.numel() > 1
     boundary = boundary_of(op, beta, inputs)
-    weighted = weighted_statistics(op, inputs, settings, boundary, uniforms, generator, check_finite)
+    source = Source(op, inputs, positive, check_finite)
+    if negative == "all":
+        weighted = weighted_statistics(source, settings, boundary)
+    else:
+        weighted = drawn_statistics(source, settings, boundary, uniforms, generator)
     return weighted.loss(settings.nu, boundary, per_class)
 
 
@@ -152,11 +157,12 @@ class MarginLoss(PairLoss):
         op, settings, beta = "MarginLoss", self.settings, self.beta
         inputs = self.pair_inputs(op, embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
         boundary = boundary_of(op, beta, inputs)
-        if indices_tuple is None:
-            weighted = weighted_statistics(op, inputs, settings, boundary, None, self.generator, self.check_finite)
+        distinct = settings.counted == "pairs"
+        source = Source(op, inputs, settings.positive, self.check_finite, indices_tuple, distinct)
+        if settings.negative == "all" or indices_tuple is not None:
+            weighted = weighted_statistics(source, settings, boundary)
         else:
-            _checks.pair_namespace(op, inputs, self.check_finite)
-            weighted = listed_weighted(op, inputs, settings, boundary, indices_tuple)
+            weighted = drawn_statistics(source, settings, boundary, None, self.generator)
         self.set_stats(*weighted.totals())
         self.last_stats["mean_beta"] = torch.as_tensor(beta).detach().mean()
         per_class = isinstance(beta, Tensor) and beta.numel() > 1

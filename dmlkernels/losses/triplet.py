@@ -5,17 +5,18 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as nnf
 from torch import Tensor
 
 from .. import _checks
 from ..ops.nearest_positive import find_nearest, mine_pairs
 from ..ops.pair_loss import Options as PairOptions
 from ..ops.pair_loss import Side, statistics
+from ..ops.triplet import triplets
 from ..reference import triplet as reference
 from ._base import PairLoss, mean_of
 from ._listed import listed_distance, listed_triplets
 from ._listed_statistics import rows_at
+from ._rows import softplus
 
 
 class Options(NamedTuple):
@@ -40,7 +41,7 @@ class Options(NamedTuple):
     def hinge(self, gap: Tensor) -> Tensor:
         """Cost of d_ap − d_an."""
         violation = gap + self.margin
-        return nnf.softplus(violation) if self.soft else violation.clamp_min(0)
+        return softplus(violation) if self.soft else violation.clamp_min(0)
 
     def reduce(self, summed: Summed) -> Tensor:
         if self.reduction == "sum":
@@ -79,49 +80,47 @@ def _mined(inputs: _checks.PairInputs, options: Options, check_finite: bool) -> 
     d_an = torch.where(members, mined.neg_distance, 0)
     if options.swap:
         gallery = inputs.embeddings if inputs.ref_emb is None else inputs.ref_emb
-        ends = (rows_at(gallery, torch.where(chosen, index, -1)) for index in (mined.pos_index, mined.neg_index))
-        d_an = torch.minimum(d_an, torch.where(chosen, listed_distance(*ends, inputs.normalize), d_an))
+        p, n = (rows_at(gallery, torch.where(chosen, index, -1)) for index in (mined.pos_index, mined.neg_index))
+        d_an = torch.minimum(d_an, torch.where(chosen, listed_distance(p, n, inputs.normalize), d_an))
     return Mined(torch.where(members, options.hinge(d_ap - d_an), 0), members, d_ap, d_an)
 
 
 def _one_side(inputs: _checks.PairInputs, options: Options, check_finite: bool) -> Summed:
     """One chosen pair an anchor with all pairs of the other side: sums of h(d_ap − d_an + margin) over that side."""
+    op, h = "triplet_loss", "softplus" if options.soft else "hinge"
     if options.positive == "all":
         mined = mine_pairs(inputs, "easy", options.negative, check_finite)
         chosen, index, shift = mined.neg_distance, mined.neg_index, -options.margin
-        sides = Side(1.0), None
+        sums = PairOptions("distance", h, Side(1.0), None)
     else:
         if options.positive == "easy":
-            chosen, index = find_nearest("triplet_loss", inputs, check_finite)
+            chosen, index = find_nearest(op, inputs, check_finite)
         else:
             chosen, index = mine_pairs(inputs, "hard", "hard", check_finite)[:2]
-        shift, sides = options.margin, (None, Side(-1.0))
+        shift, sums = options.margin, PairOptions("distance", h, None, Side(-1.0))
     found = (index >= 0) | chosen.isnan()
     # With a bound of 0 no negative of an anchor without a positive costs anything.
     bound = torch.where(found, chosen + shift, 0)
-    term = "softplus" if options.soft else "hinge"
-    found_stats = statistics("triplet_loss", inputs, PairOptions("distance", term, *sides), bound.expand(2, -1))
-    side = found_stats[::2] if sides[0] else found_stats[1::2]
-    stat, _, members, cost = (torch.where(found, column, 0) for column in side)
+    stats = statistics(op, inputs, sums, bound.expand(2, -1), check_finite)
+    stat, _, members, cost = (torch.where(found, side, 0) for side in (stats[::2] if sums.pos else stats[1::2]))
     triplets = members.sum()
     return Summed(stat.sum(), triplets, triplets if options.soft else cost.sum())
 
 
 def _several(inputs: _checks.PairInputs, options: Options, check_finite: bool) -> Summed:
     """Several triplets an anchor."""
-    words = f"positive={options.positive!r} with negative={options.negative!r}"
-    if _checks.pair_namespace("triplet_loss", inputs, check_finite) is None:
-        return Summed.of(*reference.triplet(inputs, *options[:5]))
-    if options.swap:
+    kernels = _checks.pair_namespace("triplet_loss", inputs, check_finite) is not None
+    if kernels and options.swap:
         raise ValueError(
-            f"triplet_loss: swap must be False for {words}, got True; choose easy or hard with hard or semihard, or "
-            'run it N×N with dmlkernels.use_backend("reference")'
-        )
-    if options.positive == "all" and options.negative != "hard":
-        raise ValueError(
-            f"triplet_loss: {words} has no kernel yet; choose easy, hard, or all with hard, or run it N×N with "
+            f"triplet_loss: swap must be False for positive={options.positive!r} with negative={options.negative!r}, "
+            "got True; choose easy or hard with hard or semihard, or run it N×N with "
             'dmlkernels.use_backend("reference")'
         )
+    if options.positive == "all" and options.negative != "hard" and not options.swap:
+        found = triplets("triplet_loss", inputs, options.negative, options.margin, options.soft, check_finite)
+        return Summed(*(rows.sum() for rows in (found.loss_sum, found.count, found.nonzero)))
+    if not kernels:
+        return Summed.of(*reference.triplet(inputs, *options[:5]))
     return _one_side(inputs, options, check_finite)
 
 
@@ -186,8 +185,7 @@ class TripletMarginLoss(PairLoss):
 
     Args:
         margin: δ.
-        swap, positive, negative, soft, reduction: as in `triplet_loss`. The default, all × all, runs on the reference
-            backend only, so far.
+        swap, positive, negative, soft, reduction: as in `triplet_loss`. The default is all × all.
         **options: normalize, ignore_index, check_finite.
 
     Attributes:
