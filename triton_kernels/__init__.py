@@ -8,6 +8,7 @@ Nothing here imports Triton until an operator is called.
 MODULES = {
     "pairwise": "pairwise",
     "ranked_list": "ranked_list",
+    "pair_loss": "pair_loss",
     "nearest_positive": "nearest_positive",
     "mine": "nearest_positive",
     "cholesky": "coding_rate",

@@ -90,6 +90,13 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
     return tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=acc.dtype)
 
 
+@triton.jit
+def log_one_plus(x):
+    """log(1 + x), x >= 0. The error of 1 + x stands in both factors and cancels. The interpreter has no libdevice."""
+    y = 1.0 + x
+    return tl.where(y == 1.0, x, tl.log(y) * (x / tl.where(y == 1.0, 1.0, y - 1.0)))
+
+
 # Tiles. Rows are int64 row numbers; a row that does not take part is read as zeros.
 
 
@@ -224,3 +231,23 @@ def add_weighted_rows(acc, high, low, x, ROUNDING: tl.constexpr, PRECISION: tl.c
     else:
         acc = dot(high, x, acc, PRECISION)
     return acc
+
+
+@triton.jit
+def add_to_end(
+    sums, weights, weight, rows, row_ok, others, cols, col_ok, col_scale, wanted,
+    PULL: tl.constexpr, ROUNDING: tl.constexpr, D: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Add a tile's weighted rows, and with PULL the weights, to the sums of its rows, as other programs do too."""
+    if wanted:
+        high, low, amounts_to = rounded_weights(weight, col_scale, ROUNDING)
+        if PULL:
+            tl.atomic_add(weights + rows, tl.sum(amounts_to, 1), mask=row_ok, sem="relaxed")
+        for k in range(0, D, BLOCK_D):
+            acc = tl.zeros((rows.shape[0], BLOCK_D), DTYPE)
+            x = load_rows(others, cols, col_ok, k, D, BLOCK_D)
+            acc = add_weighted_rows(acc, high, low, x, ROUNDING, PRECISION)
+            features = k + tl.arange(0, BLOCK_D)
+            at = sums + rows[:, None] * D + features[None, :]
+            tl.atomic_add(at, acc, mask=row_ok[:, None] & (features < D)[None, :], sem="relaxed")

@@ -85,29 +85,12 @@ def backward_tiles(
         if BOTH_ENDS:
             to_row = row_end + col_end
             to_col = to_row
-        _add_end(
+        _pair.add_to_end(
             row_sums, row_weights, to_row, rows, row_ok, y_operand, cols, col_ok, col_scale, True,
-            ROUNDING, D, PRECISION, DTYPE, BLOCK_D,
+            True, ROUNDING, D, PRECISION, DTYPE, BLOCK_D,
         )  # fmt: skip
         if COLUMNS:
-            _add_end(
+            _pair.add_to_end(
                 col_sums, col_weights, tl.trans(to_col), cols, col_ok, x_operand, rows, row_ok, row_scale,
-                (i != j) if SELF else True, ROUNDING, D, PRECISION, DTYPE, BLOCK_D,
+                (i != j) if SELF else True, True, ROUNDING, D, PRECISION, DTYPE, BLOCK_D,
             )  # fmt: skip
-
-
-@triton.jit
-def _add_end(
-    sums, weights, weight, rows, row_ok, others, cols, col_ok, col_scale, wanted,
-    ROUNDING: tl.constexpr, D: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    if wanted:
-        high, low, amounts_to = _pair.rounded_weights(weight, col_scale, ROUNDING)
-        tl.atomic_add(weights + rows, tl.sum(amounts_to, 1), mask=row_ok, sem="relaxed")
-        for k in range(0, D, BLOCK_D):
-            acc = tl.zeros((rows.shape[0], BLOCK_D), DTYPE)
-            x = _pair.load_rows(others, cols, col_ok, k, D, BLOCK_D)
-            acc = _pair.add_weighted_rows(acc, high, low, x, ROUNDING, PRECISION)
-            features = k + tl.arange(0, BLOCK_D)
-            at = sums + rows[:, None] * D + features[None, :]
-            tl.atomic_add(at, acc, mask=row_ok[:, None] & (features < D)[None, :], sem="relaxed")

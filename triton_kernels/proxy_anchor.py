@@ -28,13 +28,6 @@ def _score(similarity, alpha, margin, positive):
 
 
 @triton.jit
-def _log1p(x):
-    # libdevice is not in the interpreter. The error of 1 + x stands in both factors and cancels.
-    y = 1.0 + x
-    return tl.where(y == 1.0, x, tl.log(y) * (x / tl.where(y == 1.0, 1.0, y - 1.0)))
-
-
-@triton.jit
 def _add(total, top, scores, members):
     """Running sum of e^score and its exponent, over axis 1 of the members."""
     scores = tl.where(members, scores, float("-inf"))
@@ -93,7 +86,7 @@ def _log_one_plus(part_ptr, row, c, C, splits):
         total = total * tl.exp(top - new_top) + other * tl.exp(other_top - new_top)
         top = new_top
     log_sum = tl.log(tl.where(total > 0.0, total, 1.0)) + top
-    value = tl.maximum(log_sum, 0.0) + _log1p(tl.exp(-tl.abs(log_sum)))
+    value = tl.maximum(log_sum, 0.0) + _pair.log_one_plus(tl.exp(-tl.abs(log_sum)))
     return tl.where(total > 0.0, value, 0.0)
 
 
