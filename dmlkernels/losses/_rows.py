@@ -104,6 +104,8 @@ class RowLoss(PairLoss):
         **options: normalize, ignore_index, check_finite.
     """
 
+    distinct = True  # a listed pair counts once, however often it is listed
+
     def __init__(self, settings: Settings, value: str, **options: Any) -> None:
         super().__init__(**options)
         self.settings, self.value = settings, value
@@ -123,10 +125,10 @@ class RowLoss(PairLoss):
         ids: Tensor | None = None,
         ref_ids: Tensor | None = None,
     ) -> Tensor:
-        """() loss; with `indices_tuple`, of the listed pairs only, each once, whatever ids or ignore_index say."""
+        """() loss; with `indices_tuple`, of the listed pairs only, whatever ids or ignore_index say."""
         name = type(self).__name__
         inputs = self.pair_inputs(name, embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
-        source = Source(name, inputs, self.settings.positive, self.check_finite, indices_tuple)
+        source = Source(name, inputs, self.settings.positive, self.check_finite, indices_tuple, self.distinct)
         loss, stats = self.settings.loss(source)
         counts_and_sums = (stats.pos_slope, stats.neg_slope, stats.pos_sum, stats.neg_sum)
         self.set_stats(*(column.detach().sum() for column in counts_and_sums), self.value)

@@ -83,8 +83,8 @@ def ntxent_loss(
 class NTXentLoss(RowLoss):
     """`ntxent_loss` as a module.
 
-    A listed pair counts once however many triplets share it, while pytorch-metric-learning counts it as often as it is
-    listed; and where that library takes the logarithm of a rounded quotient, small losses here are exact.
+    A pair counts as often as it is listed. pytorch-metric-learning takes the logarithm of a rounded quotient; small
+    losses keep their accuracy here.
 
     Args:
         temperature, positive: as in `ntxent_loss`.
@@ -97,6 +97,8 @@ class NTXentLoss(RowLoss):
         >>> loss = losses.NTXentLoss(temperature=0.1)
         >>> loss(embeddings, labels).backward()
     """
+
+    distinct = False
 
     def __init__(self, temperature: float = 0.07, positive: str = "all", **options: Any) -> None:
         super().__init__(Settings.checked("NTXentLoss", temperature, positive), "similarity", **options)
