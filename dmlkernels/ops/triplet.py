@@ -78,7 +78,6 @@ def triplets(
     negative: str,
     margin: float,
     soft: bool = False,
-    swap: bool = False,
     check_finite: bool = False,
 ) -> Triplets:
     """What the triplets of each anchor add up to, with all of its positives.
@@ -86,16 +85,10 @@ def triplets(
     Args:
         op: the public function, for errors.
         negative: "all", or "semihard": of each positive the one nearest negative that is farther.
-        swap: on the reference backend only.
     """
     namespace = _checks.pair_namespace(op, inputs, check_finite)
     if namespace is None:
-        return Triplets(*reference.triplet_rows(inputs, "all", negative, margin, soft, swap))
-    if swap:
-        raise ValueError(
-            f'{op}: swap must be False for positive="all" with negative={negative!r}, which has no kernel with it, got '
-            'True; choose easy or hard positives, or run it N×N with dmlkernels.use_backend("reference")'
-        )
+        return Triplets(*reference.triplet_rows(inputs, "all", negative, margin, soft, False))
     forward = getattr(torch.ops, namespace).triplet_fwd
     precision, deterministic = _backend.get_float32_precision(), torch.are_deterministic_algorithms_enabled()
     results = forward(*inputs, negative, float(margin), soft, precision, deterministic, check_finite)
