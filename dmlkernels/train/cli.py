@@ -59,6 +59,8 @@ def add_parsers(subparsers: Any) -> None:
     train.add_argument("--easy-positive", action="store_true", help="pull towards the nearest positive only")
     for option, settings in OPTIONS.items():
         train.add_argument(flag(option), **settings)
+    train.add_argument("--memory", type=_count, help="compare a batch with so many embeddings of the last ones")
+    train.add_argument("--memory-start", type=_count, help="steps before that (default 0)")
     for name, wrapper in WRAPPERS.items():
         train.add_argument(flag(name), action="store_true", help=wrapper.help)
         for option, settings in wrapper.options.items():
@@ -141,6 +143,8 @@ def run_train(given: dict[str, Any]) -> None:
 
     chosen = {name: value for name, value in given.items() if name in FIELDS}
     chosen |= _wrappers(given)
+    if "memory_start" in given and "memory" not in given:
+        raise JobError("--memory-start changes nothing without --memory: add it")
     options = {name: value for name, value in given.items() if name in OPTIONS}
     if options:
         chosen["loss_options"] = options

@@ -29,6 +29,8 @@ class TrainConfig:
         loss: a name of ``dmlkernels.train.losses.LOSSES``.
         loss_options: its constructor arguments where they differ from its defaults.
         easy_positive: pull every anchor towards its nearest positive only.
+        memory: compare a batch with so many embeddings of earlier ones, its own included (0: with itself).
+        memory_start: the step from which on it is.
         anti_collapse: constructor arguments of an `AntiCollapseLoss` around the loss; None: none.
         expansion: constructor arguments of a `SphericalExpansionLoss` around the loss; None: none.
         features: size of the embeddings.
@@ -53,6 +55,8 @@ class TrainConfig:
     loss: str = "ranked_list"
     loss_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     easy_positive: bool = False
+    memory: int = 0
+    memory_start: int = 0
     anti_collapse: dict[str, Any] | None = None
     expansion: dict[str, Any] | None = None
     features: int = 128
@@ -76,8 +80,9 @@ class TrainConfig:
     @property
     def method(self) -> str:
         """The loss and what is around it, for titles and names."""
-        around = {"easy-positive": self.easy_positive, "expansion": self.expansion, "anti-collapse": self.anti_collapse}
-        return "-".join([self.loss, *(name for name, on in around.items() if on not in (None, False))])
+        around = {"easy-positive": self.easy_positive, "memory": self.memory > 0}
+        around |= {"expansion": self.expansion is not None, "anti-collapse": self.anti_collapse is not None}
+        return "-".join([self.loss, *(name for name, on in around.items() if on)])
 
     @property
     def default_folder(self) -> Path:

@@ -44,6 +44,8 @@ def _batch_classes(config: TrainConfig, labels: Tensor) -> int:
             f"a batch of {size} images ({size // per_class} classes × {per_class}) is larger than the training data, "
             f"{len(labels)} images of {classes} classes: choose a smaller --batch or --samples-per-class"
         )
+    if 0 < config.memory < size:
+        raise JobError(f"--memory {config.memory} cannot hold a batch, which is {size} images")
     return size // per_class
 
 
@@ -98,12 +100,14 @@ class Job:
             "easy_positive": config.easy_positive,
             "num_classes": int(self.labels.max()) + 1,
             "embedding_size": config.features,
+            "memory": config.memory,
+            "memory_start": config.memory_start,
             "expansion": config.expansion,
             "anti_collapse": config.anti_collapse,
         }
         loss = losses.build(**self.loss_arguments).to(self.device)
-        # Copies of an image must share an id, or each would be the other's nearest positive.
-        self.takes_ids = self.copies and losses.LOSSES[config.loss].pairs
+        # Copies of an image must share an id, or each would be the other's nearest positive; a memory holds older ones.
+        self.takes_ids = (self.copies or config.memory > 0) and losses.LOSSES[config.loss].pairs
         self.fused = self._try_loss(loss)
         adamw, schedule = optimizer.build(network, loss, config.lr, config.steps)
         self.sampler = ClassBalancedSampler(

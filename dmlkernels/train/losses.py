@@ -1,8 +1,8 @@
 """The losses that ``--loss`` knows. A new loss is one entry in ``LOSSES``, and one in ``OPTIONS`` for each new option.
 
 An option belongs to a loss if the loss's constructor has an argument of that name, so nothing is listed twice.
-Losses with learnable proxies say so by their arguments ``num_classes`` and ``embedding_size``, which are filled in.
-``WRAPPERS`` are what goes around any of them.
+Losses with learnable proxies say so by requiring ``num_classes`` and ``embedding_size``, which are filled in.
+``WRAPPERS`` are what goes around any of them, and ``--memory`` is next to a loss of pairs.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from dmlkernels import losses
+from dmlkernels.losses._base import PairLoss
 from dmlkernels.train.config import JobError
 
 
@@ -26,13 +27,31 @@ class LossEntry:
         module: class in ``dmlkernels.losses``.
         defaults: arguments where the job's default is not the class's.
         easy_positive: arguments that ``--easy-positive`` sets, unless the user names them.
-        pairs: whether it is a loss of pairs, which takes a gallery and ids.
     """
 
     module: str
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     easy_positive: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"positive": "easy"})
-    pairs: bool = True
+
+    @property
+    def arguments(self) -> Mapping[str, inspect.Parameter]:
+        return inspect.signature(getattr(losses, self.module)).parameters
+
+    @property
+    def pairs(self) -> bool:
+        """Whether it is a loss of pairs, which takes a gallery and ids."""
+        return issubclass(getattr(losses, self.module), PairLoss)
+
+    @property
+    def proxies(self) -> bool:
+        """Whether it has proxies, or centers, of so many classes."""
+        return "num_classes" in self.sizes
+
+    @property
+    def sizes(self) -> list[str]:
+        """The arguments that it cannot do without."""
+        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        return [a.name for a in self.arguments.values() if a.default is inspect.Parameter.empty and a.kind in named]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,9 +73,20 @@ LOSSES: dict[str, LossEntry] = {
     # The wider margin brings the boundary of positives down to 0.6: at 0.8 most nearest positives are inside it.
     "ranked_list": LossEntry("RankedListLoss", easy_positive={"positive": "easy", "margin": 0.8}),
     "triplet": LossEntry("TripletMarginLoss", defaults={"positive": "hard", "negative": "semihard", "margin": 0.2}),
+    "contrastive": LossEntry("ContrastiveLoss"),
+    "margin": LossEntry("MarginLoss"),
+    "multi_similarity": LossEntry("MultiSimilarityLoss"),
+    "ntxent": LossEntry("NTXentLoss"),
+    "supcon": LossEntry("SupConLoss"),
+    "circle": LossEntry("CircleLoss"),
+    "lifted": LossEntry("GeneralizedLiftedStructureLoss"),
+    # The temperature of N-pair losses, 0.1, and that of ProxyNCA++, 1/9: the classes' scale of 1 is that of a peer.
+    "nca": LossEntry("NCALoss", defaults={"softmax_scale": 5.0}),
+    "proxy_nca": LossEntry("ProxyNCALoss", defaults={"softmax_scale": 9.0}),
     # Half the class's alpha was better on held-out training classes (docs/methods.md).
-    "proxy_anchor": LossEntry("ProxyAnchorLoss", defaults={"alpha": 16.0}, pairs=False),
-    "mcr2": LossEntry("MCR2Loss", pairs=False),
+    "proxy_anchor": LossEntry("ProxyAnchorLoss", defaults={"alpha": 16.0}),
+    "soft_triple": LossEntry("SoftTripleLoss"),
+    "mcr2": LossEntry("MCR2Loss"),
 }
 
 # From the inside out: the expansion of a loss with proxies trains them, and a rate counts once.
@@ -86,12 +116,32 @@ WRAPPERS: dict[str, WrapperEntry] = {
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "margin": {"type": float, "help": "margin of the loss"},
-    "alpha": {"type": float, "help": "ranked_list: boundary of the negatives; proxy_anchor: scale (default 16)"},
+    "alpha": {
+        "type": float,
+        "help": "ranked_list: boundary of the negatives; proxy_anchor (default 16) and multi_similarity: scale",
+    },
+    "beta": {"type": float, "help": "margin: boundary between both kinds; multi_similarity: scale of the negatives"},
+    "learn_beta": {"action": "store_true", "help": "learn that boundary (margin)"},
+    "nu": {"type": float, "help": "what keeps a learned boundary small (margin)"},
+    "base": {"type": float, "help": "similarity that both kinds are compared with (multi_similarity)"},
+    "epsilon": {"type": float, "help": "mine pairs within so much of the other kind (multi_similarity)"},
+    "temperature": {"type": float, "help": "of the softmax (ntxent, supcon)"},
+    "softmax_scale": {"type": float, "help": "factor of squared distances (nca: default 5, proxy_nca: default 9)"},
+    "pos_margin": {"type": float, "help": "distance from which positives cost something (contrastive, lifted)"},
+    "neg_margin": {"type": float, "help": "distance up to which negatives do (contrastive, lifted)"},
+    "metric": {"choices": ("euclidean", "cosine"), "help": "what is compared (contrastive)"},
+    "m": {"type": float, "help": "relaxation (circle)"},
+    "gamma": {"type": float, "help": "circle: scale; soft_triple: temperature among a class's centers"},
+    "la": {"type": float, "help": "scale of the softmax (soft_triple)"},
+    "centers_per_class": {"type": int, "help": "centers of a class (soft_triple)"},
     "pos_temperature": {"type": float, "help": "weighting of the positives (ranked_list)"},
     "neg_temperature": {"type": float, "help": "weighting of the negatives (ranked_list)"},
     "neg_weight": {"type": float, "help": "weight of the negatives' term (ranked_list)"},
     "form": {"choices": ("tpami", "cvpr"), "help": "which paper's sum of the two terms (ranked_list)"},
-    "negative": {"choices": ("hard", "semihard", "all"), "help": "which negatives count (triplet)"},
+    "negative": {
+        "choices": ("hard", "semihard", "all", "distance_weighted"),
+        "help": "which negatives count (triplet, nca: the first three; margin: the last two)",
+    },
     "positive": {"choices": ("easy", "hard", "all"), "help": "which positives count"},
     "soft": {"action": "store_true", "help": "softplus in place of the hinge (triplet)"},
     "gain": {"type": float, "help": "factor inside the logdet of the rate of all rows (mcr2)"},
@@ -111,6 +161,8 @@ def build(
     easy_positive: bool,
     num_classes: int,
     embedding_size: int,
+    memory: int = 0,
+    memory_start: int = 0,
     expansion: Mapping[str, Any] | None = None,
     anti_collapse: Mapping[str, Any] | None = None,
 ) -> nn.Module:
@@ -122,18 +174,22 @@ def build(
     if name not in LOSSES:
         raise JobError(f"--loss {name}: there are {', '.join(sorted(LOSSES))}")
     entry = LOSSES[name]
-    arguments = inspect.signature(getattr(losses, entry.module)).parameters
-    asked = [*options, *(["easy_positive"] if easy_positive and "positive" not in arguments else [])]
+    asked = [*options, *(["easy_positive"] if easy_positive and "positive" not in entry.arguments else [])]
     for option in asked:
-        if option not in arguments:
+        if option not in entry.arguments:
             raise JobError(f"--loss {name} has no option {flag(option)}")
-    if expansion is not None and not entry.pairs and "num_classes" not in arguments:
+    if memory and not entry.pairs:
+        raise JobError(f"--memory needs a loss of pairs, which {name} is not: leave it out, or --loss {name}")
+    if expansion is not None and not entry.pairs and not entry.proxies:
         raise JobError(f"--expansion needs a loss of pairs or with proxies: leave it out, or --loss {name}")
     sizes = {"num_classes": num_classes, "embedding_size": embedding_size}
-    chosen = {argument: size for argument, size in sizes.items() if argument in arguments} | dict(entry.defaults)
+    chosen = {size: sizes[size] for size in entry.sizes} | dict(entry.defaults)
     if easy_positive:
         chosen |= entry.easy_positive
     loss = _construct(f"--loss {name}", entry.module, **(chosen | dict(options)))
+    if memory:
+        arguments = {"embedding_size": embedding_size, "memory_size": memory, "start_step": memory_start}
+        loss = _construct("--memory", "CrossBatchMemory", loss, **arguments)
     for wrapper, settings in (("expansion", expansion), ("anti_collapse", anti_collapse)):
         if settings is not None:
             loss = _construct(flag(wrapper), WRAPPERS[wrapper].module, loss, **settings)
