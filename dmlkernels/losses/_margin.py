@@ -93,7 +93,7 @@ class Weighted(NamedTuple):
         if per_class:
             return loss + nu * mean_of((self.triplets * beta).sum(), size) * (size > 0)
         boundary = beta[:1].sum() if isinstance(beta, Tensor) else beta
-        return loss + nu * boundary * (self.triplets.sum() > 0)
+        return loss + nu * boundary * (self.triplets.sum() > 0).to(loss.dtype)
 
 
 def boundary_of(op: str, beta: float | Tensor, inputs: _checks.PairInputs) -> float | Tensor:

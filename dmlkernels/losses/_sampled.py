@@ -22,26 +22,29 @@ def _difference(f: Tensor, g: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Te
 
 
 class _SampledDistance(torch.autograd.Function):
-    """One column of pairs at a time, again in the backward."""
+    """One column of pairs at a time, again in the backward. Without g the gallery is f."""
 
     @staticmethod
-    def forward(ctx: Any, f: Tensor, g: Tensor, index: Tensor) -> Tensor:
+    def forward(ctx: Any, f: Tensor, g: Tensor | None, index: Tensor) -> Tensor:
         ctx.save_for_backward(f, g, index)
+        g = f if g is None else g
         distances = [_difference(f, g, column)[1] for column in index.unbind(1)]
         return torch.where(index >= 0, torch.stack(distances, 1), 0)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        f, g, index = ctx.saved_tensors
-        grad_f, grad_g = torch.zeros_like(f), torch.zeros_like(g)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        f, own, index = ctx.saved_tensors
+        g = f if own is None else own
+        grad_f = torch.zeros_like(f)
+        grad_g = grad_f if own is None else torch.zeros_like(g)
         for column, incoming in zip(index.unbind(1), grad.unbind(1)):
             between, distance, directed = _difference(f, g, column)
             weight = torch.where(directed, incoming / torch.where(directed, distance, 1), 0)
             pull = torch.where(directed[:, None], weight[:, None] * between, 0)
             grad_f += pull
             grad_g.index_add_(0, column.clamp_min(0), pull, alpha=-1)
-        return grad_f, grad_g, None
+        return grad_f, None if own is None else grad_g, None
 
 
 def sampled_distance(inputs: _checks.PairInputs, index: Tensor) -> Tensor:
@@ -53,7 +56,7 @@ def sampled_distance(inputs: _checks.PairInputs, index: Tensor) -> Tensor:
         if y is not None and ref_labels is not None:
             y = torch.where((ref_labels != ignore_index)[:, None], y, 0)
     f = rows(x, normalize)
-    g = f if y is None else rows(y, normalize)
-    if index.numel() == 0 or g.shape[0] == 0:
+    g = None if y is None else rows(y, normalize)
+    if index.numel() == 0 or (g is not None and g.shape[0] == 0):
         return f.new_zeros(index.shape)
     return _SampledDistance.apply(f, g, index)
