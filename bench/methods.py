@@ -89,9 +89,8 @@ def runs() -> Iterator[Run]:
         yield Run("features", f"{row.name}, seed {SEEDS[0]}", few)
 
 
-def train(run: Run, folder: Path, data: RetrievalData, untrained: dict[tuple, Evaluation]) -> dict[str, Any]:
-    """Train one run to its end, from its checkpoint if it has one of these settings."""
-    config = run.config
+def trained(config: TrainConfig, folder: Path, data: RetrievalData, untrained: dict[tuple, Evaluation]) -> Job:
+    """A job at its end, from its checkpoint if it has one of these settings."""
     saved = checkpoint.read(folder) if (folder / checkpoint.NAME).is_file() else None
     if saved is not None and saved["config"] != dataclasses.asdict(config):
         saved = None
@@ -103,8 +102,13 @@ def train(run: Run, folder: Path, data: RetrievalData, untrained: dict[tuple, Ev
             untrained[network] = job.evaluate()
         job.start(untrained[network])
     job.train(io.StringIO())
+    return job
+
+
+def outcome(job: Job) -> dict[str, Any]:
+    """What the tables are made of."""
     return {
-        "config": dataclasses.asdict(config),
+        "config": dataclasses.asdict(job.config),
         "evaluations": job.state.progress.evaluations,
         "wrong_labels": job.wrong_labels,
         "train_classes": len(job.data.train.labels.unique()),
@@ -131,7 +135,7 @@ def main() -> int:
         done = folder / "result.json"
         result = json.loads(done.read_text(encoding="utf-8")) if done.is_file() else {}
         if result.get("config") != dataclasses.asdict(run.config):
-            result = train(run, folder, data, untrained)
+            result = outcome(trained(run.config, folder, data, untrained))
             write_json(done, result)
         results.setdefault(run.group, {})[run.name] = result
         write_json(methods_table.RESULTS, {"torch": torch.__version__, "runs": results})

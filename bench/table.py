@@ -72,9 +72,11 @@ def render_machine(results: dict) -> str:
 
 
 def render_goals(results: dict) -> str:
-    """What was aimed at, and what is reached."""
+    """What was aimed at, and what is reached; the goals of the losses beside their peers have a table of their own."""
     rows = []
     for goal in results["goals"]:
+        if goal.get("beside_peer"):
+            continue
         measured = "not measured"
         if goal["value"] is not None:
             low, high = _ratio(goal["low"]), _ratio(goal["high"])
@@ -84,6 +86,37 @@ def render_goals(results: dict) -> str:
             [goal["title"], measured, *("" if b is None else f"{b:g}{goal['unit']}" for b in bounds), goal["met"]]
         )
     return grid(["measure", "measured", "must", "strong", "stretch", "reached"], rows)
+
+
+def render_peers(results: dict) -> str:
+    """The losses beside pytorch-metric-learning's, one line each: forward and backward in t_gemm, and extra memory."""
+    goals: dict[str, list[str]] = {}
+    for goal in results["goals"]:
+        if case := goal.get("beside_peer"):
+            goals.setdefault(case, []).append(goal["met"])
+    lines = []
+    for row in results["rows"]:
+        if row["name"] not in goals:
+            continue
+        taken = row["contenders"]
+        product = taken["product"]["total"][1]
+        line = [row["operation"], f"{row['rows']} × {row['width']}"]
+        for name in ("fused", "peer"):
+            total = taken.get(name, {}).get("total")
+            line += ["" if total is None else _ratio(total[1] / product), _bytes(taken.get(name, {}).get("peak_bytes"))]
+        met = goals[row["name"]]
+        line.append("MISSED" if "MISSED" in met else "not measured" if "not measured" in met else "must")
+        lines.append(line)
+    peer = NAMES["peer"]
+    header = [
+        "forward + backward",
+        "N × D",
+        "dmlkernels / `t_gemm`",
+        "extra memory",
+        f"{peer} / `t_gemm`",
+        "extra memory",
+    ]
+    return grid([*header, "reached"], lines) if lines else ""
 
 
 def _lines(row: dict, count: int) -> list[str]:
@@ -135,13 +168,17 @@ def render_rates(results: dict) -> str:
     )
 
 
+def render_summary(results: dict) -> str:
+    return "\n\n".join(part for part in (render_goals(results), render_peers(results)) if part)
+
+
 def render_all(results: dict) -> str:
-    parts = [render_goals(results), render_times(results), render_rates(results)]
+    parts = [render_summary(results), render_times(results), render_rates(results)]
     return "\n\n".join(part for part in parts if part)
 
 
 # README.md shows one screen, docs/performance.md everything.
-DOCUMENTS: dict[str, Callable[[dict], str]] = {"README.md": render_goals, "docs/performance.md": render_all}
+DOCUMENTS: dict[str, Callable[[dict], str]] = {"README.md": render_summary, "docs/performance.md": render_all}
 
 
 def committed() -> list[dict]:

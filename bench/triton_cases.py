@@ -75,6 +75,37 @@ RANKED_LISTS: tuple[dict[str, Any], ...] = (
 )
 
 
+def pair_loss(x: Tensor, precision: str, variant: dict[str, Any]) -> Iterator[Call]:
+    reference, dtype = variant.get("reference", False), compute(x.dtype)
+    start, n = pairs(x, reference, variant.get("ids", False)), N if reference else M
+    bounds, per_row = empty(2, M, dtype=dtype) if variant.get("bounds") else None, empty(2, M, dtype=dtype)
+    numbers = (*variant.get("pos", (0.0,) * 4), *variant.get("neg", (0.0,) * 4))
+    options = (variant["value"], variant["term"], variant["sides"], *numbers, precision, variant["deterministic"])
+    tiles = empty(-(-M // TILE), -(-n // TILE), dtype=torch.uint8)
+    yield "pair_loss_fwd", (*start, bounds, *options, False)
+    yield "pair_loss_bwd", (per_row, per_row, *start, per_row, tiles, bounds, *options, reference)
+
+
+def pair_losses() -> Iterator[dict[str, Any]]:
+    """By tiles, by rows and with running maxima; then what else the losses ask for, and every value with every term."""
+    margin = {"value": "distance", "term": "hinge", "sides": "both", "bounds": True}
+    positives = {"value": "similarity", "term": "softplus", "sides": "positive", "bounds": True}
+    mined = {"value": "similarity", "term": "exp", "sides": "both", "bounds": True}
+    steep = {"pos": (-90.0, 0.75, -1.0, 1.25), "neg": (90.0, 0.25, 1.0, -0.25)}  # beyond float32: running maxima
+    circle = {"value": "similarity", "term": "exp", "sides": "both", **steep}
+    by_tiles, by_rows = {"deterministic": False}, {"deterministic": True}
+    yield from (mined | by_tiles, margin | by_rows, circle | by_rows)
+    yield from (positives | by_tiles, positives | by_rows, circle | by_tiles)
+    gallery = {"sides": "both", "bounds": True, "reference": True, "ids": True}
+    for value, term in itertools.product(("similarity", "distance", "squared"), ("exp", "hinge", "softplus")):
+        yield {"value": value, "term": term, **gallery, **by_rows}
+    yield from (gallery | margin | by_tiles, {"value": "distance", "term": "softplus", **gallery} | by_tiles)
+    yield {"value": "distance", "term": "softplus", "sides": "both", "bounds": True, "ids": True} | by_tiles
+
+
+PAIR_LOSSES = tuple(pair_losses())
+
+
 def selections(x: Tensor, precision: str, reference: bool) -> Iterator[Call]:
     distance, row = empty(M, dtype=compute(x.dtype)), whole(M)
     start, gallery = pairs(x, reference), pairs(x, reference)[2]
@@ -92,6 +123,13 @@ def proxy_anchor(x: Tensor, precision: str) -> Iterator[Call]:
         "proxy_anchor_bwd",
         (empty(dtype=dtype), x, y, p, empty(2, C, dtype=dtype), 0.1, 32.0, True, precision),
     )
+
+
+def soft_triple(x: Tensor, precision: str, per_class: int) -> Iterator[Call]:
+    y, w, dtype = whole(M), empty(C * per_class, x.shape[1], dtype=x.dtype), compute(x.dtype)
+    options = (per_class, 20.0, 0.1, 0.01, True, precision)
+    yield "soft_triple_fwd", (x, y, w, *options)
+    yield "soft_triple_bwd", (empty(M, dtype=dtype), x, y, w, empty(2, M, dtype=dtype), *options)
 
 
 def spherical_expansion(z: Tensor, n: int) -> Iterator[Call]:
@@ -120,8 +158,12 @@ def calls(dtypes: Sequence[torch.dtype], quick: bool) -> Iterator[Call]:
             x, every = empty(M, width, dtype=dtype), more and (width, precision) == (512, "ieee")
             yield from pairwise(x, precision, ("dot", "euclidean", "squared") if every else ("euclidean",))
             yield from proxy_anchor(x, precision)
+            for per_class in (1, 3, 10, 128) if every else (10,):
+                yield from soft_triple(x, precision, per_class)
             for variant in RANKED_LISTS if every else RANKED_LISTS[:3]:
                 yield from ranked_list(x, precision, variant)
+            for variant in PAIR_LOSSES if every else PAIR_LOSSES[:3]:
+                yield from pair_loss(x, precision, variant)
             for reference in (False, True) if every else (False,):
                 yield from selections(x, precision, reference)
             if precision == "ieee":
