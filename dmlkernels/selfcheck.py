@@ -45,12 +45,23 @@ CASES = (
     Case("nearest positive", lambda x, y: F.nearest_positive(x, y).distance),
     Case("triplet, easy × hard", lambda x, y: F.triplet_loss(x, y)),
     Case("triplet, hard × semihard", lambda x, y: F.triplet_loss(x, y, positive="hard", negative="semihard")),
+    Case("triplet, all × all", lambda x, y: F.triplet_loss(x, y, positive="all", negative="all", reduction="mean")),
+    Case("contrastive", lambda x, y: F.contrastive_loss(x, y, reduction="mean")),
+    Case("margin", lambda x, y: F.margin_loss(x, y)),
+    Case("multi-similarity", lambda x, y: F.multi_similarity_loss(x, y)),
+    Case("NT-Xent", lambda x, y: F.ntxent_loss(x, y)),
+    Case("SupCon", lambda x, y: F.supcon_loss(x, y)),
+    Case("circle", lambda x, y: F.circle_loss(x, y)),
+    Case("generalised lifted", lambda x, y: F.lifted_loss(x, y)),
+    Case("NCA, easy", lambda x, y: F.nca_loss(x, y)),
     Case("coding rate", lambda x, y: F.coding_rate(x)),
     Case("coding rate, per class", lambda x, y: F.class_coding_rate(x, y)),
     Case("logdet, 30 × 30", lambda x, y: _logdet(x, 30)),
     Case("logdet, 60 × 60", lambda x, y: _logdet(x, 60)),
     Case("spherical expansion", _expansion),
     Case("Proxy-Anchor", lambda x, y: F.proxy_anchor_loss(x, y, _proxies(x))),
+    Case("ProxyNCA", lambda x, y: F.proxy_nca_loss(x, y, _proxies(x))),
+    Case("SoftTriple", lambda x, y: F.soft_triple_loss(x, y, x[: 3 * CLASSES].flip(1), centers_per_class=3)),
 )
 # Largest error of value and gradient, each relative to the largest entry of the truth. float32 is 1000 times its eps;
 # bf16 and fp16 are judged on the inputs as rounded, and their gradients are stored in 8 and 11 bits.
