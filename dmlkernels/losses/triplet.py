@@ -120,7 +120,8 @@ def _several(inputs: _checks.PairInputs, options: Options, check_finite: bool) -
         found = triplets("triplet_loss", inputs, options.negative, options.margin, options.soft, check_finite)
         return Summed(*(rows.sum() for rows in (found.loss_sum, found.count, found.nonzero)))
     if not kernels:
-        return Summed.of(*reference.triplet(inputs, *options[:5]))
+        loss_sum, nonzero, count = reference.triplet_rows(inputs, *options[:5])
+        return Summed(loss_sum.sum(), count.sum(), nonzero.sum())
     return _one_side(inputs, options, check_finite)
 
 
