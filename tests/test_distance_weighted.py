@@ -111,7 +111,7 @@ def test_every_width(kernel, device, width, double):
     # Against a few directions that all rows share, distances spread over the whole range of the weights.
     spread = torch.linspace(0, 0.4, 90, dtype=dtype, device=device)[:, None]
     pairs = pairs._replace(embeddings=pairs.embeddings + spread * width**0.5, ref_emb=pairs.ref_emb + width**0.5 / 5)
-    check(pairs, grid(90, 65))
+    check(pairs, grid(90, 17))
 
 
 @pytest.mark.parametrize("cutoffs", [(0.05, 0.7), (1.0, 2.0), (1e-25, 1.2), (1.999999999999, 2.0)])

@@ -9,10 +9,13 @@ MODULES = {
     "pairwise": "pairwise",
     "ranked_list": "ranked_list",
     "pair_loss": "pair_loss",
+    "triplet": "triplet",
     "nearest_positive": "nearest_positive",
     "mine": "nearest_positive",
+    "distance_weighted": "distance_weighted",
     "cholesky": "coding_rate",
     "coding_rate": "coding_rate",
     "spherical_expansion": "spherical_expansion",
     "proxy_anchor": "proxy_anchor",
+    "soft_triple": "soft_triple",
 }
