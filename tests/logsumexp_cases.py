@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 
 import brute_force
 import logsumexp_oracles as oracles
+import numpy as np
+import pytest
 import torch
 
 from dmlkernels import functional as F
 from dmlkernels import losses
-from dmlkernels.testing import Pairs
+from dmlkernels.testing import Outcome, Pairs, evaluate
 
 
 class Case(NamedTuple):
@@ -59,6 +61,7 @@ _OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
 
 CASES = {name: Case(*_FAMILIES[family], options) for name, (family, options) in _OPTIONS.items()}
 EASY = [name for name, case in CASES.items() if case.options.get("positive") == "easy"]
+MINED = [name for name in CASES if "mined" in name]
 # One of each formula, for what does not depend on the rest.
 KINDS = ("multi_similarity_mined", "ntxent", "supcon", "circle", "lifted", "nca", "epshn")
 
@@ -93,3 +96,16 @@ def all_pairs(pairs: Pairs) -> tuple[torch.Tensor, ...]:
     rows = range(len(p.y))
     listed = [[(i, j) for i in rows for j in p.positives(i)], [(i, j) for i in rows for j in p.negatives(i)]]
     return tuple(torch.tensor(column, device=pairs.labels.device) for side in listed for column in zip(*side))
+
+
+def check_brute_force(case: Case, pairs: Pairs, ids: dict[str, torch.Tensor] | None = None, **more: Any) -> Outcome:
+    """The function's value and gradients, which are those of the loops."""
+    ids = ids or {}
+    p = problem_of(pairs, **more, **{k: v.tolist() for k, v in ids.items()})
+    expected, grads = oracles.value_and_gradients(p, case.oracle, **case.options)
+    one = torch.ones((), device=pairs.labels.device)
+    outcome = evaluate(bound_to(case, pairs, **more, **ids), tensors(pairs), one)
+    assert outcome.value.item() == pytest.approx(expected, rel=1e-11, abs=1e-13)
+    for got, wanted in zip(outcome.grads, grads, strict=True):
+        np.testing.assert_allclose(got.cpu().numpy(), wanted, rtol=1e-9, atol=1e-11 * max(1.0, np.abs(wanted).max()))
+    return outcome

@@ -6,31 +6,28 @@ import contract
 import numpy as np
 import pytest
 import torch
-from logsumexp_cases import CASES, EASY, KINDS, all_pairs, bound_to, ids_of, module_of, problem_of, tensors
-from logsumexp_oracles import value_and_gradients
+from logsumexp_cases import (
+    CASES,
+    EASY,
+    KINDS,
+    MINED,
+    all_pairs,
+    bound_to,
+    check_brute_force,
+    ids_of,
+    module_of,
+    problem_of,
+    tensors,
+)
 
 from dmlkernels import losses, miners
 from dmlkernels.testing import assert_matches, evaluate, make_pairs
 
-MINED = [name for name in CASES if "mined" in name]
 LISTED = [name for name in CASES if CASES[name].options.get("negative", "all") == "all"]
 # Losses that keep the side that a batch has; mining keeps the nearest positive whatever there is, and nothing else.
 KEEP_NEGATIVES = ("multi_similarity", "lifted")
 KEEP_POSITIVES = (*KEEP_NEGATIVES, "multi_similarity_easy", "multi_similarity_mined_easy", "lifted_easy")
 EXTRAS = {"plain": {}, "ids": {}, "ignore_index": {"ignore_index": 1}, "raw": {"normalize": False}}
-
-
-def check_brute_force(case, pairs, ids=None, **more):
-    """Value and gradients are those of the loops; returns the value."""
-    ids = ids or {}
-    p = problem_of(pairs, **more, **{k: v.tolist() for k, v in ids.items()})
-    expected, grads = value_and_gradients(p, case.oracle, **case.options)
-    one = torch.ones((), device=pairs.labels.device)
-    outcome = evaluate(bound_to(case, pairs, **more, **ids), tensors(pairs), one)
-    assert outcome.value.item() == pytest.approx(expected, rel=1e-11, abs=1e-13)
-    for got, wanted in zip(outcome.grads, grads, strict=True):
-        np.testing.assert_allclose(got.cpu().numpy(), wanted, rtol=1e-9, atol=1e-11 * max(1.0, np.abs(wanted).max()))
-    return outcome
 
 
 @pytest.mark.parametrize("extra", contract.thinned(EXTRAS, "ids", "raw"))
@@ -76,35 +73,6 @@ def test_no_pairs(backend, device, name, m, n):
     assert not any(bool(grad.any()) for grad in outcome.grads)
 
 
-@pytest.mark.parametrize("normalize", [True, False], ids=["unit", "raw"])
-@pytest.mark.parametrize("kind", ["zero_rows", "duplicates", "orthogonal"])
-@pytest.mark.parametrize("name", MINED)
-def test_mining_is_by_similarity(backend, device, name, kind, normalize):
-    """A zero row is far from its positives and yet of similarity 0; a copy of an anchor is no boundary case."""
-    pairs = make_pairs(kind, 14, 13, 5, 4, torch.float64, seed=3, device=device)
-    check_brute_force(CASES[name], pairs, normalize=normalize)
-
-
-@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1.0, 1e3, 1e6])
-def test_extremes_of_mining(backend, device, scale):
-    """The extremes are those of the similarities to their last bit but one, whatever their size."""
-    from dmlkernels import _checks
-    from dmlkernels.losses._rows import Source
-
-    for dtype in (torch.float32, torch.float64):
-        x = (torch.randint(-8, 9, (20, 6), generator=torch.Generator().manual_seed(0)) * scale).to(device, dtype)
-        labels = torch.arange(20, device=device) % 4
-        inputs = _checks.pair_inputs("test", x, labels, normalize=False)
-        settings = losses.MultiSimilarityLoss(epsilon=0.0).settings
-        below, above = settings.bounds(Source("test", inputs, "all"))
-        s = x @ x.T
-        same = labels[:, None] == labels
-        own = torch.eye(20, dtype=torch.bool, device=device)
-        eps = torch.finfo(dtype).eps * float(s.abs().max())
-        torch.testing.assert_close(below, torch.where(same, -torch.inf, s).amax(1), rtol=0, atol=4 * eps)
-        torch.testing.assert_close(above, torch.where(~same | own, torch.inf, s).amin(1), rtol=0, atol=4 * eps)
-
-
 @pytest.mark.parametrize("n", contract.thinned([None, 140], None), ids=["self", "reference"])
 @pytest.mark.parametrize("name", contract.thinned(CASES, *KINDS))
 def test_every_dtype(kernel, device, dtype, name, n):
@@ -113,14 +81,6 @@ def test_every_dtype(kernel, device, dtype, name, n):
     # Scores reach 20 to 40 here, so that a weight is off by as many eps.
     more = {"epsilon": None} if name in MINED else {}  # which pairs are mined is a matter of rounding
     assert_matches(bound_to(case, pairs, **more), tensors(pairs), scale=4.0, exponent=40.0, max_quiet=0.5)
-
-
-def test_mined_float32(kernel, device):
-    """A margin of similarities that no pair is near: the same pairs are mined in both precisions."""
-    pairs = make_pairs("clustered", 130, None, 16, dtype=torch.float32, seed=5, device=device)
-    for name in MINED:
-        function = bound_to(CASES[name], pairs, epsilon=0.6)
-        assert_matches(function, tensors(pairs), scale=4.0, exponent=40.0, max_quiet=1.0)
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("circle")])

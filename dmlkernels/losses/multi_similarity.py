@@ -11,9 +11,14 @@ from .. import _checks
 from ..ops.pair_loss import Options, Side, Statistics
 from ._rows import RowLoss, Source, mean, softplus, some
 
-# The log-sum-exp of similarities times this is their maximum times this, to within 1e-18 of it; a power of two, so that
-# scaling rounds nothing, and small enough for the kernels' float32.
-_SHARP = 2.0**64
+
+def _sharp(dtype: torch.dtype) -> float:
+    """T for which log Σ e^{Ts} / T is the largest s to within ln(N)/T, far below what rounding does to s.
+
+    A power of two, so that scaling rounds nothing; and T·s has to stay above the -1e30 that kernels take for no score:
+    rows that are not normalised may be 1e5 long, in float32 1e8.
+    """
+    return 2.0**60 if dtype == torch.float64 else 2.0**40
 
 
 class Settings(NamedTuple):
@@ -39,11 +44,12 @@ class Settings(NamedTuple):
     def bounds(self, source: Source) -> Tensor:
         """(2, M): positives below the first and negatives above the second are kept."""
         assert self.epsilon is not None
-        pos, neg = Side(-_SHARP), None if self.positive == "easy" else Side(_SHARP)
+        sharp = _sharp(source.inputs.embeddings.dtype)
+        neg = None if self.positive == "easy" else Side(sharp)
         with torch.no_grad():
-            extreme = source.statistics(Options("similarity", "exp", pos, neg))
+            extreme = source.statistics(Options("similarity", "exp", Side(-sharp), neg))
         # Of no positive the least is +inf and of no negative the largest −inf: then the other side keeps nothing.
-        least, largest = extreme.pos / -_SHARP, extreme.neg / _SHARP
+        least, largest = extreme.pos / -sharp, extreme.neg / sharp
         if self.positive == "easy":
             return torch.stack([torch.full_like(least, torch.inf), least - self.epsilon])
         return torch.stack([largest + self.epsilon, least - self.epsilon])
