@@ -80,7 +80,7 @@ class PairLoss(nn.Module):
 
     @torch.no_grad()
     def set_stats(
-        self, pos_count: Tensor, neg_count: Tensor, pos_sum: Tensor, neg_sum: Tensor, value: str = "distance"
+        self, pos_count: Tensor, neg_count: Tensor, pos_sum: Tensor, neg_sum: Tensor, *, value: str = "distance"
     ) -> None:
         """Keep counts and mean values, from counts and summed values of the pairs that took part."""
         self.last_stats = {

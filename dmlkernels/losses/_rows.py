@@ -131,5 +131,5 @@ class RowLoss(PairLoss):
         source = Source(name, inputs, self.settings.positive, self.check_finite, indices_tuple, self.distinct)
         loss, stats = self.settings.loss(source)
         counts_and_sums = (stats.pos_slope, stats.neg_slope, stats.pos_sum, stats.neg_sum)
-        self.set_stats(*(column.detach().sum() for column in counts_and_sums), self.value)
+        self.set_stats(*(column.detach().sum() for column in counts_and_sums), value=self.value)
         return loss

@@ -151,5 +151,5 @@ class ContrastiveLoss(PairLoss):
         value = "distance" if settings.metric == "euclidean" else "similarity"
         columns = found.pos_slope, found.neg_slope, found.pos_sum, found.neg_sum
         pos, neg, pos_sum, neg_sum = (column.sum() for column in columns)
-        self.set_stats(pos, neg, pos_sum, neg_sum, value)
+        self.set_stats(pos, neg, pos_sum, neg_sum, value=value)
         return settings.reduce(found)

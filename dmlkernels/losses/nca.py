@@ -143,5 +143,5 @@ class NCALoss(RowLoss):
         super().__init__(settings, "squared_distance", **options)
 
     def extra_repr(self) -> str:
-        words = f"positive={self.settings.positive!r}, negative={self.settings.negative!r}"
-        return f"softmax_scale={self.softmax_scale}, {words}, normalize={self.normalize}"
+        settings = {"softmax_scale": self.softmax_scale, **self.settings._asdict(), "normalize": self.normalize}
+        return ", ".join(f"{name}={value!r}" for name, value in settings.items() if name != "temperature")
