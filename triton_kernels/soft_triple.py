@@ -43,8 +43,9 @@ def _similarities(
     PRECISION: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Of embeddings m and a block of classes: the centers' rows and which are there, both (CLASSES * PADDED_K,), the
-    similarities s and their softmax over each class, (rows, CLASSES, PADDED_K), and the classes' own (rows, CLASSES).
+    """Of embeddings m and a block of classes: the centers' rows and which are there, both (CLASSES * PADDED_K,), their
+    softmax and how far they are above the similarity of the class, both (rows, CLASSES, PADDED_K), and that similarity,
+    (rows, CLASSES).
     """
     column = tl.arange(0, CLASSES * PADDED_K)
     label, k = first_class + column // PADDED_K, column % PADDED_K
@@ -55,10 +56,11 @@ def _similarities(
     s = tl.reshape(s, (m.shape[0], CLASSES, PADDED_K))
     counts = (tl.arange(0, PADDED_K) < K)[None, None, :]
     top = tl.max(tl.where(counts, s, float("-inf")), 2)
-    under = s - tl.expand_dims(top, 2)
+    under = tl.where(counts, s - tl.expand_dims(top, 2), 0.0)
     weight = tl.where(counts, tl.exp(inverse_gamma * under), 0.0)
     total = tl.sum(weight, 2)
-    return center, there, s, weight / tl.expand_dims(total, 2), top + tl.sum(weight * under, 2) / total
+    below = tl.sum(weight * under, 2) / total
+    return center, there, weight / tl.expand_dims(total, 2), under - tl.expand_dims(below, 2), top + below
 
 
 @triton.jit(do_not_specialize=["M", "C"])
@@ -176,7 +178,7 @@ def _backward(
         first_class = tl.program_id(0) * CLASSES if OF_CENTERS else start
         first_row = start if OF_CENTERS else tl.program_id(0) * SIDE
         m = tl.arange(0, SIDE).to(tl.int64) + first_row
-        center, there, s, share, similarity = _similarities(
+        center, there, share, above, similarity = _similarities(
             *(x_ptr, center_ptr, x_scale_ptr, center_scale_ptr, m, first_class, M, C, inverse_gamma),
             *(D, T, K, PADDED_K, CLASSES, PRECISION, BLOCK_K),
         )
@@ -185,7 +187,7 @@ def _backward(
         miss = tl.load(stats_ptr + M + m, mask=m < M, other=0.0)[:, None]
         scale = la * tl.load(grad_ptr + m, mask=m < M, other=0.0)[:, None]
         slope = scale * tl.where(own, -miss, tl.exp(la * similarity - log_sum))
-        weight = tl.expand_dims(slope, 2) * share * (1.0 + inverse_gamma * (s - tl.expand_dims(similarity, 2)))
+        weight = tl.expand_dims(slope, 2) * share * (1.0 + inverse_gamma * above)
         weight = tl.reshape(weight, (SIDE, COLUMNS))
         # Weights leave the range and the precision of half numbers; float32 holds those exactly.
         if OF_CENTERS:
@@ -225,8 +227,11 @@ def _check(op: str, embeddings: Tensor, labels: Tensor, centers: Tensor, per_cla
         raise RuntimeError(str(error)) from None
 
 
-def _tiles(rows: _rows.Rows, per_class: int, precision: str) -> dict[str, Any]:
-    """Constants of both kernels: 64² similarities a tile, of float64 32², with a class that is wider on fewer rows."""
+def _tiles(rows: _rows.Rows, per_class: int, precision: str, backward: bool) -> dict[str, Any]:
+    """Constants of both kernels: 64² similarities a tile, of float64 32², with a class that is wider on fewer rows.
+
+    In the backward half the rows: beside the sums, weights of more would spill registers (bench/triton_resources.py).
+    """
     operand = rows.operand.dtype
     side = 32 if operand == torch.float64 else 64
     padded = _configs.power_of_two(per_class, 1, MAX_CENTERS_PER_CLASS)
@@ -238,7 +243,7 @@ def _tiles(rows: _rows.Rows, per_class: int, precision: str) -> dict[str, Any]:
         "PADDED_K": padded,
         "CLASSES": columns // padded,
         "PRECISION": "ieee" if operand == torch.float64 else _configs.dot_precision(precision),
-        "SIDE": max(side * side // columns, 16),
+        "SIDE": max(side * side // columns // (2 if backward else 1), 16),
         "BLOCK_K": _configs.power_of_two(rows.width, 16, 64 if operand.itemsize == 2 else 32),
         "num_warps": 8,
     }
@@ -259,7 +264,7 @@ def soft_triple_fwd(
     _check("soft_triple_loss", embeddings, labels, centers, centers_per_class, gamma)
     m, classes = len(embeddings), len(centers) // centers_per_class
     x, w, y = *(_rows.prepare(rows, normalize, precision) for rows in (embeddings, centers)), labels.contiguous()
-    tiles = _tiles(x, centers_per_class, precision)
+    tiles = _tiles(x, centers_per_class, precision, False)
     blocks = triton.cdiv(classes, tiles["CLASSES"])
     splits = max(1, min(SPLITS, blocks))
     parts = x.scale.new_empty(3, splits, m)
@@ -302,7 +307,7 @@ def soft_triple_bwd(
         # Embeddings without any class are an error, or on a GPU NaN.
         return torch.full_like(embeddings, torch.nan), torch.zeros_like(centers)
     x, w, y = *(_rows.prepare(rows, normalize, precision) for rows in (embeddings, centers)), labels.contiguous()
-    tiles, stats, grad = _tiles(x, centers_per_class, precision), row_stats.contiguous(), grad_loss.contiguous()
+    tiles, stats, grad = _tiles(x, centers_per_class, precision, True), row_stats.contiguous(), grad_loss.contiguous()
     bad_centers = (w.state != _pair.KEPT.value).any()
     bad_rows = ((x.state != _pair.KEPT.value) | (y < 0) | (y >= classes)).any()
     weight_precision = "ieee" if dtype == torch.float64 else _configs.dot_precision("ieee")
@@ -315,7 +320,7 @@ def soft_triple_bwd(
     ):
         # Together the parts hold no more than embeddings and centers do.
         splits = min(others, (x.count + w.count) // rows.count)
-        chunk = _configs.power_of_two(d, 16, (2048 if dtype == torch.float64 else 8192) // side)
+        chunk = _configs.power_of_two(d, 16, min((2048 if dtype == torch.float64 else 8192) // side, 128))
         parts = stats.new_empty(splits, rows.count, d)
         _backward[(blocks, triton.cdiv(d, chunk), splits)](
             *(x.operand, x.x, y, w.operand, w.x, x.scale, w.scale, stats, grad, parts, m, classes, la, 1 / gamma),
