@@ -88,6 +88,7 @@ def test_every_dtype(kernel, device, dtype, metric, n, positive):
         assert_matches(function, tensors(pairs), scale=100.0 if reduction == "none" else 1.0, max_quiet=0.2)
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("positive", ["all", "easy"])
 @pytest.mark.parametrize("metric", MARGINS)
 def test_gradcheck(backend, device, metric, positive):
@@ -221,6 +222,7 @@ def test_listed_triplets_count_as_often_as_they_are_listed():
         assert not outcome.grads[0].any()
 
 
+@pytest.mark.large
 def test_compile_and_double_backward(kernel, device):
     pairs = make_pairs("random", 40, d=6, device=device)
     for options in ({}, {"metric": "cosine", "positive": "easy", "reduction": "none", **MARGINS["cosine"]}):

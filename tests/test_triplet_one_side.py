@@ -38,6 +38,7 @@ def test_every_dtype(kernel, device, dtype, positive, negative, n, soft):
     assert_matches(total, tensors(pairs), scale=13000.0, max_quiet=0.3)
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("soft", [False, True], ids=["hinge", "soft"])
 @pytest.mark.parametrize("positive, negative", ONE_SIDE_WORDS)
 def test_gradcheck(kernel, device, positive, negative, soft):
@@ -112,6 +113,7 @@ def test_swap_says_what_to_change(kernel, device, positive, negative):
         F.triplet_loss(*pairs[:2], positive=positive, negative=negative, swap=True)
 
 
+@pytest.mark.large
 def test_compile_and_double_backward(kernel, device):
     pairs = make_pairs("random", 40, d=6, device=device)
     for positive, negative in ONE_SIDE_WORDS:
