@@ -169,8 +169,28 @@ def _side(
     transposed: bool = False,
 ) -> Tensor:
     """Gradient of the rows q, each of which meets the rows g."""
-    if q.count == 0 or g.count == 0 or q.width == 0:
+    sums = weighted_sums(q, g, grad, metric, precision, own, transposed)
+    if sums is None:
         return torch.zeros_like(q.x)
+    return _rows.finish_gradient(q, sums, 1.0 if metric == "dot" else -1.0, normalize)
+
+
+def weighted_sums(
+    q: _rows.Rows,
+    g: _rows.Rows,
+    grad: Tensor,
+    metric: str,
+    precision: str,
+    own: bool = False,
+    transposed: bool = False,
+) -> _rows.Sums | None:
+    """What the rows g add to the gradient of the rows q; None where there is nothing.
+
+    Args:
+        grad: (q, g) gradient of the metric, or (g, q) with `transposed`. With `own`, that of both ends counts.
+    """
+    if q.count == 0 or g.count == 0 or q.width == 0:
+        return None
     config = _configs.choose("pairwise_bwd", q.operand.dtype, q.width, q.x.device)
     grid = (triton.cdiv(q.count, config.block_m), triton.cdiv(q.width, config.block_d))
     tiles = triton.cdiv(g.count, config.block_n)
@@ -183,7 +203,7 @@ def _side(
         D=q.width, PRECISION=_configs.dot_precision(precision), DTYPE=_rows.triton_dtype(q.x.dtype),
         BLOCK_D=config.block_d, **config.tile(),
     )  # fmt: skip
-    return _rows.finish_gradient(q, sums, 1.0 if metric == "dot" else -1.0, normalize)
+    return sums
 
 
 def _operands(rows: _rows.Rows) -> tuple[Tensor, ...]:

@@ -1,0 +1,170 @@
+"""triplet: distances of a stripe of anchors at a time, one program an anchor, and products of the weights with rows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from dmlkernels._schemas import TILE
+
+from . import _arguments, _configs, _problem, _rows, _triplet_kernels, pairwise
+from ._pair import KEPT, NON_FINITE
+from ._problem import Problem
+
+STRIPE_BYTES = 1 << 26  # of the distances of a stripe of anchors, and as many of the weights
+BLOCK_P, BLOCK_N, NUM_WARPS = 8, TILE, 4  # positives and negatives that a program compares at a time
+
+
+class Options(NamedTuple):
+    negative: str
+    margin: float
+    soft: bool
+    precision: str
+    deterministic: bool
+
+    def check(self, op: str) -> None:
+        _arguments.one_of(op, "negative", self.negative, ("all", "semihard"))
+
+    @property
+    def semihard(self) -> bool:
+        return self.negative == "semihard"
+
+    def tiles(self, rows: int) -> int:
+        """Rows or columns of tile_active, which only the triplets with all negatives have."""
+        return 0 if self.semihard else triton.cdiv(rows, TILE)
+
+    def constants(self, p: Problem) -> dict[str, object]:
+        return {
+            "TERM": "softplus" if self.soft else "hinge",
+            "DTYPE": _rows.triton_dtype(p.q.x.dtype),
+            "BLOCK_P": BLOCK_P,
+            "BLOCK_N": BLOCK_N,
+            "num_warps": NUM_WARPS,
+        }
+
+
+class Classes(NamedTuple):
+    """Where the positives are: the gallery in the order of its labels, and each anchor's class in it."""
+
+    order: Tensor
+    begin: Tensor
+    end: Tensor
+
+    @staticmethod
+    def of(p: Problem) -> Classes:
+        labels, order = torch.sort(p.g.labels, stable=True)
+        own = p.q.labels
+        return Classes(order, torch.searchsorted(labels, own), torch.searchsorted(labels, own, right=True))
+
+
+class Stripe(NamedTuple):
+    first: int
+    count: int
+    values: Tensor  # (count, N) distances
+
+
+def _stripes(p: Problem, o: Options, active: Tensor, only_active: bool) -> Iterator[Stripe]:
+    m, n = p.queries.count, p.gallery.count
+    config = _configs.choose("pairwise_fwd", p.q.operand.dtype, p.queries.width, p.q.x.device)
+    rows = min(m, max(STRIPE_BYTES // (n * p.q.scale.element_size()) // TILE, 1) * TILE)
+    values = p.q.scale.new_empty(rows, n)
+    for first in range(0, m, rows):
+        count = min(rows, m - first)
+        _triplet_kernels.distances[(triton.cdiv(count, config.block_m), triton.cdiv(n, config.block_n))](
+            *p.q, *p.g, active, values, m, n, first,
+            ONLY_ACTIVE=only_active and not o.semihard, PRECISION=_configs.dot_precision(o.precision), TILE=TILE,
+            **p.constants(), **config.tile(),
+        )  # fmt: skip
+        yield Stripe(first, count, values)
+
+
+def forward(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *pair, check_finite = arguments
+    pair, o = pair[:8], Options(*pair[8:])
+    op = "triplet"
+    o.check(op)
+    p = _problem.prepare(op, pair, o.precision, check_finite)
+    m, n = p.queries.count, p.gallery.count
+    loss_sum = torch.zeros_like(p.q.scale)
+    nonzero, count = (torch.zeros_like(p.q.labels) for _ in range(2))
+    active = torch.zeros(o.tiles(m), o.tiles(n), dtype=torch.uint8, device=loss_sum.device)
+    if not _problem.empty(p):
+        places = (p.q.labels, p.g.labels, *Classes.of(p))
+        for stripe in _stripes(p, o, active, False):
+            of_all = (stripe.values, *places)
+            results = (loss_sum, nonzero, count, n, stripe.first, o.margin)
+            if o.semihard:
+                _triplet_kernels.semihard_sums[(stripe.count,)](*of_all, *results, **o.constants(p))
+            else:
+                _triplet_kernels.sums[(stripe.count,)](*of_all, active, *results, TILE=TILE, **o.constants(p))
+    spoilt = (p.q.state == NON_FINITE.value) | ((p.q.state == KEPT.value) & p.all_nan)
+    loss_sum = torch.where(spoilt, torch.nan, loss_sum)
+    return loss_sum, nonzero.masked_fill(spoilt, 0), count.masked_fill(spoilt, 0), active
+
+
+def _without_bad_rows(rows: _rows.Rows) -> _rows.Rows:
+    """Rows that no pair has as zeros, since 0 times one that is not finite is NaN."""
+    kept = rows.state == KEPT.value
+    return dataclasses.replace(
+        rows, operand=torch.where(kept[:, None], rows.operand, 0), scale=torch.where(kept, rows.scale, 1)
+    )
+
+
+def _part(rows: _rows.Rows, first: int, count: int) -> _rows.Rows:
+    return _rows.Rows(*(getattr(rows, f.name)[first : first + count] for f in dataclasses.fields(rows)))
+
+
+def backward(grad_loss_sum: Tensor, *arguments) -> tuple[Tensor, Tensor]:
+    pair, active, need_grad_ref = arguments[:8], arguments[8], arguments[-1]
+    op, normalize, o = "triplet_bwd", arguments[7], Options(*arguments[9:-1])
+    o.check(op)
+    p = _problem.prepare(op, pair, o.precision)
+    _check_backward(op, p, o, grad_loss_sum, active, need_grad_ref)
+    queries = _without_bad_rows(p.queries)
+    gallery = queries if p.own else _without_bad_rows(p.gallery)
+    sums_q = _rows.zero_sums(p.queries)
+    sums_g = sums_q if p.own else _rows.zero_sums(p.gallery) if need_grad_ref else None
+    if not _problem.empty(p):
+        kernel = _triplet_kernels.semihard_weights if o.semihard else _triplet_kernels.weights
+        places = (p.q.labels, p.q.norms, p.g.labels, p.g.norms, *Classes.of(p))
+        incoming, n = grad_loss_sum.contiguous(), p.gallery.count
+        for stripe in _stripes(p, o, active.contiguous(), True):
+            weights = p.q.scale.new_empty(stripe.count, n)
+            kernel[(stripe.count,)](
+                stripe.values, *places, incoming, weights, n, stripe.first, o.margin,
+                EPS=torch.finfo(weights.dtype).eps, **o.constants(p),
+            )  # fmt: skip
+            anchors = slice(stripe.first, stripe.first + stripe.count)
+            own = _part(queries, stripe.first, stripe.count)
+            _add(sums_q, anchors, pairwise.weighted_sums(own, gallery, weights, "squared", o.precision))
+            if sums_g is not None:
+                added = pairwise.weighted_sums(gallery, own, weights, "squared", o.precision, transposed=True)
+                _add(sums_g, slice(None), added)
+    grad_emb = _rows.finish_gradient(p.queries, sums_q, -1.0, normalize, p.all_nan)
+    if p.own or sums_g is None:
+        return grad_emb, grad_emb.new_empty(0, p.queries.width)
+    return grad_emb, _rows.finish_gradient(p.gallery, sums_g, -1.0, normalize, p.all_nan)
+
+
+def _add(total: _rows.Sums, rows: slice, added: _rows.Sums | None) -> None:
+    if added is not None:
+        total.rows[0, rows] += added.rows.sum(0)
+        total.weights[0, rows] += added.weights.sum(0)
+
+
+def _check_backward(op: str, p: Problem, o: Options, grad: Tensor, active: Tensor, need_grad_ref: bool) -> None:
+    m, n = p.queries.count, p.gallery.count
+    _arguments.per_query(op, "grad_loss_sum", grad, p.q.x)
+    if active.shape != (o.tiles(m), o.tiles(n)) or active.dtype != torch.uint8:
+        expected = "(0, 0) uint8" if o.semihard else f"(ceil(M/{TILE}), ceil(N/{TILE})) uint8"
+        _arguments.fail(op, "tile_active", expected, f"{tuple(active.shape)} {active.dtype}")
+    if need_grad_ref and p.own:
+        _arguments.fail(op, "need_grad_ref", "false without ref_emb", "true")
+
+
+OPERATORS = {"triplet_fwd": forward, "triplet_bwd": backward}
