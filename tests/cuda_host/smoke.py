@@ -92,6 +92,12 @@ CALLS = {
     ),
     "expansion": Call("spherical_expansion", _expansion),
     "proxy_anchor": Call("proxy_anchor", lambda x, y, g, h: F.proxy_anchor_loss(x, y, g[:CLASSES])),
+    "soft_triple": Call("soft_triple", lambda x, y, g, h: F.soft_triple_loss(x, y, g, centers_per_class=N // CLASSES)),
+    "soft_triple_wide": Call(
+        "soft_triple",
+        lambda x, y, g, h: F.soft_triple_loss(x, y, g[: 3 * CLASSES], centers_per_class=3, normalize=False),
+        wide=True,
+    ),
 }
 
 
