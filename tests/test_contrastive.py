@@ -73,8 +73,8 @@ def test_brute_force(backend, device, metric, n, extra):
         assert outcome.value.tolist() == pytest.approx(expected, rel=1e-12)
         for got, wanted in zip(outcome.grads, hinge_oracles.scatter(p, slopes, metric)):
             np.testing.assert_allclose(got.cpu().numpy(), wanted, rtol=1e-9, atol=1e-12)
-        module = losses.ContrastiveLoss(reduction=reduction, **options)
-        contract.assert_identical(evaluate(module_of(module, pairs, **ids), tensors(pairs), incoming), outcome)
+    module = losses.ContrastiveLoss(reduction=reduction, **options)
+    contract.assert_identical(evaluate(module_of(module, pairs, **ids), tensors(pairs), incoming), outcome)
 
 
 @pytest.mark.parametrize("positive", ["all", "easy"])

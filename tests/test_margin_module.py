@@ -63,7 +63,7 @@ def test_statistics(backend, device, positive, negative):
     count = "pairs" if positive == "easy" else "triplets"
     expected, _, _, active = hinge_oracles.margin(p, [beta] * 30, positive=positive, count=count, drawn=drawn)
     stats = module.last_stats
-    assert value.item() == pytest.approx(expected, rel=1e-6)
+    assert value.item() == pytest.approx(expected, rel=1e-12)
     assert not any(v.requires_grad or v.shape for v in stats.values())
     assert [int(stats["active_positives"]), int(stats["active_negatives"])] == active
     near = [p.d[i][j] for i in range(30) for j in hinge_oracles.chosen_positives(p, i, positive)]

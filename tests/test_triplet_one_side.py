@@ -64,7 +64,7 @@ def test_statistics(backend, device, positive, negative):
     assert int(stats["active_triplets"]) == sum(p.d[a][b] - p.d[a][c] + 0.2 > 0 for a, b, c in listed)
 
 
-@pytest.mark.parametrize("soft", [False, True], ids=["hinge", "soft"])
+@pytest.mark.parametrize("soft", contract.thinned([False, True], False), ids=["hinge", "soft"])
 @pytest.mark.parametrize("positive, negative", ONE_SIDE_WORDS)
 def test_without_a_triplet(backend, device, positive, negative, soft):
     cases = [make_pairs("random", 12, d=6, labels=labels, device=device) for labels in ("one_class", "distinct")]
