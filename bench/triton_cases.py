@@ -106,6 +106,14 @@ def pair_losses() -> Iterator[dict[str, Any]]:
 PAIR_LOSSES = tuple(pair_losses())
 
 
+def triplet(x: Tensor, precision: str, negative: str, soft: bool, reference: bool) -> Iterator[Call]:
+    start, n = pairs(x, reference), N if reference else M
+    tiles = empty(*((0, 0) if negative == "semihard" else (-(-M // TILE), -(-n // TILE))), dtype=torch.uint8)
+    options = (negative, 0.05, soft, precision, True)
+    yield "triplet_fwd", (*start, *options, False)
+    yield "triplet_bwd", (empty(M, dtype=compute(x.dtype)), *start, tiles, *options, reference)
+
+
 def selections(x: Tensor, precision: str, reference: bool) -> Iterator[Call]:
     distance, row = empty(M, dtype=compute(x.dtype)), whole(M)
     start, gallery = pairs(x, reference), pairs(x, reference)[2]
@@ -114,6 +122,7 @@ def selections(x: Tensor, precision: str, reference: bool) -> Iterator[Call]:
     for positive, negative in itertools.product(("easy", "hard"), ("hard", "semihard")):
         yield "mine_fwd", (*start, positive, negative, precision, False)
     yield "mine_bwd", (distance, distance, x, gallery, row, row, True, reference)
+    yield "distance_weighted_fwd", (*start, empty(M, 3, dtype=torch.float64), 0.5, 1.4, precision, False)
 
 
 def proxy_anchor(x: Tensor, precision: str) -> Iterator[Call]:
@@ -166,6 +175,8 @@ def calls(dtypes: Sequence[torch.dtype], quick: bool) -> Iterator[Call]:
                 yield from pair_loss(x, precision, variant)
             for reference in (False, True) if every else (False,):
                 yield from selections(x, precision, reference)
+                for negative, soft in itertools.product(("all", "semihard"), (False, True) if every else (False,)):
+                    yield from triplet(x, precision, negative, soft, reference)
             if precision == "ieee":
                 for n in (8,) if quick else (1, 8, 16):
                     yield from spherical_expansion(x, n)

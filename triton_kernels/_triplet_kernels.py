@@ -193,7 +193,7 @@ def semihard_weights(
     incoming, norm = tl.load(grad + anchor), tl.load(x_norms + anchor)
     to = out + (anchor - first) * N
     for c in range(0, N, BLOCK_N):
-        cols, _, other = _negatives(row, y_labels, own, c, N, BLOCK_N)
+        cols, distance, other = _negatives(row, y_labels, own, c, N, BLOCK_N)
         tl.store(to + cols, tl.zeros((BLOCK_N,), DTYPE), mask=other)
     tl.debug_barrier()  # what one thread has written, another may read
     for at in range(start, last, BLOCK_P):
@@ -207,7 +207,7 @@ def semihard_weights(
         norms = norm + tl.load(y_norms + index, mask=found, other=0.0)
         push = _weight(far, norms, slope, EPS)
         for c in range(0, N, BLOCK_N):
-            cols, _, other = _negatives(row, y_labels, own, c, N, BLOCK_N)
+            cols, distance, other = _negatives(row, y_labels, own, c, N, BLOCK_N)
             pushed = tl.sum(tl.where(index[:, None] == cols[None, :], push[:, None], 0.0), 0)
             before = tl.load(to + cols, mask=other, other=0.0)
             tl.store(to + cols, before - pushed, mask=other)
