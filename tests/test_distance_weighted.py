@@ -149,7 +149,7 @@ def test_exclusions(kernel, device, extra, n):
 def test_exact_in_float64(kernel, device):
     """Where no step is near, every backend draws the same row."""
     pairs = make_pairs("random", 150, 270, 24, 8, torch.float64, seed=6, avoid=[FAR], device=device)
-    u = grid(150, 101).to(device)
+    u = grid(150, 41).to(device)
     truth, _ = steps(pairs)
     far_from_steps = (truth[:, None, :] - u[:, :, None]).abs().amin(2) > 1e-10
     assert float(far_from_steps.double().mean()) > 0.99

@@ -13,6 +13,7 @@ from . import _arguments, _configs, _pair, _problem
 from ._pair import KEPT
 
 SUMS_BYTES = 128 << 20  # largest workspace of the sums by row and column tile
+MOST_DRAWS = 2**30  # of one launch, which are counted in int32
 NO_PLACE = tl.constexpr(2**30)  # above every column of a tile and every tile of a row
 
 
@@ -98,9 +99,9 @@ def _draw(
     BLOCK_R: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Some draws: the weights are computed again in the tile of each of them only, from the rows as they are stored."""
-    draw = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    draw = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     inside = draw < draws
-    local = draw // samples
+    local = (draw // samples).to(tl.int64)
     rows = first + local
     at = first.to(tl.int64) * samples + draw
     uniform = tl.load(uniforms + at, mask=inside, other=0.0)
@@ -128,7 +129,7 @@ def _draw(
         done = done | found.to(tl.int32)
         up_to += tl.sum(weight, 1)
     of_tile = tl.load(largest + local * tiles + chosen, mask=some, other=0.0)
-    rest = (target - before) / tl.exp(of_tile.to(tl.float64) - top)
+    rest = (target - before) * tl.exp(tl.minimum(top - of_tile.to(tl.float64), 700.0))
 
     cols = chosen[:, None].to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
     there = some[:, None] & (cols < N)
@@ -190,7 +191,8 @@ def forward(*arguments: Any) -> Tensor:
     config = _configs.choose("distance_weighted_fwd", p.q.operand.dtype, p.queries.width, p.q.x.device)
     tiles = triton.cdiv(n, config.block_n)
     fitting = SUMS_BYTES // (2 * tiles * p.q.scale.element_size()) // config.block_m
-    rows = min(m, max(fitting, 1) * config.block_m)
+    countable = MOST_DRAWS // samples // config.block_m
+    rows = min(m, max(min(fitting, countable), 1) * config.block_m)
     largest, sums = p.q.scale.new_empty(2, rows, tiles)
     row_tiles = triton.cdiv(rows, config.block_m)
     parts = _configs.parts(row_tiles, tiles)
