@@ -50,6 +50,7 @@ class CrossBatchMemory(nn.Module):
         >>> loss(embeddings, labels, ids=indices).backward()
     """
 
+    loss: PairLoss
     embedding_memory: Tensor
     label_memory: Tensor
     id_memory: Tensor
@@ -57,7 +58,7 @@ class CrossBatchMemory(nn.Module):
     fill: Tensor
     step: Tensor
 
-    def __init__(self, loss: nn.Module, embedding_size: int, memory_size: int = 1024, start_step: int = 0) -> None:
+    def __init__(self, loss: PairLoss, embedding_size: int, memory_size: int = 1024, start_step: int = 0) -> None:
         super().__init__()
         op = "CrossBatchMemory"
         if not isinstance(loss, PairLoss):

@@ -39,11 +39,10 @@ class MultiHead(nn.Module):
 
     def __init__(self, loss: nn.Module | Sequence[nn.Module]) -> None:
         super().__init__()
-        shared = isinstance(loss, nn.Module) and not isinstance(loss, nn.ModuleList)
-        if shared and any(isinstance(module, CrossBatchMemory) for module in loss.modules()):
+        self.shared = not isinstance(loss, (Sequence, nn.ModuleList))
+        self.heads = nn.ModuleList(loss if isinstance(loss, (Sequence, nn.ModuleList)) else [loss])
+        if self.shared and any(isinstance(module, CrossBatchMemory) for module in self.heads.modules()):
             _checks.fail("MultiHead", "loss", "a sequence with a CrossBatchMemory for each head", type(loss).__name__)
-        self.loss = loss if shared else None
-        self.heads = None if shared else nn.ModuleList(loss)
         self.last_stats: dict[str, Tensor] = {}
 
     def forward(
@@ -58,13 +57,14 @@ class MultiHead(nn.Module):
         ref_ids: Tensor | None = None,
     ) -> Tensor:
         """Sum of the losses of embeddings [(M, D_0), (M, D_1), ...], against ref_emb [(N, D_0), ...] if given."""
-        count = self._count("embeddings", embeddings, None if self.heads is None else len(self.heads))
+        count = self._count("embeddings", embeddings, None if self.shared else len(self.heads))
         if ref_emb is not None:
             self._count("ref_emb", ref_emb, count)
         given = {"indices_tuple": indices_tuple, "ref_labels": ref_labels, "ids": ids, "ref_ids": ref_ids}
-        values, stats = [], {}
+        values: list[Tensor] = []
+        stats: dict[str, Tensor] = {}
         for head in range(count):
-            loss = self.loss if self.heads is None else self.heads[head]
+            loss = self.heads[0 if self.shared else head]
             gallery = None if ref_emb is None else ref_emb[head]
             values.append(call_loss(loss, embeddings[head], labels, ref_emb=gallery, **given))
             stats |= {f"head_{head}_{name}": value for name, value in getattr(loss, "last_stats", {}).items()}
