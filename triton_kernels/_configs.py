@@ -83,7 +83,13 @@ def _pinned(kernel: str, dtype: torch.dtype, width: int, device: torch.device, s
 
 # Columns of a tile, and features of a sum, of kernels that keep more than a tile of distances between tiles: 8 warps
 # with 64² pairs of float32 would spill registers (bench/triton_resources.py).
-_COLUMNS = {"pairwise_bwd": (32, 64), "ranked_list_fwd": (32, 64), "ranked_list_bwd": (32, 32)}
+_COLUMNS = {
+    "pairwise_bwd": (32, 64),
+    "ranked_list_fwd": (32, 64),
+    "ranked_list_bwd": (32, 32),
+    "pair_loss_fwd": (32, 64),
+    "pair_loss_bwd": (32, 32),
+}
 
 
 # A search in progress (`_autotune`): configurations asked for, whether square, and those on trial.

@@ -39,33 +39,30 @@ def of_end(values, index, ok, length, same, AXIS: tl.constexpr, SIDES: tl.conste
 
 @triton.jit
 def tile_pairs(
-    x, x_operand, x_scale, x_norms, x_labels, x_ids, x_state, y, y_operand, y_scale, y_norms, y_labels, y_ids, y_state,
-    rows, cols, M, N, VALUE: tl.constexpr, SIDES: tl.constexpr, SELF: tl.constexpr, HAS_IDS: tl.constexpr,
+    x, x_operand, y, y_operand, rows, row_facts, cols, col_facts,
+    VALUE: tl.constexpr, SIDES: tl.constexpr, SELF: tl.constexpr, HAS_IDS: tl.constexpr,
     D: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Similarities or squared distances of a tile, sums of squared norms, who is a positive, and who is of a side."""
-    row_ok, row_scale, row_norms, row_labels, row_ids = _pair.facts(
-        x_scale, x_norms, x_labels, x_ids, x_state, rows, rows < M, HAS_IDS
-    )
-    col_ok, col_scale, col_norms, col_labels, col_ids = _pair.facts(
-        y_scale, y_norms, y_labels, y_ids, y_state, cols, cols < N, HAS_IDS
-    )
-    members = _pair.allowed(rows, cols, row_ok, col_ok, row_ids, col_ids, SELF, HAS_IDS)
-    same = row_labels[:, None] == col_labels[None, :]
-    if SIDES == "positive":
-        members = members & same
-    elif SIDES == "negative":
-        members = members & (row_labels[:, None] != col_labels[None, :])
+    row_ok, row_scale, row_norms, row_labels, row_ids = row_facts
+    col_ok, col_scale, col_norms, col_labels, col_ids = col_facts
+    pairs = _pair.allowed(rows, cols, row_ok, col_ok, row_ids, col_ids, SELF, HAS_IDS)
     norms = row_norms[:, None] + col_norms[None, :]
     if VALUE == "similarity":
         measured = _pair.tile_product(x_operand, y_operand, rows, cols, row_ok, col_ok, D, PRECISION, DTYPE, BLOCK_K)
         measured = measured * (row_scale[:, None] * col_scale[None, :])
     else:
         measured = _pair.squared_distances(
-            x, x_operand, y, y_operand, rows, cols, row_ok, col_ok, row_scale, col_scale, norms, members,
+            x, x_operand, y, y_operand, rows, cols, row_ok, col_ok, row_scale, col_scale, norms, pairs,
             D, PRECISION, DTYPE, BLOCK_K,
         )  # fmt: skip
-    return measured, norms, same, members, row_ok, row_scale, col_ok, col_scale
+    members = pairs
+    same = row_labels[:, None] == col_labels[None, :]
+    if SIDES == "positive":
+        members = members & same
+    elif SIDES == "negative":
+        members = members & (row_labels[:, None] != col_labels[None, :])
+    return measured, norms, same, members
 
 
 @triton.jit
@@ -115,7 +112,7 @@ def taking_part(
     else:
         slope = scale
         x = scale * (v - bound)
-        active, _, _ = _pair_terms.additive(x, TERM)
+        active, term, term_slope = _pair_terms.additive(x, TERM)
         members = members & active
     return x, slope, members
 
@@ -154,6 +151,6 @@ def end_gradient(
     if TERM == "exp":
         share = tl.exp(x - of_end(stats, index, ok, length, same, AXIS, SIDES))
     else:
-        _, _, share = _pair_terms.additive(x, TERM)
+        active, term, share = _pair_terms.additive(x, TERM)
     grad = of_end(grad_stats, index, ok, length, same, AXIS, SIDES) * share * slope
     return tl.where(taking, grad + of_end(grad_sums, index, ok, length, same, AXIS, SIDES), 0.0)

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from . import _pair
+from ._pair import facts
 from ._pair_loss import end_gradient, gradient_of_value, side_numbers, tile_pairs, value_of
 
 
@@ -34,6 +35,9 @@ def backward_rows(
     i, part = tl.program_id(0), tl.program_id(2)
     first_column = tl.program_id(1) * BLOCK_D
     rows = i.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    # Once, and not for every tile: the addresses of all of them would be kept otherwise.
+    row_facts = facts(x_scale, x_norms, x_labels, x_ids, x_state, rows, rows < M, HAS_IDS)
+    row_ok = row_facts[0]
     pos = side_numbers(pos_scale, pos_base, pos_ramp, pos_origin, DTYPE)
     neg = side_numbers(neg_scale, neg_base, neg_ramp, neg_origin, DTYPE)
     acc = tl.zeros((BLOCK_M, BLOCK_D), DTYPE)
@@ -41,9 +45,10 @@ def backward_rows(
     for tile in range(part * part_tiles, tl.minimum((part + 1) * part_tiles, tl.cdiv(N, BLOCK_N))):
         if _is_active(active, i * BLOCK_M // TILE, tile * BLOCK_N // TILE, M, N, SELF, TRANSPOSED, TILE):
             cols = (tile * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
-            measured, norms, same, members, row_ok, row_scale, col_ok, col_scale = tile_pairs(
-                x, x_operand, x_scale, x_norms, x_labels, x_ids, x_state,
-                y, y_operand, y_scale, y_norms, y_labels, y_ids, y_state, rows, cols, M, N,
+            col_facts = facts(y_scale, y_norms, y_labels, y_ids, y_state, cols, cols < N, HAS_IDS)
+            col_ok, col_scale = col_facts[0], col_facts[1]
+            measured, norms, same, members = tile_pairs(
+                x, x_operand, y, y_operand, rows, row_facts, cols, col_facts,
                 VALUE, SIDES, SELF, HAS_IDS, D, PRECISION, DTYPE, BLOCK_K,
             )  # fmt: skip
             weight = _weights(
@@ -84,9 +89,12 @@ def backward_tiles(
         cols = j.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
         pos = side_numbers(pos_scale, pos_base, pos_ramp, pos_origin, DTYPE)
         neg = side_numbers(neg_scale, neg_base, neg_ramp, neg_origin, DTYPE)
-        measured, norms, same, members, row_ok, row_scale, col_ok, col_scale = tile_pairs(
-            x, x_operand, x_scale, x_norms, x_labels, x_ids, x_state,
-            y, y_operand, y_scale, y_norms, y_labels, y_ids, y_state, rows, cols, M, N,
+        row_facts = facts(x_scale, x_norms, x_labels, x_ids, x_state, rows, rows < M, HAS_IDS)
+        col_facts = facts(y_scale, y_norms, y_labels, y_ids, y_state, cols, cols < N, HAS_IDS)
+        row_ok, row_scale = row_facts[0], row_facts[1]
+        col_ok, col_scale = col_facts[0], col_facts[1]
+        measured, norms, same, members = tile_pairs(
+            x, x_operand, y, y_operand, rows, row_facts, cols, col_facts,
             VALUE, SIDES, SELF, HAS_IDS, D, PRECISION, DTYPE, BLOCK_K,
         )  # fmt: skip
         weight = _weights(

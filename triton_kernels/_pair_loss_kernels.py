@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from . import _pair
-from ._pair import IGNORED, NON_FINITE
+from ._pair import IGNORED, NON_FINITE, facts
 from ._pair_loss import (
     NO_SCORE,
     merge,
@@ -21,7 +21,7 @@ from ._pair_loss import (
 from ._pair_terms import additive
 
 FINISH_BLOCK = 128
-SUMS = 5
+SUMS = tl.constexpr(5)
 
 
 @triton.jit
@@ -41,6 +41,8 @@ def forward_rows(
 ):  # fmt: skip
     i, part = tl.program_id(0), tl.program_id(1)
     rows = i.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    # Once, and not for every tile: the addresses of all of them would be kept otherwise.
+    row_facts = facts(x_scale, x_norms, x_labels, x_ids, x_state, rows, rows < M, HAS_IDS)
     pos = side_numbers(pos_scale, pos_base, pos_ramp, pos_origin, DTYPE)
     neg = side_numbers(neg_scale, neg_base, neg_ramp, neg_origin, DTYPE)
     zero = tl.zeros((BLOCK_M,), DTYPE)
@@ -50,14 +52,14 @@ def forward_rows(
     neg_top = tl.full((BLOCK_M,), NO_SCORE if RUNNING else neg_shift, DTYPE)
     for tile in range(part * part_tiles, tl.minimum((part + 1) * part_tiles, tl.cdiv(N, BLOCK_N))):
         cols = (tile * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
-        measured, norms, same, members, row_ok, row_scale, col_ok, col_scale = tile_pairs(
-            x, x_operand, x_scale, x_norms, x_labels, x_ids, x_state,
-            y, y_operand, y_scale, y_norms, y_labels, y_ids, y_state, rows, cols, M, N,
+        col_facts = facts(y_scale, y_norms, y_labels, y_ids, y_state, cols, cols < N, HAS_IDS)
+        measured, norms, same, members = tile_pairs(
+            x, x_operand, y, y_operand, rows, row_facts, cols, col_facts,
             VALUE, SIDES, SELF, HAS_IDS, D, PRECISION, DTYPE, BLOCK_K,
         )  # fmt: skip
         v = value_of(measured, VALUE)
-        argument, _, taking = taking_part(
-            v, same, members, bounds, rows, row_ok, M, pos, neg, 1, SIDES, TERM, BOUNDED, RAMP
+        argument, argument_slope, taking = taking_part(
+            v, same, members, bounds, rows, row_facts[0], M, pos, neg, 1, SIDES, TERM, BOUNDED, RAMP
         )
         if SIDES != "negative":
             pos_members += tl.sum((members & same).to(DTYPE), 1)
@@ -74,7 +76,7 @@ def forward_rows(
                 term = tl.exp(argument - of_side(same, pos_top[:, None], neg_top[:, None], SIDES))
                 slope = tl.full(v.shape, 1.0, DTYPE)
             else:
-                _, term, slope = additive(argument, TERM)
+                active_pairs, term, slope = additive(argument, TERM)
             if SIDES != "negative":
                 terms, values, slopes = side_sums(in_pos, term, v, slope, 1)
                 pos_total += terms
@@ -118,21 +120,22 @@ def forward_tiles(
     cols = j.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     pos = side_numbers(pos_scale, pos_base, pos_ramp, pos_origin, DTYPE)
     neg = side_numbers(neg_scale, neg_base, neg_ramp, neg_origin, DTYPE)
-    measured, norms, same, members, row_ok, row_scale, col_ok, col_scale = tile_pairs(
-        x, x_operand, x_scale, x_norms, x_labels, x_ids, x_state,
-        y, y_operand, y_scale, y_norms, y_labels, y_ids, y_state, rows, cols, M, M,
+    row_facts = facts(x_scale, x_norms, x_labels, x_ids, x_state, rows, rows < M, HAS_IDS)
+    col_facts = facts(y_scale, y_norms, y_labels, y_ids, y_state, cols, cols < M, HAS_IDS)
+    measured, norms, same, members = tile_pairs(
+        x, x_operand, y, y_operand, rows, row_facts, cols, col_facts,
         VALUE, SIDES, SELF, HAS_IDS, D, PRECISION, DTYPE, BLOCK_K,
     )  # fmt: skip
     v = value_of(measured, VALUE)
     pos_top, neg_top = _pair.scalar(pos_shift, DTYPE), _pair.scalar(neg_shift, DTYPE)
     above, beside = i * BLOCK_M // TILE, j * BLOCK_N // TILE
     _add_to_end(
-        sums, active + above * tl.cdiv(M, TILE) + beside, v, same, members, bounds, rows, row_ok, M,
+        sums, active + above * tl.cdiv(M, TILE) + beside, v, same, members, bounds, rows, row_facts[0], M,
         pos, neg, pos_top, neg_top, 1, SIDES, TERM, BOUNDED, RAMP, DTYPE,
     )  # fmt: skip
     if i != j:
         _add_to_end(
-            sums, active + beside * tl.cdiv(M, TILE) + above, v, same, members, bounds, cols, col_ok, M,
+            sums, active + beside * tl.cdiv(M, TILE) + above, v, same, members, bounds, cols, col_facts[0], M,
             pos, neg, pos_top, neg_top, 0, SIDES, TERM, BOUNDED, RAMP, DTYPE,
         )  # fmt: skip
 
@@ -142,7 +145,7 @@ def _add_to_end(
     sums, active, v, same, members, bounds, index, ok, M, pos, neg, pos_top, neg_top, AXIS: tl.constexpr,
     SIDES: tl.constexpr, TERM: tl.constexpr, BOUNDED: tl.constexpr, RAMP: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    argument, _, taking = taking_part(
+    argument, argument_slope, taking = taking_part(
         v, same, members, bounds, index, ok, M, pos, neg, AXIS, SIDES, TERM, BOUNDED, RAMP
     )
     at, length = sums + index, M.to(tl.int64)
@@ -157,7 +160,7 @@ def _add_to_end(
             term = tl.exp(argument - of_side(same, pos_top, neg_top, SIDES))
             slope = tl.full(v.shape, 1.0, DTYPE)
         else:
-            _, term, slope = additive(argument, TERM)
+            active_pairs, term, slope = additive(argument, TERM)
         if SIDES != "negative":
             terms, values, slopes = side_sums(taking & same, term, v, slope, AXIS)
             _add_side(at, length, ok, terms, values, slopes)

@@ -108,7 +108,7 @@ def forward(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     config = _configs.choose("pair_loss_fwd", p.q.operand.dtype, p.queries.width, like.device, square=by_tiles)
     row_tiles, tiles = triton.cdiv(m, config.block_m), triton.cdiv(n, config.block_n)
     parts = 1 if by_tiles else _configs.parts(row_tiles, tiles)
-    kept_sums = (2, _pair_loss_kernels.SUMS, parts, m)
+    kept_sums = (2, _pair_loss_kernels.SUMS.value, parts, m)
     sums = (torch.zeros if by_tiles or n == 0 else torch.empty)(kept_sums, dtype=like.dtype, device=like.device)
     running, shifts = shifts is None, shifts or (0.0, 0.0)
     common = {**o.constants(p, bounds), **config.tile()}
