@@ -222,6 +222,24 @@ def test_listed_triplets_count_as_often_as_they_are_listed():
         assert not outcome.grads[0].any()
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [losses.ContrastiveLoss, losses.MarginLoss, losses.TripletMarginLoss],
+    ids=["contrastive", "margin", "triplet"],
+)
+@pytest.mark.parametrize("row", [0, 5, 9], ids=["anchor", "positive", "negative"])
+def test_listed_non_finite(loss, row):
+    """A NaN at either end of a listed pair reaches the loss, past the choice of the nearest positive too."""
+    pairs = make_pairs("random", 12, d=5, classes=3)
+    a, p, n = torch.tensor([0, 0, 1]), torch.tensor([4, 5, 6]), torch.tensor([8, 9, 10])
+    pairs.embeddings[row, 1] = torch.nan
+    for options in ({}, {"positive": "easy"}):
+        assert bool(loss(**options)(*pairs[:2], (a, p, n)).isnan())
+        assert bool(loss(**options)(*pairs[:2], (a[1:], p[1:], a[1:], n[1:])).isnan())
+        with pytest.raises(ValueError, match="embeddings and ref_emb must be finite"):
+            loss(check_finite=True, **options)(*pairs[:2], (a, p, n))
+
+
 @pytest.mark.large
 def test_compile_and_double_backward(kernel, device):
     pairs = make_pairs("random", 40, d=6, device=device)

@@ -226,9 +226,10 @@ class TripletMarginLoss(PairLoss):
         ref_ids: Tensor | None = None,
     ) -> Tensor:
         """() loss; with `indices_tuple`, of the listed triplets (or of every triplet of the listed pairs) only."""
-        if indices_tuple is not None:
-            return self._listed(embeddings, indices_tuple, ref_emb)
         inputs = self.pair_inputs("TripletMarginLoss", embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
+        if indices_tuple is not None:
+            _checks.pair_namespace("TripletMarginLoss", inputs, self.check_finite)
+            return self._listed(inputs.embeddings, indices_tuple, inputs.ref_emb)
         if "all" in (self.settings.positive, self.settings.negative):
             summed = _several(inputs, self.settings, self.check_finite)
             self.last_stats = {"triplets": summed.triplets, "active_triplets": summed.active}
