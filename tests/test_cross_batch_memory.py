@@ -272,19 +272,27 @@ def test_reductions_and_options_are_the_losss(backend, device):
     assert not any(v.requires_grad or v.ndim for v in stats.values())
 
 
-@pytest.mark.parametrize("ids", [False, True])
-def test_one_graph_for_all_steps(kernel, device, ids):
-    """Filling, full and after the end of the ring: nothing is compiled twice, and the values are the eager ones."""
+@pytest.mark.parametrize(
+    "ids, dtype, graphs",
+    contract.thinned(
+        [(False, torch.float32, 1), (True, torch.float32, 1), (True, torch.bfloat16, 2)], (True, torch.float32, 1)
+    ),
+)
+def test_one_graph_for_all_steps(kernel, device, ids, dtype, graphs):
+    """Filling, full and after the end of the ring: nothing is compiled twice, and the values are the eager ones.
+
+    But for the first step in another dtype than float32, which the memory takes then.
+    """
     torch.compiler.reset()
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     compiled_memory, memory = (losses.CrossBatchMemory(losses.RankedListLoss(), D, SIZE, 1) for _ in range(2))
     compiled = torch.compile(lambda x, y, **given: compiled_memory(x, y, **given), fullgraph=True, backend=counter)
     for step in range(5):
-        pairs = batch(step, device, dtype=torch.float32)
+        pairs = batch(step, device, dtype=dtype)
         given = {"ids": torch.arange(ROWS, device=device) + step} if ids else {}
         a, b = (outcome(f, pairs, **given) for f in (compiled, memory))
         contract.assert_identical(a, b)
-    assert counter.frame_count == 1
+    assert counter.frame_count == graphs
     for name, state in memory.state_dict().items():
         assert torch.equal(state, compiled_memory.state_dict()[name]), name
 
