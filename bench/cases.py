@@ -18,6 +18,7 @@ COARSE = {"bfloat16": 500.0, "tf32": 100.0}
 
 EXPANSION = 8  # synthetics of a row
 MATRIX = 16  # rows and columns of the matrices that are factored
+CENTERS = 3  # of a class
 
 
 class Operation(NamedTuple):
@@ -32,9 +33,21 @@ def _mine(negative: str, batch: Batch) -> tuple[Tensor, ...]:
     return mined.pos_distance, mined.neg_distance, mined.pos_index, mined.neg_index
 
 
+def _drawn(batch: Batch) -> tuple[Tensor, ...]:
+    x = batch.embeddings
+    uniforms = torch.rand(len(x), 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(x.device)
+    return (F.margin_loss(*batch.pair, positive="easy", negative="distance_weighted", uniforms=uniforms),)
+
+
 def _with_proxies(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """Embeddings, labels and proxies; the last rows are the proxies, so their gradient is compared with the others'."""
     count = class_count(len(batch.labels))
+    return batch.embeddings[:-count], batch.labels[:-count], batch.embeddings[-count:]
+
+
+def _with_centers(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """As `_with_proxies`, with CENTERS centers for each class."""
+    count = class_count(len(batch.labels)) * CENTERS
     return batch.embeddings[:-count], batch.labels[:-count], batch.embeddings[-count:]
 
 
@@ -65,6 +78,7 @@ OPERATIONS = {
     "nearest_positive": Operation("nearest positive", lambda b: tuple(F.nearest_positive(*b.pair)), "M"),
     "mine_hard": Operation("mine, easy × hard", partial(_mine, "hard"), "MM"),
     "mine_semihard": Operation("mine, easy × semihard", partial(_mine, "semihard"), "MM"),
+    "distance_weighted": Operation("margin loss, easy positives × drawn negatives", _drawn, "1"),
     "triplet": Operation("triplet loss, easy × hard", lambda b: (F.triplet_loss(*b.pair),), "1"),
     "pairwise": Operation("pairwise cosine", lambda b: (F.pairwise_similarity(b.embeddings, b.ref_emb),), "N"),
     "pairwise_distance": Operation(
@@ -77,6 +91,12 @@ OPERATIONS = {
     "cholesky": Operation(f"log-determinants of {MATRIX} × {MATRIX}", _small_logdets, "1", pairs=False),
     "spherical_expansion": Operation("spherical expansion", _expand, "E", pairs=False),
     "proxy_anchor": Operation("Proxy-Anchor", lambda b: (F.proxy_anchor_loss(*_with_proxies(b)),), "1", pairs=False),
+    "soft_triple": Operation(
+        "SoftTriple",
+        lambda b: (F.soft_triple_loss(*_with_centers(b), centers_per_class=CENTERS),),
+        "1",
+        pairs=False,
+    ),
     **{name: Operation(loss.title, pair_losses.call(name), "1") for name, loss in pair_losses.LOSSES.items()},
 }
 

@@ -33,6 +33,7 @@ CASES = (
     Case("cholesky_16", "cholesky", "dense", 65536, 16, rivals=("triton", "reference"), memory=False),
     Case("spherical_expansion", "spherical_expansion", "dense", 4096, 512, rivals=("triton", "reference")),
     Case("proxy_anchor", "proxy_anchor", "dense", 16384, 512, rivals=("triton", "reference")),
+    Case("soft_triple", "soft_triple", "dense", 16384, 512, rivals=("triton", "reference")),
 )
 
 RLL = "RLL forward + backward"
