@@ -182,3 +182,5 @@ def test_non_finite(backend, device, positive, count, negative):
         assert float(outcome.value) > 0
         assert all(bool(grad.isfinite().all()) for grad in outcome.grads)
         rows[7] = before
+    for beta in (torch.tensor(torch.nan), torch.tensor([1.2, torch.nan, 1.2, 1.2])):
+        assert bool(bound_to(pairs, beta=beta.to(device), **options)(*tensors(pairs)).isnan())

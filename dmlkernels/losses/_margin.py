@@ -88,6 +88,8 @@ class Weighted(NamedTuple):
         size = (self.pos_weight * found.pos_slope + self.neg_weight * found.neg_slope).sum()
         # 0 times NaN is NaN: a non-finite row reaches the loss whatever its weight.
         loss = mean_of((self.pos_weight * found.pos + self.neg_weight * found.neg).sum(), size)
+        if isinstance(beta, Tensor):
+            loss = loss + (0 * beta).sum()  # so does a β that is NaN, which no hinge is above
         if nu == 0:
             return loss
         if per_class:

@@ -191,7 +191,7 @@ class TripletMarginLoss(PairLoss):
 
     Attributes:
         last_stats: active_positives, active_negatives, mean_pos_distance and mean_neg_distance of the triplets, one an
-            anchor (not for "all"), and active_triplets, those that cost something.
+            anchor, or for "all" the number of triplets; and active_triplets, those that cost something.
 
     Example:
         >>> loss = losses.TripletMarginLoss(margin=0.2, positive="easy", negative="semihard")
