@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dmlkernels import losses
+from dmlkernels import functional, losses
 from dmlkernels.testing import evaluate, make_pairs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,6 +52,19 @@ def test_files_that_are_named_exist() -> None:
     named = set(re.findall(r"`((?:dmlkernels|csrc|triton_kernels|tests|bench|docs)/[\w./-]+)`", text))
     assert len(named) >= 8
     assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+
+
+def test_the_readme_has_every_operation_function_and_loss() -> None:
+    """And none that does not exist."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = [line.split("|")[1:-1] for line in text.splitlines() if line.count(" | yes | yes | ") == 1]
+    operations = {name.strip() for row in table for name in row[0].split(",")}
+    layers = {path.stem for path in (ROOT / "dmlkernels" / "ops").glob("[a-z]*.py")}
+    assert operations == layers | {"mine", "cholesky"}
+    assert set(re.findall(r"`F\.(\w+)`", text)) == {n for n in functional.__all__ if n.islower()}
+    assert set(losses.__all__) == set(re.findall(r"`losses\.(\w+)`", text))
+    for link in re.findall(r"\]\((docs/[\w-]+\.md)\)", text):
+        assert (ROOT / link).is_file()
 
 
 @pytest.fixture(scope="module")
