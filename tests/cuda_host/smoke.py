@@ -16,7 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dmlkernels import _checks
 from dmlkernels import functional as F
+from dmlkernels.ops.distance_weighted import sample_negatives
 from dmlkernels.testing import Outcome, evaluate, make_pairs
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -63,6 +65,11 @@ def _mined(x: Tensor, y: Tensor, g: Tensor | None, h: Tensor | None, negative: s
     return _joined(found.pos_distance, found.neg_distance)
 
 
+def _drawn(x: Tensor, y: Tensor, g: Tensor | None, h: Tensor | None) -> Tensor:
+    uniforms = torch.rand(len(x), 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return sample_negatives("margin_loss", _checks.pair_inputs("margin_loss", x, y, g, h), uniforms)
+
+
 # Functions of x (M, D), its labels, g (N, D) and its labels.
 CALLS = {
     "similarity": Call("pairwise", lambda x, y, g, h: F.pairwise_similarity(x, g)),
@@ -78,6 +85,17 @@ CALLS = {
     "nearest_gallery": Call("nearest_positive", _nearest, wide=True),
     "mine": Call("mine", lambda x, y, g, h: _mined(x, y, None, None, "semihard")),
     "mine_gallery": Call("mine", _mined),
+    "distance_weighted": Call("distance_weighted", lambda x, y, g, h: _drawn(x, y, None, None)),
+    "distance_weighted_gallery": Call("distance_weighted", _drawn, wide=True),
+    "triplets": Call("triplet", lambda x, y, g, h: F.triplet_loss(x, y, positive="all", negative="all")),
+    "triplets_gallery": Call(
+        "triplet",
+        lambda x, y, g, h: F.triplet_loss(x, y, g, h, positive="all", negative="all", soft=True, normalize=False),
+        wide=True,
+    ),
+    "triplets_semihard": Call(
+        "triplet", lambda x, y, g, h: F.triplet_loss(x, y, positive="all", negative="semihard", reduction="sum")
+    ),
     "cholesky_3": Call("cholesky", _cholesky(3)),
     "cholesky_21": Call("cholesky", _cholesky(21)),
     "cholesky_43": Call("cholesky", _cholesky(43)),
