@@ -23,7 +23,7 @@ import torch
 import dmlkernels
 from dmlkernels import _C
 from dmlkernels.testing import make_pairs
-import test_nearest_positive, test_pairwise, test_ranked_list
+import test_distance_weighted, test_nearest_positive, test_pairwise, test_ranked_list
 
 torch.set_num_threads(1)
 dmlkernels.set_backend("native")
@@ -47,6 +47,9 @@ for dtype in (torch.float64, torch.float32, torch.bfloat16):
         for name in ("cosine", "unit_euclidean", "squared"):
             test_pairwise.match(name, test_pairwise.rows("duplicates", 70, n, 13, dtype, 4), max_quiet=0.2)
             count += 1
+        spread = make_pairs("random", 141, n, 13, 9, dtype, seed=5, avoid=[test_distance_weighted.FAR])
+        test_distance_weighted.check(spread, test_distance_weighted.grid(141, 33))
+        count += 1
 print(count)
 """
 
@@ -67,7 +70,7 @@ def test_level(level):
     if "this build on this processor supports at most" in done.stderr:
         pytest.skip(done.stderr.splitlines()[-1])
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [level, "114"]
+    assert done.stdout.split() == [level, "120"]
 
 
 def test_unknown_level():

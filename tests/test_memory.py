@@ -64,3 +64,9 @@ def test_easy_positives(name):
 @pytest.mark.parametrize("name", PROXIES)
 def test_loss_with_proxies(name):
     assert peak(make(name, classes=ROWS // PER_CLASS, width=WIDTH), False) < ALLOWED
+
+
+@pytest.mark.parametrize("gallery", [False, True], ids=["self", "reference"])
+def test_drawn_negatives(gallery):
+    loss = make("MarginLoss", positive="easy", negative="distance_weighted")
+    assert peak(loss, gallery) < ALLOWED

@@ -79,7 +79,11 @@ def registered(source: Path) -> set[str]:
 
 @pytest.mark.parametrize("op", OPS)
 def test_operators_are_registered_in_their_file(op):
-    assert {f"{op}_fwd", f"{op}_bwd"} <= registered(CSRC / "cpu" / f"{op}.cpp")
+    from dmlkernels._schemas import SCHEMAS
+
+    own = {name for name in (f"{op}_fwd", f"{op}_bwd") if name in SCHEMAS}
+    assert f"{op}_fwd" in own
+    assert own <= registered(CSRC / "cpu" / f"{op}.cpp")
 
 
 def test_every_schema_is_registered_and_nothing_else():

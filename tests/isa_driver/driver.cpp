@@ -4,74 +4,16 @@
 
 #include <cmath>
 #include <cstdio>
-#include <cstdlib>
-#include <vector>
 
-#include "common/tile_schedule.h"
-#include "cpu/dispatch.h"
+#include "cpu/distance_weighted_kernels.h"
 #include "cpu/nearest_positive_kernels.h"
 #include "cpu/pair_loss_kernels.h"
 #include "cpu/pairwise_kernels.h"
 #include "cpu/ranked_list_kernels.h"
-#include "cpu/rows_kernels.h"
+#include "isa_driver/data.h"
+#include "isa_driver/triplet.h"
 
 namespace {
-
-using namespace dml;
-
-constexpr int64_t kRows = 203, kWidth = 37, kClasses = 17;
-constexpr double kAlpha = 1.3, kMargin = 0.5, kTemperature = 3;
-int failures = 0;
-
-void expect(bool good, const char* what, double got, double wanted) {
-  if (good) return;
-  ++failures;
-  std::printf("%s: got %.9g, wanted %.9g\n", what, got, wanted);
-}
-
-template <class T>
-T* aligned(size_t n) {
-  T* p = static_cast<T*>(std::aligned_alloc(64, (n * sizeof(T) + 63) / 64 * 64));
-  for (size_t i = 0; i < n; ++i) p[i] = 0;
-  return p;
-}
-
-template <class T>
-RowsView<T> make_rows(const RowsKernels<T>& kernel, std::vector<double>& unit) {
-  const int64_t width = kernel.panel_width, padded = (kRows + width - 1) / width * width;
-  const int64_t stride = (kWidth + width - 1) / width * width + 64 / static_cast<int64_t>(sizeof(T));
-  T *panels = aligned<T>(padded * kWidth), *rows = aligned<T>(padded * stride), *norms = aligned<T>(padded);
-  int32_t *classes = aligned<int32_t>(padded), *index = aligned<int32_t>(padded);
-  unsigned state = 1;
-  for (int64_t i = 0; i < padded; ++i) {
-    classes[i] = i < kRows ? static_cast<int32_t>(i * kClasses / kRows) : -1;
-    index[i] = i < kRows ? static_cast<int32_t>(i) : -1;
-    for (int64_t k = 0; k < kWidth && i < kRows; ++k) {
-      state = state * 1664525u + 1013904223u;
-      rows[i * stride + k] = static_cast<T>((state >> 8) / 16777216.0 - 0.5);
-    }
-    const T norm = std::sqrt(kernel.sum_squares(rows + i * stride, kWidth));
-    if (i < kRows) kernel.scale(rows + i * stride, kWidth, 1 / norm);
-    for (int64_t k = 0; k < kWidth && i < kRows; ++k) unit.push_back(rows[i * stride + k]);
-  }
-  for (int64_t p = 0; p < padded; p += width)
-    kernel.pack_panel(rows + p * stride, stride, kWidth, panels + p * kWidth, norms + p);
-  for (int64_t i = kRows; i < padded; ++i) norms[i] = kFar<T>;
-  return {kRows, padded, kWidth, stride, panels, rows, norms, classes, nullptr, index};
-}
-
-double distance(const std::vector<double>& unit, int64_t i, int64_t j) {
-  double squared = 0;
-  for (int64_t k = 0; k < kWidth; ++k) squared += std::pow(unit[i * kWidth + k] - unit[j * kWidth + k], 2);
-  return std::sqrt(squared);
-}
-
-template <class Run>
-void for_each_tile(const TileSchedule& schedule, const Run& run) {
-  for (int64_t round = 0; round < schedule.rounds(); ++round)
-    for (int64_t task = 0; task < schedule.tasks(round); ++task)
-      if (const TilePair t = schedule.at(round, task); t.valid) run(t);
-}
 
 // Sums of one term of distances over the negatives, and their gradient.
 template <class T>
@@ -119,6 +61,39 @@ void run_pair_loss(const RowsView<T>& rows, const std::vector<double>& unit, Pai
   }
 }
 
+// Weights of the negatives: their sums by tile, and one row of a tile again.
+template <class T>
+void run_distance_weighted(const RowsView<T>& rows, const std::vector<double>& unit, double tolerance) {
+  constexpr double kCutoff = 1.3, kFar = 1.5;
+  const DistanceWeightedProblem<T> p{rows, rows, true, DistanceDensity::make(kWidth, kCutoff, kFar)};
+  const int64_t tiles = (kRows + kTile - 1) / kTile;
+  T *largest = aligned<T>(kRows * tiles), *sums = aligned<T>(kRows * tiles), *weights = aligned<T>(kTile);
+  const auto& kernel = kernels<DistanceWeightedKernels<T>>();
+  for (int64_t tile = 0; tile < tiles * tiles; ++tile) {
+    const int64_t at = tile / tiles * kTile * tiles + tile % tiles;
+    kernel.tile_sums(p, tile / tiles, tile % tiles, largest + at, sums + at, tiles);
+  }
+  const auto weight = [&](int64_t i, int64_t j) {
+    const double d = std::fmax(distance(unit, i, j), kCutoff);
+    if (rows.classes[i] == rows.classes[j] || d >= kFar) return 0.0;
+    return std::pow(d, 2 - kWidth) * std::pow(1 - d * d / 4, (3 - kWidth) / 2.0);
+  };
+  for (int64_t at = 0; at < kRows * tiles; ++at) {
+    double wanted = 0;
+    for (int64_t j = at % tiles * kTile; j < kRows && j < (at % tiles + 1) * kTile; ++j)
+      wanted += weight(at / tiles, j);
+    const double got = sums[at] * std::exp(static_cast<double>(largest[at]));
+    expect(std::fabs(got - wanted) < 20 * tolerance * wanted, "drawing weights", got, wanted);
+  }
+  constexpr int64_t kRow = 7;
+  kernel.row_weights(p, kRow, 1, largest[kRow * tiles + 1], weights);
+  for (int64_t c = 0; c < kTile; ++c) {
+    const double wanted = kTile + c < kRows ? weight(kRow, kTile + c) : 0;
+    const double got = weights[c] * std::exp(static_cast<double>(largest[kRow * tiles + 1]));
+    expect(std::fabs(got - wanted) <= 20 * tolerance * wanted, "drawing weight", got, wanted);
+  }
+}
+
 template <class T>
 void run(double tolerance) {
   std::vector<double> unit;
@@ -126,6 +101,8 @@ void run(double tolerance) {
   for (const PairTerm term : {PairTerm::hinge, PairTerm::softplus, PairTerm::exp})
     run_pair_loss(rows, unit, term, false, tolerance);
   run_pair_loss(rows, unit, PairTerm::exp, true, tolerance);
+  for (const bool soft : {false, true}) run_triplet(rows, unit, soft, tolerance);
+  run_distance_weighted(rows, unit, tolerance);
   const TileSchedule schedule = TileSchedule::make(kRows, kRows, true);
   const auto each_tile = [&](auto&& body) { for_each_tile(schedule, body); };
 
@@ -149,15 +126,14 @@ void run(double tolerance) {
 
   T *best = aligned<T>(rows.padded), *nearest = aligned<T>(rows.padded);
   int32_t *best_index = aligned<int32_t>(rows.padded), *nearest_index = aligned<int32_t>(rows.padded);
-  std::vector<int64_t> begin(kRows), end(kRows);
+  const ClassRanges ranges(rows.classes);
   for (int64_t i = 0; i < kRows; ++i) {
-    for (begin[i] = i; begin[i] > 0 && rows.classes[begin[i] - 1] == rows.classes[i];) --begin[i];
-    for (end[i] = i; end[i] < kRows && rows.classes[end[i]] == rows.classes[i];) ++end[i];
     best[i] = nearest[i] = kFar<T> / 2;
     best_index[i] = nearest_index[i] = -1;
   }
   const auto& select = kernels<SelectionKernels<T>>();
-  const SelectionProblem<T> positive{rows, rows, true, false, begin.data(), end.data(), nullptr, best, best_index};
+  const SelectionProblem<T> positive{rows,    rows, true,      false, ranges.begin.data(), ranges.end.data(),
+                                     nullptr, best, best_index};
   for (int64_t i = 0; i < schedule.row_tiles; ++i) select.positives(positive, i);
   const SelectionProblem<T> negative{rows, rows, true, false, nullptr, nullptr, nullptr, nearest, nearest_index};
   each_tile([&](const TilePair& t) { select.negatives(negative, t.row, t.col, t.part); });
