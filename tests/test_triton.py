@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from test_nearest_positive import match as match_selection
+from test_pair_loss import OPTIONS as STATISTICS
+from test_pair_loss import Case, bounds_for, differentiable, tensors
 from test_pairwise import match as match_pairwise
 from test_pairwise import rows
 from test_ranked_list import OPTIONS, draw, match
@@ -17,7 +19,7 @@ from test_ranked_list import OPTIONS, draw, match
 import dmlkernels
 from dmlkernels import _backend
 from dmlkernels import functional as F
-from dmlkernels.testing import evaluate, make_pairs
+from dmlkernels.testing import assert_matches, evaluate, make_pairs
 
 triton = pytest.importorskip("triton")
 
@@ -101,6 +103,33 @@ def test_the_schedules_agree_on_totals_and_bitmap(triton_device, monkeypatch, n)
     assert torch.equal(tiles[4], by_rows[4])
 
 
+@pytest.mark.parametrize("n", [None, 90], ids=["self", "reference"])
+@pytest.mark.parametrize("name", ["multi_similarity", "steep", "contrastive", "softplus_positives"])
+def test_small_blocks_of_pair_loss(triton_device, by_tiles, small_blocks, name, n):
+    """Bounds of every row: a pair may take part at one end only, and so may a tile."""
+    pairs = make_pairs("random", 133, n, 20, 12, torch.float64, seed=3, device=triton_device)
+    case = Case(pairs, STATISTICS[name], bounds_for(STATISTICS[name], 133).to(triton_device), {})
+    assert_matches(differentiable(case), tensors(pairs), scale=200.0, exponent=200.0)
+
+
+@pytest.mark.parametrize("name", ["circle", "contrastive", "hinge_negatives", "softplus_positives"])
+def test_the_schedules_of_pair_loss_agree(triton_device, monkeypatch, name):
+    """float64: statistics, and a bitmap that is not symmetric where only the first rows ask for pairs."""
+    from test_pair_loss_contract import forward_arguments
+
+    monkeypatch.setattr(_configs, "SYMMETRIC_FROM", 0)
+    pairs = make_pairs("random", 300, None, 8, dtype=torch.float64, seed=4, device=triton_device)
+    bounds = bounds_for(STATISTICS[name], 300).to(triton_device)
+    bounds[:, 128:] = torch.where(torch.tensor(STATISTICS[name].arguments()[3:8:4]) > 0, 9.0, -9.0).to(bounds)[:, None]
+    *start, _, check_finite = forward_arguments(Case(pairs, STATISTICS[name], bounds, {}))
+    forward = torch.ops.dmlkernels_triton.pair_loss_fwd
+    tiles, by_rows = (forward(*start, deterministic, check_finite) for deterministic in (False, True))
+    for a, b in zip(tiles[:4], by_rows[:4], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    assert torch.equal(tiles[4], by_rows[4])
+    assert bool((tiles[4] != tiles[4].T).any()) == (STATISTICS[name].term != "softplus")
+
+
 @triton.jit
 def _tile_of_program(out, tiles):
     program = triton.language.program_id(0)
@@ -182,7 +211,7 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
-from dmlkernels.triton_kernels import MODULES, nearest_positive, pairwise, ranked_list
+from dmlkernels.triton_kernels import MODULES, nearest_positive, pair_loss, pairwise, ranked_list
 
 binders, found = {}, {}
 
@@ -194,6 +223,7 @@ def note(kernel, *arguments, grid, warmup, **named):
     found.setdefault(kernel.fn.__module__ + "." + kernel.fn.__name__, set()).add(str(specialization))
 
 JITFunction.run = note
+statistics = ("distance", "exp", "both", 10.0, 0.5, 0.0, 0.0, -10.0, 1.0, 0.0, 0.0, "ieee")
 options = (1.2, 0.4, 0.0, 10.0, 0.5, 0.5, False, "full", "all", "none", "ieee")
 for m in (*range(2, 40), 64, 100, 127, 128, 129, 256, 1000, 4096, 5000, 8192):
     x, y = torch.randn(m, 32), torch.arange(m) % 4
@@ -208,6 +238,11 @@ for m in (*range(2, 40), 64, 100, 127, 128, 129, 256, 1000, 4096, 5000, 8192):
             ranked_list.forward(*inputs, *options, deterministic, False)
             ranked_list.backward(
                 grad, *inputs, stats, easy, tiles, *options, deterministic, inputs is reference
+            )
+            bounds = torch.randn(2, m)
+            pair_loss.forward(*inputs, bounds, *statistics, deterministic, False)
+            pair_loss.backward(
+                bounds, bounds, *inputs, bounds, tiles, bounds, *statistics, deterministic, inputs is reference
             )
         nearest_positive.mine_forward(*inputs, "easy", "semihard", "ieee", False)
         nearest_positive.nearest_backward(grad, x, inputs[2], index, True, inputs is reference)
@@ -226,7 +261,7 @@ def test_batch_sizes_do_not_specialise():
     )
     assert done.returncode == 0, done.stderr
     counts = dict(line.split() for line in done.stdout.splitlines())
-    assert len(counts) >= 14
+    assert len(counts) >= 19
     # Self and reference mode, and in reference mode either side as the one that owns the rows.
     assert max(map(int, counts.values())) <= 4, counts
 

@@ -104,7 +104,8 @@ def forward(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         return *results, active
 
     shifts = o.shifts(normalize, n)
-    by_tiles = p.own and shifts is not None and _configs.by_tiles(m, o.deterministic)
+    # With ids, a tile of the triangle takes more registers than there are.
+    by_tiles = p.own and not p.has_ids and shifts is not None and _configs.by_tiles(m, o.deterministic)
     config = _configs.choose("pair_loss_fwd", p.q.operand.dtype, p.queries.width, like.device, square=by_tiles)
     row_tiles, tiles = triton.cdiv(m, config.block_m), triton.cdiv(n, config.block_n)
     parts = 1 if by_tiles else _configs.parts(row_tiles, tiles)
