@@ -39,14 +39,15 @@ DML_INLINE V gradient_of_value(V grad, V squared, V norms, PairValue value, doub
   }
 }
 
-template <class V>
-DML_INLINE V pair_argument(V v, V base, const PairSide& side) {
+// A side has the names of PairSide, and its numbers may be of another type.
+template <class V, class Side>
+DML_INLINE V pair_argument(V v, V base, const Side& side) {
   return V(side.scale) * (v - base);
 }
 
 // Term "exp": dscore/dv, the score is this times v - base. The ramp is a constant of the gradient.
-template <class V>
-DML_INLINE V score_slope(V v, const PairSide& side) {
+template <class V, class Side>
+DML_INLINE V score_slope(V v, const Side& side) {
   if (side.ramp == 0) return V(side.scale);
   return V(side.scale) * max(V(side.ramp) * (v - V(side.origin)), V(0));
 }

@@ -10,13 +10,22 @@
 //   weight(block, dot, r, c) -> the pair's weight of (f_i - g_j), or of g_j, in the gradient of row r
 //   kWeightBlocks           launch bound of its weights, as kBlocks
 //   normalize               whether the rows are normalised
-// and, if it can tell that a tile has no pair that counts,
-//   meets(p, row_tile, col_tile) -> may it have one?
+// and, where it has reasons,
+//   kRowBlocks              launch bound of its statistics, in place of kBlocks
+//   meets(p, row_tile, col_tile) -> may a pair of the tile count? Tiles without one are left out
 // all of them uniform in their options, so that a launch never diverges on one.
 
 #include "cuda/pairs.cuh"
 
 namespace dml {
+
+template <Product P, class Loss>
+constexpr int row_blocks() {
+  if constexpr (requires { Loss::kRowBlocks; })
+    return Loss::kRowBlocks;
+  else
+    return kBlocks<P>;
+}
 
 // Where the statistics of rows go: partial[(k * splits + split) * rows + row], or added to one copy if symmetric.
 template <class T>
@@ -36,7 +45,7 @@ DML_DEVICE void merge_lanes(Sums& sums, int bits) {
 
 // Four neighbouring lanes share a row of each half of the tile; with mirrored tiles, two threads share a column.
 template <Product P, class Loss>
-DML_KERNEL(kThreads, kBlocks<P>)
+DML_KERNEL(kThreads, (row_blocks<P, Loss>()))
 statistics_kernel(PairProblem<P> p, Loss loss, RowPartials<typename ProductTypes<P>::Value> out, bool symmetric,
                   unsigned char* active, typename ProductTypes<P>::Value* block_totals) {
   using T = typename ProductTypes<P>::Value;

@@ -58,14 +58,36 @@ struct PairSums {
   }
 };
 
+// A side as the kernels compute: a number of the wrong type would be converted again for every pair, or take a
+// register.
+template <class T>
+struct SideOf {
+  T scale, base, ramp, origin, shift;
+
+  SideOf(const PairSide& side, double shift)
+      : scale(static_cast<T>(side.scale)),
+        base(static_cast<T>(side.base)),
+        ramp(static_cast<T>(side.ramp)),
+        origin(static_cast<T>(side.origin)),
+        shift(static_cast<T>(shift)) {}
+};
+
 // What the statistics and the weights of a term have in common.
 template <class Term, Product P>
 struct PairLoss {
   using T = typename ProductTypes<P>::Value;
   static constexpr bool kScore = std::is_same_v<Term, PairScore>;
   PairLossProblem problem;
+  SideOf<T> pos, neg;
   const T* bounds;
   int64_t queries;
+
+  PairLoss(const PairLossProblem& problem, const T* bounds, int64_t queries)
+      : problem(problem),
+        pos(problem.pos, problem.pos_shift),
+        neg(problem.neg, problem.neg_shift),
+        bounds(bounds),
+        queries(queries) {}
 
   // A row that does not count has the norm NaN.
   DML_DEVICE bool is_member(const PairBlock<P>& block, int r, int c, bool same) const {
@@ -80,8 +102,8 @@ struct PairLoss {
     return Value{problem.value == PairValue::distance ? sqrt(squared) : squared, squared};
   }
   // x of a pair at the end of a query.
-  DML_DEVICE T argument(T v, const PairSide& side, bool positive, int64_t query) const {
-    const T base = bounds == nullptr ? T(side.base) : bounds[(positive ? 0 : queries) + query];
+  DML_DEVICE T argument(T v, const SideOf<T>& side, bool positive, int64_t query) const {
+    const T base = bounds == nullptr ? side.base : bounds[(positive ? 0 : queries) + query];
     return pair_argument(v, base, side);
   }
   DML_DEVICE bool takes_part(T x) const {
@@ -98,6 +120,7 @@ struct PairStatistics : PairLoss<Term, P> {
   using PairLoss<Term, P>::problem;
   using Sums = PairSums<Running, T>;
   static constexpr int kTotals = 0;
+  static constexpr int kRowBlocks = Running || P == Product::tf32 ? kBlocks<P> : kTwoBlocks<P>;
 
   static DML_DEVICE Sums empty() { return Sums{Sums::Side::empty(), Sums::Side::empty()}; }
 
@@ -113,15 +136,15 @@ struct PairStatistics : PairLoss<Term, P> {
   }
 
   // Adds a pair to a side of a row. Does the pair take part, at this end or, if asked, at the other?
-  DML_DEVICE bool add(typename Sums::Side& sums, const PairSide& side, double shift, bool positive, T v, int64_t query,
+  DML_DEVICE bool add(typename Sums::Side& sums, const SideOf<T>& side, bool positive, T v, int64_t query,
                       int64_t other, bool ask_other) const {
     const T x = this->argument(v, side, positive, query);
     sums.members += T(1);
     if (!this->takes_part(x)) return ask_other && this->takes_part(this->argument(v, side, positive, other));
     sums.total += v;
     if constexpr (PairLoss<Term, P>::kScore) {
-      PairLogSum<T> log_sum{sums.term, Running ? sums.max : T(shift)};
-      add_score<Running>(log_sum, true, score_slope(v, side) * (v - T(side.base)));
+      PairLogSum<T> log_sum{sums.term, Running ? sums.max : side.shift};
+      add_score<Running>(log_sum, true, score_slope(v, side) * (v - side.base));
       sums.term = log_sum.sum;
       if constexpr (Running) sums.max = log_sum.max;
       sums.slopes += T(1);
@@ -137,8 +160,8 @@ struct PairStatistics : PairLoss<Term, P> {
     const bool same = block.same_class(r, c);
     if (!this->is_member(block, r, c, same)) return false;
     const T v = this->value(block, dot, r, c).v;
-    return same ? add(sums.pos, problem.pos, problem.pos_shift, true, v, query, other, ask_other)
-                : add(sums.neg, problem.neg, problem.neg_shift, false, v, query, other, ask_other);
+    return same ? add(sums.pos, this->pos, true, v, query, other, ask_other)
+                : add(sums.neg, this->neg, false, v, query, other, ask_other);
   }
 
   // In self mode a tile counts for either end of its pairs: the backward adds both to the row.
@@ -156,29 +179,29 @@ struct PairWeights : PairLoss<Term, P> {
   using PairLoss<Term, P>::problem;
   using PairLoss<Term, P>::queries;
   using PairLoss<Term, P>::kScore;
-  static constexpr int kWeightBlocks = kBlocks<P>;
+  static constexpr int kWeightBlocks = kTwoBlocks<P>;
   bool normalize;
   PairEnds ends;
   const T* factors;
 
   // dL/dv of one end of the pair. Scores: `e` is e^(score - shift), and serves both ends without running maxima.
-  DML_DEVICE T from_end(const PairSide& side, bool positive, T v, T slope, T e, int64_t query) const {
+  DML_DEVICE T from_end(const SideOf<T>& side, bool positive, T v, T slope, T e, int64_t query) const {
     const T x = this->argument(v, side, positive, query);
     if (!this->takes_part(x)) return T(0);
     const T* const at = factors + (positive ? 0 : kPairFactors * queries) + query;
     const T scale = at[0], of_value = at[queries];
     if constexpr (kScore) {
-      if (problem.running) e = exp(slope * (v - T(side.base)) - at[2 * queries]);
+      if (problem.running) e = exp(slope * (v - side.base) - at[2 * queries]);
       return fma(scale * slope, e, of_value);
     } else {
       return fma(scale, Term::slope(x), of_value);
     }
   }
-  DML_DEVICE T from_ends(const PairSide& side, double shift, bool positive, T v, int64_t row, int64_t col) const {
+  DML_DEVICE T from_ends(const SideOf<T>& side, bool positive, T v, int64_t row, int64_t col) const {
     T slope = T(0), e = T(0);
     if constexpr (kScore) {
       slope = score_slope(v, side);
-      if (!problem.running) e = exp(slope * (v - T(side.base)) - T(shift));
+      if (!problem.running) e = exp(slope * (v - side.base) - side.shift);
     }
     return (ends.row ? from_end(side, positive, v, slope, e, row) : T(0)) +
            (ends.col ? from_end(side, positive, v, slope, e, col) : T(0));
@@ -189,8 +212,7 @@ struct PairWeights : PairLoss<Term, P> {
     if (!this->is_member(block, r, c, same)) return T(0);
     const auto [v, squared] = this->value(block, dot, r, c);
     const int64_t row = block.row0 + r, col = block.col0 + c;
-    const T sum = same ? from_ends(problem.pos, problem.pos_shift, true, v, row, col)
-                       : from_ends(problem.neg, problem.neg_shift, false, v, row, col);
+    const T sum = same ? from_ends(this->pos, true, v, row, col) : from_ends(this->neg, false, v, row, col);
     return gradient_of_value(sum, squared, block.norms(r, c), problem.value, kEps<T>);
   }
 };
@@ -273,7 +295,7 @@ void pair_loss_statistics(Precision precision, const PairSides<T>& sides, const 
     };
     with_term(problem.term, [&](auto term) {
       using Term = decltype(term);
-      const PairLoss<Term, P> loss{problem, bounds, sides.a.count};
+      const PairLoss<Term, P> loss(problem, bounds, sides.a.count);
       if constexpr (std::is_same_v<Term, PairScore>)
         if (problem.running) return run(PairStatistics<Term, true, P>{loss});
       run(PairStatistics<Term, false, P>{loss});
@@ -301,7 +323,7 @@ void pair_loss_weights(Precision precision, const PairSides<T>& sides, const Pai
     constexpr Product P = decltype(product)::value;
     with_term(problem.term, [&](auto term) {
       using Term = decltype(term);
-      const PairLoss<Term, P> loss{problem, bounds, queries};
+      const PairLoss<Term, P> loss(problem, bounds, queries);
       launch_weights(make_problem<P>(sides), PairWeights<Term, P>{loss, problem.normalize, ends, factors}, stripe,
                      splits, weight_sums, sides.a.count, stream);
     });

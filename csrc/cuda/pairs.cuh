@@ -119,17 +119,20 @@ struct PairBlock {
   const PairProblem<P>& p;
   unsigned char* shared;
   TileFacts<T>& facts;
-  int64_t row0, col0;
+  int row0, col0;  // 32 bits: registers are short
   PairTile<P> tile;
 
   DML_DEVICE PairBlock(const PairProblem<P>& p, unsigned char* shared, int64_t row_tile)
-      : p(p), shared(shared), facts(*reinterpret_cast<TileFacts<T>*>(shared + kWorkBytes<T>)), row0(row_tile * kTile) {
+      : p(p),
+        shared(shared),
+        facts(*reinterpret_cast<TileFacts<T>*>(shared + kWorkBytes<T>)),
+        row0(static_cast<int>(row_tile) * kTile) {
     facts.rows.load(p.a_facts, p.a.order, row0, p.a.count);
   }
 
   DML_DEVICE void enter(int64_t col_tile) {
     __syncthreads();  // everybody is done with the columns of the last tile
-    col0 = col_tile * kTile;
+    col0 = static_cast<int>(col_tile) * kTile;
     facts.cols.load(p.b_facts, p.b.order, col0, p.b.count);
     tile.multiply(p.a, row0, p.b, col0, DenseChunks<typename PairProblem<P>::E>{0, p.a.width}, shared);
   }

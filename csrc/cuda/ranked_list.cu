@@ -52,6 +52,7 @@ struct RankedListLoss {
   using T = typename ProductTypes<P>::Value;
   using Sums = RankedSums<Running, T>;
   static constexpr int kTotals = kRankedTotals, kWeightBlocks = kBlocks<P>;
+  static constexpr int kRowBlocks = Running ? kBlocks<P> : kTwoBlocks<P>;
   RankedListProblem problem;
   bool normalize;
   // Gradient only.

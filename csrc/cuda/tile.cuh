@@ -75,6 +75,9 @@ constexpr int kTileShared = kStages * kStageBytes;
 // multiprocessor, three TF32 products and float64 would spill.
 template <Product P>
 constexpr int kBlocks = P == Product::tf32x3 || P == Product::simt ? 1 : 0;
+// For kernels that do fit into half the registers, which the compiler does not see by itself.
+template <Product P>
+constexpr int kTwoBlocks = kBlocks<P> == 1 ? 1 : 2;
 
 // All of the width, chunk by chunk: where in the rows of either side.
 template <class E>
