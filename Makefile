@@ -13,7 +13,7 @@ BUILD := $(VENV)/.build
 LINT := $(VENV)/.lint
 COMPAT_VENV := .venv-compat
 COMPAT := $(COMPAT_VENV)/.ready
-TRITON_OPS := pairwise ranked_list nearest_positive distance_weighted coding_rate spherical_expansion proxy_anchor soft_triple
+TRITON_OPS := pairwise ranked_list pair_loss nearest_positive distance_weighted coding_rate spherical_expansion proxy_anchor soft_triple
 NATIVE := CMakeLists.txt setup.py $(wildcard cmake/* csrc/*.cpp csrc/*/*.h csrc/*/*.cuh csrc/*/*.cpp csrc/*/*.cu csrc/*/*/*.h csrc/*/*/*.cpp)
 CXX_FILES := $(filter-out CMakeLists.txt setup.py %.cmake,$(NATIVE)) $(wildcard tests/*/*.cpp tests/*/*.h)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -69,7 +69,7 @@ $(COMPAT): pyproject.toml | setup
 
 compat: $(COMPAT)
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(COMPAT_VENV)/bin/python -m pytest -q -p no:cacheprovider \
-	  -k "triton and test_every_dtype and random and bfloat16" $(addprefix tests/test_,$(addsuffix .py,$(TRITON_OPS)))
+	  -k "triton and bfloat16 and (test_every_dtype and random or test_dtypes)" $(addprefix tests/test_,$(addsuffix .py,$(TRITON_OPS)))
 	$(COMPAT_VENV)/bin/python bench/triton_resources.py --check --quick --may-spill --dtypes float32 \
 	  --architectures 80 90
 
