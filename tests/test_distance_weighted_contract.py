@@ -7,10 +7,12 @@ import warnings
 import contract
 import pytest
 import torch
+from conftest import KERNELS
 from contract import VIEWS, strided
+from test_backend import Recorder
 from test_distance_weighted import CUTOFF, FAR, draw, grid
 
-from dmlkernels import _checks, _library
+from dmlkernels import _backend, _checks, _library
 from dmlkernels.ops.distance_weighted import sample_negatives
 from dmlkernels.testing import Pairs, make_pairs
 
@@ -91,6 +93,28 @@ def test_no_gradient(backend, device):
         index = draw(leaves, u)
     assert not index.requires_grad
     assert torch.equal(index, draw(pairs, u))
+
+
+def test_the_kernel_is_what_runs(kernel, device):
+    pairs, u = make_pairs("random", 30, 20, 5, 3, device=device), grid(30, 4)
+    with Recorder() as recorder:
+        draw(pairs, u)
+    ours = [name for name in recorder.names if name.startswith("dmlkernels")]
+    assert ours == [f"{_backend.namespaces[kernel.name]}.distance_weighted_fwd.default"]
+    assert not any(name.startswith(("aten.mm", "aten.bmm", "aten.matmul", "aten._cdist")) for name in recorder.names)
+
+
+@pytest.mark.parametrize("kernel", [k for k in KERNELS if k.name == "triton"], ids=["triton"], indirect=True)
+def test_groups_of_rows(kernel, device, monkeypatch):
+    """A small workspace takes the rows in several turns, and draws the same."""
+    from dmlkernels.triton_kernels import distance_weighted
+
+    pairs, u = make_pairs("random", 300, 40, 3, 5, device=device), grid(300, 2)
+    whole = draw(pairs, u)
+    monkeypatch.setattr(distance_weighted, "SUMS_BYTES", 1)
+    assert torch.equal(draw(pairs, u), whole)
+    monkeypatch.setattr(distance_weighted, "MOST_DRAWS", 1)
+    assert torch.equal(draw(pairs, u), whole)
 
 
 def test_registration_asks_for_a_backward_where_there_is_one():
