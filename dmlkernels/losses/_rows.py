@@ -78,8 +78,8 @@ def mean(terms: Tensor, count: Tensor) -> Tensor:
 
 
 def nonzero_mean(terms: Tensor) -> Tensor:
-    """Mean over the terms above 0, and over NaN."""
-    return mean(terms, (~(terms.detach() <= 0)).sum())
+    """Mean over the terms above 0."""
+    return mean(terms, (terms.detach() > 0).sum())
 
 
 class Settings(Protocol):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from .. import _checks
 from ..ops.pair_loss import Options, Side, Statistics
-from ._rows import RowLoss, Source, nonzero_mean, softplus, some
+from ._rows import RowLoss, Source, nonzero_mean, softplus
 
 
 class Settings(NamedTuple):
@@ -28,9 +27,7 @@ class Settings(NamedTuple):
         pos = Side(-self.gamma, base=1 - self.m, ramp=-1.0, origin=1 + self.m)
         neg = Side(self.gamma, base=self.m, ramp=1.0, origin=-self.m)
         stats = source.statistics(Options("similarity", "exp", pos, neg))
-        both = some(stats.pos) & some(stats.neg)
-        scores = torch.where(both, stats.pos, 0) + torch.where(both, stats.neg, 0)
-        return nonzero_mean(torch.where(both, softplus(scores), 0)), stats
+        return nonzero_mean(softplus(stats.pos + stats.neg)), stats
 
 
 def circle_loss(
