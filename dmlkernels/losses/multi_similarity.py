@@ -116,6 +116,9 @@ def multi_similarity_loss(
 class MultiSimilarityLoss(RowLoss):
     """`multi_similarity_loss` as a module.
 
+    Where pytorch-metric-learning takes a distance, this is its loss of CosineSimilarity, or without `normalize` of
+    DotProductSimilarity.
+
     `epsilon` mines as pytorch-metric-learning's MultiSimilarityMiner(epsilon) does. Where neither kind has more than
     one pair, that library returns 0; here such a batch counts.
 

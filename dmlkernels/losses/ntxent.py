@@ -83,8 +83,9 @@ def ntxent_loss(
 class NTXentLoss(RowLoss):
     """`ntxent_loss` as a module.
 
-    A pair counts as often as it is listed. pytorch-metric-learning takes the logarithm of a rounded quotient; small
-    losses keep their accuracy here.
+    Where pytorch-metric-learning takes a distance, this is its loss of CosineSimilarity, or without `normalize` of
+    DotProductSimilarity; `NCALoss` is that of squared distances. A pair counts as often as it is listed. Small losses
+    keep their relative accuracy here, while that library takes the logarithm of a rounded quotient.
 
     Args:
         temperature, positive: as in `ntxent_loss`.

@@ -80,6 +80,9 @@ def supcon_loss(
 class SupConLoss(RowLoss):
     """`supcon_loss` as a module.
 
+    Where pytorch-metric-learning takes a distance, this is its loss of CosineSimilarity, or without `normalize` of
+    DotProductSimilarity.
+
     A query with one positive has log(1 + e^{L_N − s_p/τ}) here, never rounded to a negative number or, too early, to 0;
     so the mean over non-zero queries of a converged batch may count more of them than pytorch-metric-learning's.
 
