@@ -37,6 +37,11 @@ def _expansion(x: Tensor, labels: Tensor) -> Tensor:
     return F.spherical_expansion(x, labels, _proxies(x), n=SYNTHETICS, noise=noise, differentiable=True).embeddings
 
 
+def _drawn(x: Tensor, labels: Tensor) -> Tensor:
+    uniforms = torch.rand(len(x), 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(x.device)
+    return F.margin_loss(x, labels, positive="easy", negative="distance_weighted", uniforms=uniforms)
+
+
 CASES = (
     Case("pairwise similarity", lambda x, y: F.pairwise_similarity(x)),
     Case("pairwise distance", lambda x, y: F.pairwise_distance(x, normalize=True)),
@@ -48,6 +53,7 @@ CASES = (
     Case("triplet, all × all", lambda x, y: F.triplet_loss(x, y, positive="all", negative="all", reduction="mean")),
     Case("contrastive", lambda x, y: F.contrastive_loss(x, y, reduction="mean")),
     Case("margin", lambda x, y: F.margin_loss(x, y)),
+    Case("margin, drawn negatives", _drawn),
     Case("multi-similarity", lambda x, y: F.multi_similarity_loss(x, y)),
     Case("NT-Xent", lambda x, y: F.ntxent_loss(x, y)),
     Case("SupCon", lambda x, y: F.supcon_loss(x, y)),
