@@ -19,8 +19,8 @@ class CrossBatchMemory(nn.Module):
     give the number of the image in the data set, which comes back in another epoch.
 
     Nothing is waited for and no shape depends on how full the memory is: places that are not filled yet have the label
-    that the loss ignores. So a step can be compiled or recorded as a CUDA graph, and its cost is that of the full
-    memory from the start. A row with NaN or Inf makes its own step NaN, and is not remembered.
+    that the loss ignores. So all steps are one graph of torch.compile, without a synchronisation, and each costs what
+    it does with the memory full. A row with NaN or Inf makes its own step NaN, and is not remembered.
 
     Args:
         loss: any pair loss of this package. `AntiCollapseLoss`, `SphericalExpansionLoss` and `MultiHead` belong around
