@@ -9,6 +9,7 @@ import pytest
 import torch
 from contract import thinned
 
+import dmlkernels
 from dmlkernels import _checks, use_backend
 from dmlkernels.ops.distance_weighted import sample_negatives
 from dmlkernels.reference import distance_weighted as reference
@@ -256,3 +257,32 @@ def test_rows_that_are_not_finite(backend, device, n, value):
 @pytest.mark.parametrize("n", [None, 200], ids=["self", "reference"])
 def test_more_rows_than_are_weighed_at_a_time(kernel, device, n):
     check(make_pairs("random", 4300 if n else 700, n, 3, 40, seed=12, device=device), grid(4300 if n else 700, 2))
+
+
+@pytest.mark.parametrize("precision", ["ieee", "tf32", "bf16"])
+def test_lone_candidates_at_the_cutoff(kernel, device, precision):
+    """Where products of few bits and the rows themselves disagree on the only candidate, it is drawn or nothing is."""
+    side, others = 60, 130  # the candidates stand behind other rows, in the second tile
+    d = FAR + 1e-3 * torch.linspace(-1, 1, side, dtype=torch.float64)
+    cosine = 1 - d.square() / 2
+    x, g = torch.zeros(2, side, 2 * side, dtype=torch.float64)
+    place = torch.arange(side)
+    x[place, place] = 1
+    g[place, place] = cosine
+    g[place, side + place] = (1 - cosine.square()).sqrt()
+    labels = torch.zeros(side, dtype=torch.int64)
+    # TF32 and bfloat16 round the sines to 1: from 0.9998, and from 1.0004 in every other row.
+    g *= torch.where(place % 2 == 0, 1, 1.0006)[:, None]
+    gallery = torch.cat([x[:1].expand(others, -1), g]).float()
+    of_gallery = torch.cat([torch.zeros(others, dtype=torch.int64), labels + 1])
+    pairs = Pairs(*(t.to(device) for t in (x.float(), labels, gallery, of_gallery)))
+    before = dmlkernels.get_float32_precision()
+    dmlkernels.set_float32_precision(precision)
+    try:
+        index = draw(pairs, grid(side, 3)).cpu()
+    finally:
+        dmlkernels.set_float32_precision(before)
+    assert bool(((index == others + place[:, None]) | (index == -1)).all())
+    # Which moves a distance by 3e-4 at most.
+    certain = (d - FAR).abs() > 5e-4
+    assert torch.equal(index[certain] >= 0, (d < FAR)[certain, None].expand(-1, 3))
