@@ -230,7 +230,8 @@ def _check(op: str, embeddings: Tensor, labels: Tensor, centers: Tensor, per_cla
 def _tiles(rows: _rows.Rows, per_class: int, precision: str, backward: bool) -> dict[str, Any]:
     """Constants of both kernels: 64² similarities a tile, of float64 32², with a class that is wider on fewer rows.
 
-    In the backward half the rows: beside the sums, weights of more would spill registers (bench/triton_resources.py).
+    In the backward half the rows: beside the sums, weights of more would spill registers. 8 warps would in the forward
+    on sm_100 (bench/triton_resources.py).
     """
     operand = rows.operand.dtype
     side = 32 if operand == torch.float64 else 64
@@ -245,7 +246,7 @@ def _tiles(rows: _rows.Rows, per_class: int, precision: str, backward: bool) -> 
         "PRECISION": "ieee" if operand == torch.float64 else _configs.dot_precision(precision),
         "SIDE": max(side * side // columns // (2 if backward else 1), 16),
         "BLOCK_K": _configs.power_of_two(rows.width, 16, 64 if operand.itemsize == 2 else 32),
-        "num_warps": 8,
+        "num_warps": 8 if backward else 4,
     }
 
 

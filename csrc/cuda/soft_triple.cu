@@ -17,22 +17,22 @@ template <Product P>
 struct ClassBlock : PairBlock<P> {
   using T = typename ProductTypes<P>::Value;
   const SoftTriple& loss;
-  int64_t classes, first_class;
-  int per_tile, count;  // classes of a tile, and of this one
+  // Classes in all and of a tile; the first of this tile, and how many it has.
+  int classes, per_tile, first_class, count;
 
   DML_DEVICE ClassBlock(const PairProblem<P>& p, unsigned char* shared, const SoftTriple& loss)
       : PairBlock<P>(p, shared, 0),
         loss(loss),
-        classes(p.b.count / loss.per_class),
+        classes(static_cast<int>(p.b.count / loss.per_class)),
         per_tile(kTile / static_cast<int>(loss.per_class)) {}
 
-  DML_DEVICE int64_t class_tiles() const { return (classes + per_tile - 1) / per_tile; }
+  DML_DEVICE int64_t class_tiles() const { return (int64_t{classes} + per_tile - 1) / per_tile; }
   DML_DEVICE int centers() const { return count * static_cast<int>(loss.per_class); }
 
   DML_DEVICE void enter(int64_t row_tile, int64_t class_tile) {
     __syncthreads();  // everybody is done with the last tile
-    first_class = class_tile * per_tile;
-    count = static_cast<int>(classes - first_class < per_tile ? classes - first_class : per_tile);
+    first_class = static_cast<int>(class_tile) * per_tile;
+    count = classes - first_class < per_tile ? classes - first_class : per_tile;
     this->row0 = row_tile * kTile;
     this->col0 = first_class * loss.per_class;
     this->facts.rows.load(this->p.a_facts, this->p.a.order, this->row0, this->p.a.count);
