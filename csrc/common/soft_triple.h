@@ -1,7 +1,7 @@
 #pragma once
-// SoftTriple of an embedding and the centers of a class (Qian et al., ICCV 2019, eqs. 7 and 8): the similarity of the
-// class is the mean of those of its centers, weighted by their softmax with temperature gamma, and the loss is the
-// cross-entropy of la (similarity - margin of the own class).
+// SoftTriple of an embedding and the centers of a class (Qian et al., ICCV 2019): the similarity of the class is
+// the mean of those of its centers, weighted by their softmax with temperature gamma, and the loss is the cross-entropy
+// of la (similarity - margin of the own class).
 
 #include <math.h>
 

@@ -36,7 +36,8 @@ class SoftTripleLoss(nn.Module):
             listed pairs or ids.
 
     Source:
-        Qian et al., "SoftTriple loss: deep metric learning without triplet sampling", ICCV 2019, eqs. 7 and 8.
+        Qian et al., "SoftTriple loss: deep metric learning without triplet sampling", ICCV 2019; without its
+        regulariser of the number of centers (τ), as in pytorch-metric-learning.
 
     Example:
         >>> loss = losses.SoftTripleLoss(num_classes=100, embedding_size=64)

@@ -114,7 +114,8 @@ def soft_triple_loss(
         ValueError: for a wrong shape, dtype, device or option, or a label outside [0, C) (on a GPU: a NaN loss).
 
     Source:
-        Qian et al., "SoftTriple loss: deep metric learning without triplet sampling", ICCV 2019, eqs. 7 and 8.
+        Qian et al., "SoftTriple loss: deep metric learning without triplet sampling", ICCV 2019; without its
+        regulariser of the number of centers (τ), as in pytorch-metric-learning.
 
     Example:
         >>> centers = torch.randn(10 * 3, 16, requires_grad=True)

@@ -1,4 +1,4 @@
-r"""SoftTriple loss in plain PyTorch, M×C·K memory (Qian et al., ICCV 2019, eqs. 7 and 8).
+r"""SoftTriple loss in plain PyTorch, M×C·K memory (Qian et al., ICCV 2019).
 
 With $s_{ick}$ the similarity of embedding i to center k of class c, $p_{ick}$ the softmax over k of $s_{ick}/\gamma$
 and $S_{ic} = \sum_k p_{ick} s_{ick}$: $l_{ic} = \lambda (S_{ic} - \delta [c = y_i])$ and
