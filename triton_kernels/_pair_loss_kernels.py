@@ -127,53 +127,53 @@ def forward_tiles(
         VALUE, SIDES, SELF, HAS_IDS, D, PRECISION, DTYPE, BLOCK_K,
     )  # fmt: skip
     v = value_of(measured, VALUE)
-    pos_top, neg_top = _pair.scalar(pos_shift, DTYPE), _pair.scalar(neg_shift, DTYPE)
     above, beside = i * BLOCK_M // TILE, j * BLOCK_N // TILE
-    _add_to_end(
-        sums, active + above * tl.cdiv(M, TILE) + beside, v, same, members, bounds, rows, row_facts[0], M,
-        pos, neg, pos_top, neg_top, 1, SIDES, TERM, BOUNDED, RAMP, DTYPE,
-    )  # fmt: skip
-    if i != j:
+    row_active, col_active = active + above * tl.cdiv(M, TILE) + beside, active + beside * tl.cdiv(M, TILE) + above
+    # One end of one side after the other: all at once take more registers than there are.
+    if SIDES != "negative":
+        of_one, top = members & same, _pair.scalar(pos_shift, DTYPE)
         _add_to_end(
-            sums, active + beside * tl.cdiv(M, TILE) + above, v, same, members, bounds, cols, col_facts[0], M,
-            pos, neg, pos_top, neg_top, 0, SIDES, TERM, BOUNDED, RAMP, DTYPE,
+            sums, row_active, v, same, of_one, bounds, rows, row_facts[0], M, pos, neg, top,
+            1, "positive", TERM, BOUNDED, RAMP, DTYPE,
         )  # fmt: skip
+        if i != j:
+            _add_to_end(
+                sums, col_active, v, same, of_one, bounds, cols, col_facts[0], M, pos, neg, top,
+                0, "positive", TERM, BOUNDED, RAMP, DTYPE,
+            )  # fmt: skip
+    if SIDES != "positive":
+        of_one, top = members & (same == 0), _pair.scalar(neg_shift, DTYPE)
+        _add_to_end(
+            sums + SUMS * M.to(tl.int64), row_active, v, same, of_one, bounds, rows, row_facts[0], M, pos, neg, top,
+            1, "negative", TERM, BOUNDED, RAMP, DTYPE,
+        )  # fmt: skip
+        if i != j:
+            _add_to_end(
+                sums + SUMS * M.to(tl.int64), col_active, v, same, of_one, bounds, cols, col_facts[0], M, pos, neg, top,
+                0, "negative", TERM, BOUNDED, RAMP, DTYPE,
+            )  # fmt: skip
 
 
 @triton.jit
 def _add_to_end(
-    sums, active, v, same, members, bounds, index, ok, M, pos, neg, pos_top, neg_top, AXIS: tl.constexpr,
-    SIDES: tl.constexpr, TERM: tl.constexpr, BOUNDED: tl.constexpr, RAMP: tl.constexpr, DTYPE: tl.constexpr,
+    sums, active, v, same, members, bounds, index, ok, M, pos, neg, top, AXIS: tl.constexpr,
+    SIDE: tl.constexpr, TERM: tl.constexpr, BOUNDED: tl.constexpr, RAMP: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     argument, argument_slope, taking = taking_part(
-        v, same, members, bounds, index, ok, M, pos, neg, AXIS, SIDES, TERM, BOUNDED, RAMP
+        v, same, members, bounds, index, ok, M, pos, neg, AXIS, SIDE, TERM, BOUNDED, RAMP
     )
     at, length = sums + index, M.to(tl.int64)
-    if SIDES != "negative":
-        tl.atomic_add(at + 3 * length, tl.sum((members & same).to(DTYPE), AXIS), mask=ok, sem="relaxed")
-    if SIDES != "positive":
-        count = tl.sum((members & (same == 0)).to(DTYPE), AXIS)
-        tl.atomic_add(at + (SUMS + 3) * length, count, mask=ok, sem="relaxed")
+    tl.atomic_add(at + 3 * length, tl.sum(members.to(DTYPE), AXIS), mask=ok, sem="relaxed")
     if _any(taking):
         tl.store(active, 1)
         if TERM == "exp":
-            term = tl.exp(argument - of_side(same, pos_top, neg_top, SIDES))
-            slope = tl.full(v.shape, 1.0, DTYPE)
+            term, slope = tl.exp(argument - top), tl.full(v.shape, 1.0, DTYPE)
         else:
             active_pairs, term, slope = additive(argument, TERM)
-        if SIDES != "negative":
-            terms, values, slopes = side_sums(taking & same, term, v, slope, AXIS)
-            _add_side(at, length, ok, terms, values, slopes)
-        if SIDES != "positive":
-            terms, values, slopes = side_sums(taking & (same == 0), term, v, slope, AXIS)
-            _add_side(at + SUMS * length, length, ok, terms, values, slopes)
-
-
-@triton.jit
-def _add_side(at, length, ok, terms, values, slopes):
-    tl.atomic_add(at, terms, mask=ok, sem="relaxed")
-    tl.atomic_add(at + 2 * length, values, mask=ok, sem="relaxed")
-    tl.atomic_add(at + 4 * length, slopes, mask=ok, sem="relaxed")
+        terms, values, slopes = side_sums(taking, term, v, slope, AXIS)
+        tl.atomic_add(at, terms, mask=ok, sem="relaxed")
+        tl.atomic_add(at + 2 * length, values, mask=ok, sem="relaxed")
+        tl.atomic_add(at + 4 * length, slopes, mask=ok, sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["M", "parts"])
