@@ -54,8 +54,8 @@ SCHEMAS = {
         f"(Tensor grad_loss, {_PAIR}, Tensor row_stats, Tensor easy_index, Tensor tile_active, {_RANKED_LIST}, "
         "bool need_grad_ref) -> (Tensor, Tensor)"
     ),
-    # -> stats, sums, members, slopes, each (2, M): of the positives and of the negatives of each query; tile_active uint8
-    # (tiles of M, tiles of N)
+    # -> stats, sums, members, slopes, each (2, M): of the positives and of the negatives of each query;
+    # tile_active uint8 (tiles of M, tiles of N)
     "pair_loss_fwd": f"({_PAIR}, {_PAIR_LOSS}, bool check_finite) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     # grad_stats, grad_sums (2, M) -> grad_embeddings (M, D), grad_ref (N, D) | (0, D) unless need_grad_ref
     "pair_loss_bwd": (

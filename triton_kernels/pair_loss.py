@@ -89,7 +89,7 @@ class Options(NamedTuple):
         }
 
 
-def forward(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def forward(*arguments) -> tuple[Tensor, ...]:
     *pair, check_finite = arguments
     pair, bounds, o = pair[:8], pair[8], Options(*pair[9:])
     op, normalize = "pair_loss", pair[-1]

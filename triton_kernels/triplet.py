@@ -64,7 +64,7 @@ class Classes(NamedTuple):
 
 class Stripe(NamedTuple):
     first: int
-    count: int
+    rows: int
     values: Tensor  # (count, N) distances
 
 
@@ -99,9 +99,9 @@ def forward(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             of_all = (stripe.values, *places)
             results = (loss_sum, nonzero, count, n, stripe.first, o.margin)
             if o.semihard:
-                _triplet_kernels.semihard_sums[(stripe.count,)](*of_all, *results, **o.constants(p))
+                _triplet_kernels.semihard_sums[(stripe.rows,)](*of_all, *results, **o.constants(p))
             else:
-                _triplet_kernels.sums[(stripe.count,)](*of_all, active, *results, TILE=TILE, **o.constants(p))
+                _triplet_kernels.sums[(stripe.rows,)](*of_all, active, *results, TILE=TILE, **o.constants(p))
     spoilt = (p.q.state == NON_FINITE.value) | ((p.q.state == KEPT.value) & p.all_nan)
     loss_sum = torch.where(spoilt, torch.nan, loss_sum)
     return loss_sum, nonzero.masked_fill(spoilt, 0), count.masked_fill(spoilt, 0), active
@@ -134,13 +134,13 @@ def backward(grad_loss_sum: Tensor, *arguments) -> tuple[Tensor, Tensor]:
         places = (p.q.labels, p.q.norms, p.g.labels, p.g.norms, *Classes.of(p))
         incoming, n = grad_loss_sum.contiguous(), p.gallery.count
         for stripe in _stripes(p, o, active.contiguous(), True):
-            weights = p.q.scale.new_empty(stripe.count, n)
-            kernel[(stripe.count,)](
+            weights = p.q.scale.new_empty(stripe.rows, n)
+            kernel[(stripe.rows,)](
                 stripe.values, *places, incoming, weights, n, stripe.first, o.margin,
                 EPS=torch.finfo(weights.dtype).eps, **o.constants(p),
             )  # fmt: skip
-            anchors = slice(stripe.first, stripe.first + stripe.count)
-            own = _part(queries, stripe.first, stripe.count)
+            anchors = slice(stripe.first, stripe.first + stripe.rows)
+            own = _part(queries, stripe.first, stripe.rows)
             _add(sums_q, anchors, pairwise.weighted_sums(own, gallery, weights, "squared", o.precision))
             if sums_g is not None:
                 added = pairwise.weighted_sums(gallery, own, weights, "squared", o.precision, transposed=True)

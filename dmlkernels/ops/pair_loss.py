@@ -34,7 +34,7 @@ class Options(NamedTuple):
     pos: Side | None  # None: the side does not take part
     neg: Side | None
 
-    def arguments(self) -> tuple[str | float, ...]:
+    def arguments(self) -> tuple[Any, ...]:
         """As the operator takes them."""
         sides = "both" if self.pos and self.neg else "positive" if self.pos else "negative"
         nothing = Side(0.0)

@@ -21,7 +21,7 @@ class Triplets(NamedTuple):
 
     loss_sum: Tensor
     nonzero: Tensor  # int64: triplets that cost something
-    count: Tensor  # int64: triplets
+    count: Tensor  # type: ignore[assignment]  # int64: triplets; not tuple.count
 
 
 def _fake_fwd(embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None, *arguments: Any) -> tuple[Tensor, ...]:
