@@ -24,6 +24,8 @@ CASES = (
     Case("rll_peer", "ranked_list_pml", "dense", 16384, 128, rivals=PEER),
     Case("rll_peer_tf32", "ranked_list_pml", "dense", 16384, 512, rivals=PEER, memory=False, **TF32),
     Case("triplet_peer", "triplet", "dense", 16384, 128, rivals=PEER, memory=False),
+    *(Case(name, name, "dense", 16384, 128, rivals=OURS, **BF16) for name in ("contrastive", "supcon", "ntxent")),
+    Case("supcon_float32", "supcon", "dense", 16384, 128, rivals=EAGER),
     Case("nearest_positive", "nearest_positive", "dense", 16384, 512, rivals=EAGER),
     Case("mine_hard", "mine_hard", "dense", 16384, 512, rivals=OURS, **BF16),
     Case("mine_semihard", "mine_semihard", "dense", 16384, 512, rivals=OURS, memory=False, **BF16),

@@ -252,3 +252,16 @@ def test_one_side_is_that_side_of_both(backend, device, name, side):
         mine = (k % 2 == 0) == (side == "positive")
         nothing = torch.full_like(one[k], -math.inf if k < 2 and options.term == "exp" else 0.0)
         torch.testing.assert_close(one[k], both[k] if mine else nothing, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("scale", [60.0, 74.0, 200.0])
+def test_gradients_of_a_mean_over_many_rows(kernel, device, scale):
+    """Small gradients are as accurate as large ones: no factor of them leaves the numbers of float32."""
+    pairs = make_pairs("random", 40, None, 8, 40, labels="distinct", device=device)
+    x = torch.cat([pairs.embeddings, pairs.embeddings + 0.01]).requires_grad_()
+    case = Case(Pairs(x, torch.arange(80, device=device), None, None), OPTIONS["exp_negatives"], None, {})
+    options = case.options._replace(neg=Side(scale))
+    stats = call(case._replace(options=options), x).neg
+    large, small = (torch.autograd.grad(stats, x, torch.full_like(stats, g), retain_graph=True)[0] for g in (1.0, 1e-7))
+    torch.testing.assert_close(small * 1e7, large, rtol=1e-4, atol=1e-4 * float(large.abs().max()))
+    assert large.abs().amax(1).min() > 0

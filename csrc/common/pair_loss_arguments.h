@@ -60,8 +60,9 @@ inline ScoreRange score_range(const PairSide& side, PairValue value) {
   return range;
 }
 
-// Half the range beyond which e^score of all gallery rows leaves float32 on either end, whatever is subtracted.
-constexpr double kScoreRange = 80;
+// Half the range beyond which maxima are running: whatever is subtracted, e^score of all gallery rows leaves float32 at
+// 87 on either end, and the gradient of a mean over many rows times its inverse would be lost at 80 already.
+constexpr double kScoreRange = 64;
 
 // What is subtracted from every score of a side: constant, or a maximum that is kept as the pairs go by.
 struct ScoreShift {

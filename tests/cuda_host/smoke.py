@@ -87,6 +87,10 @@ CALLS = {
     "mine_gallery": Call("mine", _mined),
     "distance_weighted": Call("distance_weighted", lambda x, y, g, h: _drawn(x, y, None, None)),
     "distance_weighted_gallery": Call("distance_weighted", _drawn, wide=True),
+    "contrastive": Call("pair_loss", lambda x, y, g, h: F.contrastive_loss(x, y)),
+    "multi_similarity": Call("pair_loss", lambda x, y, g, h: F.multi_similarity_loss(x, y, epsilon=0.1)),
+    "ntxent": Call("pair_loss", lambda x, y, g, h: F.ntxent_loss(x, y, g, h), wide=True),
+    "circle": Call("pair_loss", lambda x, y, g, h: F.circle_loss(x, y, normalize=False, gamma=1.0)),
     "triplets": Call("triplet", lambda x, y, g, h: F.triplet_loss(x, y, positive="all", negative="all")),
     "triplets_gallery": Call(
         "triplet",
