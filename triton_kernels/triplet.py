@@ -130,15 +130,16 @@ def backward(grad_loss_sum: Tensor, *arguments) -> tuple[Tensor, Tensor]:
     sums_q = _rows.zero_sums(p.queries)
     sums_g = sums_q if p.own else _rows.zero_sums(p.gallery) if need_grad_ref else None
     if not _problem.empty(p):
-        kernel = _triplet_kernels.semihard_weights if o.semihard else _triplet_kernels.weights
         places = (p.q.labels, p.q.norms, p.g.labels, p.g.norms, *Classes.of(p))
         incoming, n = grad_loss_sum.contiguous(), p.gallery.count
         for stripe in _stripes(p, o, active.contiguous(), True):
             weights = p.q.scale.new_empty(stripe.rows, n)
-            kernel[(stripe.rows,)](
-                stripe.values, *places, incoming, weights, n, stripe.first, o.margin,
-                EPS=torch.finfo(weights.dtype).eps, **o.constants(p),
-            )  # fmt: skip
+            given = (stripe.values, *places, incoming, weights, n, stripe.first, o.margin)
+            constants = {"EPS": torch.finfo(weights.dtype).eps, **o.constants(p)}
+            if o.semihard:
+                _triplet_kernels.semihard_weights[(stripe.rows,)](*given, **constants)
+            else:
+                _triplet_kernels.weights[(stripe.rows,)](*given, **constants)
             anchors = slice(stripe.first, stripe.first + stripe.rows)
             own = _part(queries, stripe.first, stripe.rows)
             _add(sums_q, anchors, pairwise.weighted_sums(own, gallery, weights, "squared", o.precision))

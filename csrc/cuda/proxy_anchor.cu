@@ -41,6 +41,8 @@ struct ProxyAnchorLoss {
   using T = typename ProductTypes<P>::Value;
   using Sums = ProxySums<T>;
   static constexpr int kTotals = 0, kWeightBlocks = kBlocks<P>;
+  // In half the registers of a multiprocessor, TF32 would spill on sm_100.
+  static constexpr int kRowBlocks = P == Product::tf32 ? 1 : kBlocks<P>;
   ProxyAnchor loss;
   // Gradient only.
   bool normalize, proxies_are_rows;
