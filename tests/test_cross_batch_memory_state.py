@@ -74,13 +74,33 @@ def test_rows_that_are_not_finite_are_not_remembered(backend, device):
     loss = losses.RankedListLoss()
     memory, clean = (losses.CrossBatchMemory(loss, D, 4 * ROWS) for _ in range(2))
     broken, after = batch(0, device), batch(1, device)
-    for value in (torch.nan, torch.inf):
+    # The square of the last is too large for float64: its row is finite, its norm is not.
+    for value in (torch.nan, torch.inf, 1e200):
         broken.embeddings[3, 2] = value
         assert bool(memory(*broken[:2]).isnan())
     keep = torch.arange(ROWS, device=device) != 3
-    for _ in range(2):
+    for _ in range(3):
         clean(broken.embeddings[keep], broken.labels[keep])
     torch.testing.assert_close(memory(*after[:2]), clean(*after[:2]))
+
+
+def test_a_gallery_that_is_not_finite_makes_its_step_nan(backend, device):
+    """Though it is not remembered, the loss may not look sound; of an ignored row nothing counts."""
+    memory = losses.CrossBatchMemory(losses.RankedListLoss(ignore_index=5), D, SIZE)
+    pairs, keys, after = (batch(step, device) for step in range(3))
+    keys.embeddings[3, 2] = torch.nan
+    given = {"ref_emb": keys.embeddings, "ref_labels": keys.labels}
+    result = outcome(lambda x, y: memory(x, y, **given), pairs)
+    assert bool(result.value.isnan())
+    assert bool(result.grads[0].isnan().any())
+    memory.loss.check_finite = True
+    filled = int(memory.fill)
+    with pytest.raises(ValueError, match="embeddings and ref_emb must be finite"):
+        memory(*pairs[:2], **given)
+    assert int(memory.fill) == filled
+    given["ref_labels"] = torch.where(torch.arange(ROWS, device=device) == 3, 5, keys.labels)
+    assert bool(memory(*pairs[:2], **given).isfinite())
+    assert bool(memory(*after[:2]).isfinite())
 
 
 def test_several_forwards_before_one_backward(backend, device):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from test_margin import bound_to, module_of, problem_of, tensors, uniforms_of
 
+import dmlkernels
 from dmlkernels import functional as F
 from dmlkernels import losses
 from dmlkernels._checks import pair_inputs
@@ -146,6 +147,33 @@ def test_compile_and_double_backward(kernel, device):
     for options in ({"beta": beta, "nu": 0.1}, {"positive": "easy", "negative": "distance_weighted"}):
         contract.check_compiled(bound_to(pairs, uniforms=uniforms, **options), [pairs.embeddings])
     contract.check_no_double_backward(bound_to(pairs), pairs.embeddings)
+
+
+@pytest.mark.parametrize("positive", ["all", "easy"])
+def test_second_derivatives_of_drawn_distances(positive):
+    """The reference has them, at coincident rows too: of the gradient's square, beside differences of the gradient."""
+    pairs = make_pairs("random", 12, d=5, classes=4, dtype=torch.float64)
+    uniforms = uniforms_of(12, 2, "cpu")
+    loss = bound_to(pairs, negative="distance_weighted", positive=positive, uniforms=uniforms)
+
+    def gradient(x, create_graph=False):
+        (grad,) = torch.autograd.grad(loss(x), x, create_graph=create_graph)
+        return grad
+
+    with dmlkernels.use_backend("reference"):
+        x = pairs.embeddings.detach().requires_grad_()
+        (second,) = torch.autograd.grad(gradient(x, True).square().sum(), x)
+        step = 1e-6 * make_pairs("random", 12, d=5, dtype=torch.float64, seed=9).embeddings
+        ahead, behind = (gradient((x + sign * step).detach().requires_grad_()) for sign in (1, -1))
+        change = (ahead.square().sum() - behind.square().sum()) / 2
+        torch.testing.assert_close((second * step).sum(), change, rtol=1e-6, atol=0)
+        torch.testing.assert_close(torch.func.grad(loss)(pairs.embeddings), gradient(x), rtol=1e-12, atol=0)
+
+        f = torch.eye(3, dtype=torch.float64)[[0, 0, 1]].requires_grad_()
+        inputs = pair_inputs("margin_loss", f, torch.arange(3))
+        first = sampled_distance(inputs, torch.tensor([[1], [2], [0]])).sum()
+        (grad,) = torch.autograd.grad(first, f, create_graph=True)
+        assert bool(torch.autograd.grad(grad.square().sum(), f)[0].isfinite().all())
 
 
 def test_drawn_distances_keep_nothing_of_their_width():

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _checks
+from ..reference.pairwise import compute_dtype
 from ._base import NO_LABEL, PairLoss, call_loss, ignoring
 
 
@@ -20,7 +21,7 @@ class CrossBatchMemory(nn.Module):
 
     Nothing is waited for and no shape depends on how full the memory is: places that are not filled yet have the label
     that the loss ignores. So all steps are one graph of torch.compile, without a synchronisation, and each costs what
-    it does with the memory full. A row with NaN or Inf makes its own step NaN, and is not remembered.
+    it does with the memory full. A row whose norm is NaN or Inf makes its own step NaN, and is not remembered.
 
     Args:
         loss: any pair loss of this package. `AntiCollapseLoss`, `SphericalExpansionLoss` and `MultiHead` belong around
@@ -107,7 +108,8 @@ class CrossBatchMemory(nn.Module):
         op = "CrossBatchMemory"
         if indices_tuple is not None:
             _checks.fail(op, "indices_tuple", "None: its pairs are all of the batch with the memory", "a list of pairs")
-        inputs = _checks.pair_inputs(op, embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
+        inputs = _checks.pair_inputs(op, embeddings, labels, ref_emb, ref_labels, ids, ref_ids, self.loss.ignore_index)
+        _checks.pair_namespace(op, inputs, self.loss.check_finite)
         rows, row_labels, row_ids, name = inputs.embeddings, inputs.labels, inputs.ids, "embeddings"
         if inputs.ref_emb is not None and inputs.ref_labels is not None:
             rows, row_labels, row_ids, name = inputs.ref_emb, inputs.ref_labels, inputs.ref_ids, "ref_emb"
@@ -117,7 +119,7 @@ class CrossBatchMemory(nn.Module):
             _checks.fail(op, name, f"at most memory_size={self.memory_size} rows", len(rows))
         with ignoring(self.loss) as ignored:
             assert ignored is not None
-            slots, memory, memory_labels, memory_ids = self._remember(rows, row_labels, row_ids, ignored)
+            slots, memory, memory_labels, memory_ids, clean = self._remember(rows, row_labels, row_ids, ignored)
             gallery: dict[str, Any] = {"ref_emb": memory, "ref_labels": memory_labels}
             if inputs.ids is not None:
                 gallery |= {"ids": inputs.ids, "ref_ids": memory_ids}
@@ -125,19 +127,23 @@ class CrossBatchMemory(nn.Module):
                 # The place in the memory is as good an id, whatever ids were remembered there before.
                 gallery |= {"ids": slots, "ref_ids": torch.arange(self.memory_size, device=slots.device)}
             value = call_loss(self.loss, inputs.embeddings, inputs.labels, **gallery)
+        # The memory is without the rows that are not finite, but a step that brings one may not look sound.
+        value = value * value.new_ones(()).masked_fill(~clean, torch.nan)
         self.last_stats = {**self.loss.last_stats, "filled": self.fill.clone()}
         return value
 
     @torch.no_grad()
     def _remember(
         self, rows: Tensor, labels: Tensor, ids: Tensor | None, ignored: int
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Where the rows were put, and copies of the memory that autograd may keep while it goes on changing."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Where the rows were put, copies of the memory that autograd may keep while it goes on changing, and whether
+        all rows that count are finite."""
         self._follow(rows)
         count, size = len(rows), self.memory_size
         slots = (self.position + torch.arange(count, device=rows.device)) % size
         age = (torch.arange(size, device=rows.device) - self.position) % size
-        finite = torch.isfinite(rows).all(1)
+        # As the operators judge a row: one whose norm overflows would make every later step NaN.
+        finite = torch.isfinite(torch.linalg.vector_norm(rows.to(compute_dtype(rows.dtype)), dim=1))
         self.embedding_memory.index_copy_(0, slots, torch.where(finite[:, None], rows.detach(), 0))
         self.label_memory.index_copy_(0, slots, torch.where(finite, labels, ignored))
         self.id_memory.index_copy_(0, slots, torch.full_like(labels, NO_LABEL) if ids is None else ids)
@@ -151,6 +157,7 @@ class CrossBatchMemory(nn.Module):
             self.embedding_memory.clone(),
             torch.where(met, self.label_memory, ignored),
             self.id_memory.clone(),
+            (finite | (labels == ignored)).all(),
         )
 
     def _follow(self, rows: Tensor) -> None:
