@@ -1,8 +1,9 @@
 """`make bench`: the table of a device, every contender side by side in one run, and whether each goal is reached.
 
-On the CPU it writes bench/results/cpu-<model>-<threads>t.json, which `python bench/table.py --write` carries into the
-documents, and exits with 1 if a "must" is missed. Run it on a machine that does nothing else. With --device cuda the
-table of cuda_cases.py is taken on the GPU; `make gpu STAGE=bench` keeps it.
+On the CPU it writes bench/results/cpu-<model>-<threads>t.json, with --peers cpu-<model>-<threads>t-peers.json, which
+`python bench/table.py --write` carries into the documents, and exits with 1 if a "must" is missed. Run it on a machine
+that does nothing else. With --device cuda the table of cuda_cases.py is taken on the GPU; `make gpu STAGE=bench` keeps
+it.
 """
 
 from __future__ import annotations
@@ -211,7 +212,7 @@ def measured(arguments: argparse.Namespace) -> dict:
     samples = 3 if arguments.quick else SAMPLES
     rows = []
     start = time.perf_counter()
-    cases = cuda_cases.CASES if arguments.device == "cuda" else (*CASES, *(PEER_CASES if arguments.peers else ()))
+    cases = cuda_cases.CASES if arguments.device == "cuda" else PEER_CASES if arguments.peers else CASES
     goals = (Goal(*goal) for goal in cuda_cases.GOALS) if arguments.device == "cuda" else GOALS
     for case in cases:
         case = case.shrunk() if arguments.quick else case
@@ -224,7 +225,9 @@ def measured(arguments: argparse.Namespace) -> dict:
         "rows": rows,
         "goals": [goal.judged(by_name[goal.case]) for goal in goals if goal.case in by_name],
         "one_thread_gflops": (
-            None if arguments.device == "cuda" else one_thread_rates(*((256, 64) if arguments.quick else ()))
+            None
+            if arguments.device == "cuda" or arguments.peers
+            else one_thread_rates(*((256, 64) if arguments.quick else ()))
         ),
     }
 
@@ -232,7 +235,7 @@ def measured(arguments: argparse.Namespace) -> dict:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for flag, text in (
-        ("--peers", "add pytorch-metric-learning (make bench-peers installs it)"),
+        ("--peers", "the table beside pytorch-metric-learning (make bench-peers installs it)"),
         ("--quick", "tiny sizes and no torch.compile: every path runs, no number means anything"),
         ("--no-eager-memory", "do not measure the 11 GB of the reference"),
         ("--no-compile", "leave torch.compile out"),
@@ -257,7 +260,8 @@ def main() -> int:
     machine = results["machine"]
     path = arguments.out
     if path is None and not arguments.quick and device == "cpu":
-        path = table.RESULTS / f"cpu-{host.slug(machine['cpu'])}-{machine['threads']}t.json"
+        beside = "-peers" if arguments.peers else ""
+        path = table.RESULTS / f"cpu-{host.slug(machine['cpu'])}-{machine['threads']}t{beside}.json"
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -85,7 +85,7 @@ def render_goals(results: dict) -> str:
         rows.append(
             [goal["title"], measured, *("" if b is None else f"{b:g}{goal['unit']}" for b in bounds), goal["met"]]
         )
-    return grid(["measure", "measured", "must", "strong", "stretch", "reached"], rows)
+    return grid(["measure", "measured", "must", "strong", "stretch", "reached"], rows) if rows else ""
 
 
 def render_peers(results: dict) -> str:
@@ -183,7 +183,10 @@ DOCUMENTS: dict[str, Callable[[dict], str]] = {"README.md": render_summary, "doc
 
 def committed() -> list[dict]:
     """The results of every CPU, by file name."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("cpu-*.json"))]
+    return [
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(RESULTS.glob("cpu-*.json"), key=lambda path: path.stem)
+    ]
 
 
 def replaced(text: str, results: Sequence[dict], render: Callable[[dict], str]) -> str:
