@@ -292,6 +292,8 @@ def test_messages(backend, device):
             ({"positive": "nearest"}, op + "positive must be 'easy' or 'hard' or 'all', got 'nearest'"),
             ({"negative": "easy"}, op + "negative must be 'hard' or 'semihard' or 'all', got 'easy'"),
             ({"reduction": "none"}, op + "reduction must be 'nonzero_mean' or 'mean' or 'sum', got 'none'"),
+            ({"margin": float("nan")}, op + "margin must be a finite number, got nan"),
+            ({"margin": "1"}, op + "margin must be a finite number, got '1'"),
             ({"labels": y[:5]}, op + "labels must be (M,) with M=6, got (5,)"),
             ({"embeddings": x[0]}, op + "embeddings must be (M, D), got (4,)"),
         ],

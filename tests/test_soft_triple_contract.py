@@ -129,6 +129,8 @@ def test_messages(backend, device):
             ({"centers": w[:14]}, op + "centers must be (C*K, D) with K=3, got (14, 6)"),
             ({"centers_per_class": 0}, op + "centers_per_class must be a positive int, got 0"),
             ({"centers_per_class": 3.0}, op + "centers_per_class must be a positive int, got 3.0"),
+            ({"la": float("nan")}, op + "la must be a finite number, got nan"),
+            ({"margin": None}, op + "margin must be a finite number, got None"),
             ({"gamma": 0.0}, op + "gamma must be a positive number, got 0.0"),
             ({"gamma": -1.0}, op + "gamma must be a positive number, got -1.0"),
         ],

@@ -109,9 +109,7 @@ def listed_statistics(
     """
     gallery = embeddings if ref_emb is None else ref_emb
     count = embeddings.shape[0]
-    a1, p, a2, n = (
-        listed_pairs(op, indices_tuple, gallery.shape[0]) if distinct else every_listed_pair(op, indices_tuple)
-    )
+    a1, p, a2, n = (listed_pairs if distinct else every_listed_pair)(op, indices_tuple, count, gallery.shape[0])
     if positive == "easy" and options.pos is not None:
         with torch.no_grad():
             place = nearest_listed(listed_distance(embeddings[a1], gallery[p], normalize), a1, count)

@@ -103,8 +103,9 @@ class AntiCollapseLoss(nn.Module):
 
     Args:
         base_loss: a loss of this package or of pytorch-metric-learning.
-        on: "features" (the embeddings), "batch_proxies" (the proxies of the classes in the batch) or "all_proxies", of
-            the base loss's `.proxies` (C, D); None: batch proxies if there are proxies, features otherwise.
+        on: "features" (the embeddings, all of them, whatever the base loss ignores), "batch_proxies" (the proxies of
+            the classes in the batch) or "all_proxies", of the base loss's `.proxies` (C, D); None: batch proxies if
+            there are proxies, features otherwise.
         weight: of φ; None: 1e-3 for "neg_rate" (0.01 already ruins a run), 1 for "exp_neg_rate".
         base_weight: of the base loss. The published setting is 0.0035 or 0.01 with form="exp_neg_rate" and
             scale="official_proxy".

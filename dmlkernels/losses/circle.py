@@ -79,6 +79,7 @@ class CircleLoss(RowLoss):
     """`circle_loss` as a module.
 
     pytorch-metric-learning takes log(1 + e^x) for x itself above 20; here the difference, up to 2e-9, is kept.
+    Where neither kind has more than one pair, that library returns 0; here such a batch counts.
 
     Args:
         m, gamma, positive: as in `circle_loss`.

@@ -97,7 +97,8 @@ class ContrastiveLoss(PairLoss):
     """`contrastive_loss` as a module.
 
     `positive="easy"` gives Easy Positive Sampling (EPS), which is pytorch-metric-learning's
-    BatchEasyHardMiner("easy", "all").
+    BatchEasyHardMiner("easy", "all"). Where neither kind has more than one pair, that library returns 0; here such a
+    batch counts.
 
     Args:
         pos_margin, neg_margin, metric, positive, reduction: as in `contrastive_loss`. `metric="cosine"` is

@@ -86,6 +86,7 @@ class NTXentLoss(RowLoss):
     Where pytorch-metric-learning takes a distance, this is its loss of CosineSimilarity, or without `normalize` of
     DotProductSimilarity; `NCALoss` is that of squared distances. A pair counts as often as it is listed. Small losses
     keep their relative accuracy here, while that library takes the logarithm of a rounded quotient.
+    Where neither kind has more than one pair, it returns 0; here such a batch counts.
 
     Args:
         temperature, positive: as in `ntxent_loss`.

@@ -84,7 +84,7 @@ class RankedListLoss(PairLoss):
         """The sums of `reference.ranked_list` over the listed pairs, gathered."""
         options = self.settings
         gallery = embeddings if ref_emb is None else ref_emb
-        a1, p, a2, n = listed_pairs("RankedListLoss", indices_tuple, gallery.shape[0])
+        a1, p, a2, n = listed_pairs("RankedListLoss", indices_tuple, embeddings.shape[0], gallery.shape[0])
         rows = embeddings.shape[0]
         loss, measured = [], []
         for anchor, other, sign, boundary, temperature in (

@@ -85,6 +85,7 @@ class SupConLoss(RowLoss):
 
     A query with one positive has log(1 + e^{L_N − s_p/τ}) here, never rounded to a negative number or, too early, to 0;
     so the mean over non-zero queries of a converged batch may count more of them than pytorch-metric-learning's.
+    Where neither kind has more than one pair, that library returns 0; here such a batch counts.
 
     Args:
         temperature, positive: as in `supcon_loss`.

@@ -36,7 +36,7 @@ class Options(NamedTuple):
         _checks.one_of(name, "positive", positive, ("easy", "hard", "all"))
         _checks.one_of(name, "negative", negative, ("hard", "semihard", "all"))
         _checks.one_of(name, "reduction", reduction, ("nonzero_mean", "mean", "sum"))
-        return Options(positive, negative, margin, soft, swap, reduction)
+        return Options(positive, negative, _checks.number(name, "margin", margin), soft, swap, reduction)
 
     def hinge(self, gap: Tensor) -> Tensor:
         """Cost of d_ap − d_an."""
@@ -182,7 +182,8 @@ class TripletMarginLoss(PairLoss):
     """`triplet_loss` as a module.
 
     `positive="easy"` gives Easy Positive Sampling (EPS), with hard negatives EPHN, with semi-hard ones EPSHN; easy
-    and hard are the words of pytorch-metric-learning's BatchEasyHardMiner.
+    and hard are the words of pytorch-metric-learning's BatchEasyHardMiner. With a gallery, that library's swap takes a
+    row of the batch in place of the positive; here the distance is that of the positive and the negative.
 
     Args:
         margin: δ.
@@ -238,8 +239,8 @@ class TripletMarginLoss(PairLoss):
         return self._finish(*mined)
 
     def _listed(self, embeddings: Tensor, indices_tuple: tuple[Tensor, ...], ref_emb: Tensor | None) -> Tensor:
-        a, p, n = listed_triplets("TripletMarginLoss", indices_tuple)
         gallery = embeddings if ref_emb is None else ref_emb
+        a, p, n = listed_triplets("TripletMarginLoss", indices_tuple, embeddings.shape[0], gallery.shape[0])
         d_ap = listed_distance(embeddings[a], gallery[p], self.normalize)
         d_an = listed_distance(embeddings[a], gallery[n], self.normalize)
         if self.settings.swap:

@@ -72,13 +72,14 @@ def soft_triple_rows(
         _checks.fail(op, "centers_per_class", "a positive int", repr(k))
     if len(c) % k != 0:
         _checks.fail(op, "centers", f"(C*K, D) with K={k}", tuple(c.shape))
-    _checks.positive(op, "gamma", gamma)
+    gamma = _checks.positive(op, "gamma", gamma)
+    la, margin = _checks.number(op, "la", la), _checks.number(op, "margin", margin)
     _checks.class_labels(op, y, len(c) // k)
     namespace = _backend.namespace(op, x.device)
     if namespace is not None and k > MAX_CENTERS_PER_CLASS:
         _checks.fail(op, "centers_per_class", f"at most {MAX_CENTERS_PER_CLASS} (the reference backend takes more)", k)
     common = torch.promote_types(x.dtype, c.dtype)
-    arguments = (x.to(common), y, c.to(common), k, float(la), float(gamma), float(margin), normalize)
+    arguments = (x.to(common), y, c.to(common), k, la, gamma, margin, normalize)
     if namespace is None:
         return reference.soft_triple(*arguments)
     return getattr(torch.ops, namespace).soft_triple_fwd(*arguments, _backend.get_float32_precision())
