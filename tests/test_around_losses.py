@@ -211,6 +211,7 @@ def test_what_does_not_go_together_says_so():
             "MultiHead: loss must be a sequence with a CrossBatchMemory for each head, got Cross",
         ),
         (losses.MultiHead, losses.AntiCollapseLoss(memory), "for each head, got AntiCollapseLoss"),
+        (losses.MultiHead, [], "MultiHead: loss must be a loss, or a sequence of at least one, got none"),
     ):
         with pytest.raises(ValueError, match=words):
             around(inside)

@@ -54,7 +54,7 @@ def margin_loss(
         nonzero_loss_cutoff: distance from which no negative is drawn.
         uniforms: (M, S) numbers in [0, 1) at which the negatives are drawn, at most S for each query. None draws S for
             the query with most positives, and so waits for a GPU to count them (easy positives need one).
-        generator: of the uniforms, where they are None; on the embeddings' device. torch.compile traces none.
+        generator: of the uniforms, where they are None; on the embeddings' device. torch.compile takes none.
 
     Returns:
         () mean over the pairs that cost something, float32 (float64 for float64). Queries without a positive or without

@@ -40,6 +40,8 @@ class MultiHead(nn.Module):
     def __init__(self, loss: nn.Module | Sequence[nn.Module]) -> None:
         super().__init__()
         self.shared = not isinstance(loss, (Sequence, nn.ModuleList))
+        if not self.shared and len(loss) == 0:  # type: ignore[arg-type]
+            _checks.fail("MultiHead", "loss", "a loss, or a sequence of at least one", "none")
         self.heads = nn.ModuleList(loss if isinstance(loss, (Sequence, nn.ModuleList)) else [loss])
         if self.shared and any(isinstance(module, CrossBatchMemory) for module in self.heads.modules()):
             _checks.fail("MultiHead", "loss", "a sequence with a CrossBatchMemory for each head", type(loss).__name__)
