@@ -265,3 +265,13 @@ def test_gradients_of_a_mean_over_many_rows(kernel, device, scale):
     large, small = (torch.autograd.grad(stats, x, torch.full_like(stats, g), retain_graph=True)[0] for g in (1.0, 1e-7))
     torch.testing.assert_close(small * 1e7, large, rtol=1e-4, atol=1e-4 * float(large.abs().max()))
     assert large.abs().amax(1).min() > 0
+
+
+@pytest.mark.large
+def test_sums_of_many_pairs(kernel, device):
+    """In float32 too, a row's sum is not rounded as often as it has pairs."""
+    n = 16384
+    pairs = make_pairs("random", n, None, 8, n, labels="distinct", device=device)
+    case = Case(pairs, Options("similarity", "hinge", None, Side(1.0, -1.5)), None, {})
+    single, double = (call(case, pairs.embeddings.to(dtype)).neg for dtype in (torch.float32, torch.float64))
+    torch.testing.assert_close(single.double(), double, rtol=2e-6, atol=0)

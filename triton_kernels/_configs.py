@@ -157,5 +157,5 @@ SYMMETRIC_FROM = 4096  # fewer rows make fewer tiles than a GPU has room for, an
 
 
 def by_tiles(rows: int, deterministic: bool) -> bool:
-    """Whether the Ranked List Loss runs one program a tile, with atomics, or one a tile of rows, without."""
+    """Whether a pair loss runs one program a tile, with atomics, or one a tile of rows, without."""
     return not deterministic and rows >= SYMMETRIC_FROM

@@ -18,7 +18,7 @@ from . import _arguments, _configs, _pair_loss_backward, _pair_loss_kernels, _pa
 from ._problem import Problem
 
 VALUES = {"similarity": (-1.0, 1.0), "distance": (0.0, 2.0), "squared": (0.0, 4.0)}  # and their range of unit rows
-SCORE_RANGE = 80  # e^score of all gallery rows leaves float32 beyond half of this range, whatever is subtracted
+SCORE_RANGE = 64  # csrc/common/pair_loss_arguments.h: half the range of scores from which maxima are running
 
 
 class Side(NamedTuple):
@@ -136,7 +136,8 @@ def backward(grad_stats: Tensor, grad_sums: Tensor, *arguments) -> tuple[Tensor,
     _check_state(op, p, state, active, need_grad_ref)
     if o.term == "exp":
         # A row that kept no pair keeps none here: e^(score − ∞) = 0, whatever rounding says of a mined pair.
-        state["stats"] = stats.masked_fill(stats == -torch.inf, torch.inf)
+        none = stats == -torch.inf
+        state |= {"grad_sums": grad_sums.masked_fill(none, 0), "stats": stats.masked_fill(none, torch.inf)}
     per_row = (p.q.scale if bounds is None else bounds, *(v.contiguous() for v in state.values()))
     sums_q, sums_g = _weighted_sums(p, o, bounds, (*per_row, active.contiguous()), need_grad_ref)
     sign = 1.0 if o.value == "similarity" else -1.0

@@ -1,6 +1,7 @@
 #pragma once
 // Terms of pair losses on vectors of pairs: what takes part, what a row or a vector of columns adds up, and dL/dv.
 
+#include "common/tile_schedule.h"
 #include "cpu/pair_loss_kernels.h"
 #include "cpu/simd.h"
 
@@ -98,9 +99,7 @@ template <class T>
 struct SumArrays {
   T *stat, *max, *total, *members, *slope;
   bool running;
-  SumArrays(const PairLossSide<T>& s, int64_t part, int64_t padded, int64_t parts) : running(s.running) {
-    const int64_t length = padded * parts;
-    T* const first = s.sums + part * padded;
+  SumArrays(const PairLossSide<T>& s, T* first, int64_t length) : running(s.running) {
     stat = first + kPairStat * length;
     max = first + kPairMax * length;
     total = first + kPairTotal * length;
@@ -133,6 +132,35 @@ struct SumArrays {
     stat[i] = old + sum(lanes);
     total[i] += sum(s.total);
     slope[i] += sum(s.slope);
+  }
+  // Merges what a tile has of the columns j.. and so many.
+  void add_columns(int64_t j, int64_t count, const SumArrays& tile) const {
+    using V = Vec<T>;
+    for (int64_t c = 0; c < count; c += Simd<T>::lanes) {
+      Sums<T> sums = columns(j + c), more = tile.columns(c);
+      if (running) {
+        const V top = dml::max(sums.max, more.max);
+        sums.stat = sums.stat * exp(sums.max - top);
+        more.stat = more.stat * exp(more.max - top);
+        sums.max = top;
+      }
+      sums.stat = sums.stat + more.stat;
+      sums.total = sums.total + more.total;
+      sums.slope = sums.slope + more.slope;
+      store_columns(j + c, sums);
+      store(members + j + c, load<V>(members + j + c) + load<V>(tile.members + c));
+    }
+  }
+};
+
+// The columns' sums of one tile. Added to those of all tiles pair by pair, a row's would be rounded as often as it has
+// pairs, which is seen in float32 from some ten thousand on.
+template <class T>
+struct TileColumns {
+  alignas(64) T memory[kPairSums * kTile] = {};
+  SumArrays<T> arrays;
+  explicit TileColumns(const PairLossSide<T>& s) : arrays(s, memory, kTile) {
+    for (int64_t c = 0; c < kTile; ++c) arrays.max[c] = static_cast<T>(kNoScore);
   }
 };
 

@@ -65,7 +65,8 @@ factors_kernel(PairLossProblem problem, int64_t count, const T* grad_stats, cons
       at[0] = log_sum == -INFINITY ? T(0) : static_cast<T>(grad * share);
     }
     at[count] = log_sum == -INFINITY ? T(0) : grad_sums[from];
-    at[2 * count] = log_sum == -INFINITY ? T(0) : stats[from];
+    // e^(score - inf) is 0, where e^score could be infinite and 0 times it NaN.
+    at[2 * count] = log_sum == -INFINITY ? T(INFINITY) : stats[from];
   }
 }
 

@@ -44,19 +44,21 @@ DML_INLINE Members<T> members_of(const PairLossProblem<T>& p, const PairTile<T>&
   return m;
 }
 
-// Adds a vector of pairs of one side; whether any takes part.
+// Adds a vector of pairs of one side to its row and, unless null, to the tile's columns c..; whether any takes part.
 template <class Term, class T>
-DML_INLINE bool add_pairs(const PairLossSide<T>& s, const SumArrays<T>& arrays, typename Simd<T>::M members, Vec<T> v,
-                          int64_t i, int64_t j, bool columns, Sums<T>& row) {
+DML_INLINE bool add_pairs(const PairLossSide<T>& s, const SumArrays<T>* columns, typename Simd<T>::M members, Vec<T> v,
+                          int64_t i, int64_t j, int64_t c, Sums<T>& row) {
   typename TermOf<Term, T>::Type term(s, members, v, bound_of_row(s, i));
   bool active = any(term.on);
   if (active) term.add_to(s, v, row);
-  if (!columns) return active;
+  if (columns == nullptr) return active;
+  T* const members_of = columns->members + c;
+  store(members_of, load<Vec<T>>(members_of) + select(members, Vec<T>(1), Vec<T>(0)));
   TermOf<Term, T>::rebind(term, s, members, v, bounds_of_columns(s, j));
   if (!any(term.on)) return active;
-  Sums<T> sums = arrays.columns(j);
+  Sums<T> sums = columns->columns(c);
   term.add_to(s, v, sums);
-  arrays.store_columns(j, sums);
+  columns->store_columns(c, sums);
   return true;
 }
 
@@ -64,8 +66,12 @@ template <class Term, bool Mixed, class T>
 void forward_tile(const PairLossProblem<T>& p, const PairTile<T>& tile, int64_t part, int64_t parts, const T* s) {
   using V = Vec<T>;
   constexpr int L = Simd<T>::lanes;
-  const SumArrays<T> pos(p.pos, part, p.q.padded, parts), neg(p.neg, part, p.q.padded, parts);
-  const bool columns = p.self && !tile.diagonal;
+  const int64_t first = part * p.q.padded, length = parts * p.q.padded;
+  const SumArrays<T> pos(p.pos, p.pos.sums + first, length), neg(p.neg, p.neg.sums + first, length);
+  const TileColumns<T> pos_columns(p.pos), neg_columns(p.neg);
+  const bool mirrored = p.self && !tile.diagonal;
+  const SumArrays<T>* const to_pos = mirrored ? &pos_columns.arrays : nullptr;
+  const SumArrays<T>* const to_neg = mirrored ? &neg_columns.arrays : nullptr;
   bool active = false;
   for (int64_t r = 0; r < tile.rows; ++r) {
     const int64_t i = tile.i0 + r;
@@ -76,20 +82,22 @@ void forward_tile(const PairLossProblem<T>& p, const PairTile<T>& tile, int64_t 
       const Members<T> m = members_of<Mixed>(p, tile, i, j);
       const V v = pair_values<Mixed>(p, tile, load<V>(s + r * kTileStride + c), i, j).v;
       if (any(m.neg)) {
-        active |= add_pairs<Term>(p.neg, neg, m.neg, v, i, j, columns, row_neg);
+        active |= add_pairs<Term>(p.neg, to_neg, m.neg, v, i, j, c, row_neg);
         count_neg += __builtin_popcount(bits(m.neg));
-        if (columns) store(neg.members + j, load<V>(neg.members + j) + select(m.neg, V(1), V(0)));
       }
       if (Mixed && any(m.pos)) {
-        active |= add_pairs<Term>(p.pos, pos, m.pos, v, i, j, columns, row_pos);
+        active |= add_pairs<Term>(p.pos, to_pos, m.pos, v, i, j, c, row_pos);
         count_pos += __builtin_popcount(bits(m.pos));
-        if (columns) store(pos.members + j, load<V>(pos.members + j) + select(m.pos, V(1), V(0)));
       }
     }
     if (count_neg > 0) neg.add_row(i, row_neg);
     if (count_pos > 0) pos.add_row(i, row_pos);
     neg.members[i] += static_cast<T>(count_neg);
     pos.members[i] += static_cast<T>(count_pos);
+  }
+  if (mirrored) {
+    pos.add_columns(tile.j0, tile.cols, pos_columns.arrays);
+    neg.add_columns(tile.j0, tile.cols, neg_columns.arrays);
   }
   p.active[tile.i * p.col_tiles + tile.j] = active;
 }
