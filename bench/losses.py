@@ -32,7 +32,7 @@ from dmlkernels.train.evaluate import Evaluation
 from dmlkernels.train.job import Job
 from dmlkernels.train.rows import LR
 
-BATCH, STEPS, SEED = 256, 300, 0
+BATCH, STEPS, SEED = 256, 150, 0
 TIMED_ROWS = 2048  # no larger than the memory of a row that has one
 
 
