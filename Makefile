@@ -13,7 +13,8 @@ BUILD := $(VENV)/.build
 LINT := $(VENV)/.lint
 COMPAT_VENV := .venv-compat
 COMPAT := $(COMPAT_VENV)/.ready
-TRITON_OPS := pairwise ranked_list pair_loss nearest_positive distance_weighted coding_rate spherical_expansion proxy_anchor soft_triple
+TRITON_OPS := pairwise ranked_list pair_loss nearest_positive triplet distance_weighted coding_rate spherical_expansion \
+  proxy_anchor soft_triple
 NATIVE := CMakeLists.txt setup.py $(wildcard cmake/* csrc/*.cpp csrc/*/*.h csrc/*/*.cuh csrc/*/*.cpp csrc/*/*.cu csrc/*/*/*.h csrc/*/*/*.cpp)
 CXX_FILES := $(filter-out CMakeLists.txt setup.py %.cmake,$(NATIVE)) $(wildcard tests/*/*.cpp tests/*/*.h)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

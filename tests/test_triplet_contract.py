@@ -6,7 +6,7 @@ import contract
 import pytest
 import torch
 from contract import VIEWS, strided, thinned
-from test_triplet_all import OPTIONS, found, loss, tensors
+from test_triplet import OPTIONS, found, loss, tensors
 
 from dmlkernels import functional as F
 from dmlkernels import losses, use_backend
