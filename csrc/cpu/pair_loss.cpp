@@ -180,13 +180,8 @@ std::tuple<Tensor, Tensor> backward_as(const PairArguments& a, const PairLossOpt
   const auto& kernel = kernels<PairLossKernels<T>>();
   for_each_tile(schedule, [&](const TilePair& t) { kernel.backward(p, t.row, t.col, t.part); });
 
-  // The gradient of a similarity is the other row, that of a distance points to it.
-  const bool pulls = o.value() != PairValue::similarity;
-  if (!pulls) {
-    weights_q = Buffer<T>(parts * q.padded);
-    if (need_grad_ref) weights_g = Buffer<T>(g.padded);
-  }
-  const T sign = pulls ? T(-1) : T(1);
+  // The gradient of a similarity is the other row, and its sums of weights are zero; that of a distance points to it.
+  const T sign = o.value() == PairValue::similarity ? T(1) : T(-1);
   Tensor grad_emb = finish_gradient<T>(a.embeddings, rows.queries, sums_q, weights_q, parts, sign, a.normalize);
   if (!need_grad_ref) return {grad_emb, filled(a.embeddings, {0, d}, type, 0)};
   return {grad_emb, finish_gradient<T>(*a.ref_emb, rows.own_gallery, sums_g, weights_g, 1, sign, a.normalize)};

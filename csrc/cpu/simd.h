@@ -25,8 +25,8 @@ inline namespace DML_ISA {
 template <class T>
 using Vec = typename Simd<T>::V;
 
-// Numbers below the normal range are zero for as long as this lives: a weight of 1e-40 changes no gradient, and takes
-// a hundred times as long to multiply.
+// Numbers below the normal range are zero for as long as this lives: a weight of 1e-40 changes no gradient, and is slow
+// to multiply.
 class WithoutDenormals {
  public:
 #if defined(__SSE2__)

@@ -130,6 +130,7 @@ int weigh_tile(const PairLossProblem<T>& p, const PairTile<T>& tile, int64_t par
   constexpr int L = Simd<T>::lanes;
   const double eps = sizeof(T) == 4 ? 1.1920928955078125e-07 : 2.220446049250313e-16;
   const Factors<T> pos(p.pos, p.q.padded), neg(p.neg, p.q.padded);
+  const bool pulls = p.value != PairValue::similarity;  // only distances need the sums of their weights
   int weights = 0;
   for (int64_t r = 0; r < tile.rows; ++r) {
     const int64_t i = tile.i0 + r;
@@ -150,8 +151,8 @@ int weigh_tile(const PairLossProblem<T>& p, const PairTile<T>& tile, int64_t par
       const V norms = p.value == PairValue::distance ? tile.norms(i, j) : V(0);
       const V weight = select(weighted, gradient_of_value(gradient, values.squared, norms, p.value, eps), V(0));
       store(at, weight);
-      row_weight = row_weight + weight;
-      if (out.columns) store(out.weights_g + j, load<V>(out.weights_g + j) + weight);
+      if (pulls) row_weight = row_weight + weight;
+      if (pulls && out.columns) store(out.weights_g + j, load<V>(out.weights_g + j) + weight);
       weights += __builtin_popcount(bits(weighted));
       out.row_active[r / Simd<T>::strip] = out.col_active[c / Simd<T>::strip] = true;
       if (L > Simd<T>::strip) out.col_active[c / Simd<T>::strip + 1] = true;
