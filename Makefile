@@ -70,7 +70,7 @@ $(COMPAT): pyproject.toml | setup
 
 compat: $(COMPAT)
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(COMPAT_VENV)/bin/python -m pytest -q -p no:cacheprovider \
-	  -k "triton and bfloat16 and (test_every_dtype and random or test_dtypes)" $(addprefix tests/test_,$(addsuffix .py,$(TRITON_OPS)))
+	  -k "triton and bfloat16 and (test_every_dtype and random or test_dtypes)" $(addprefix tests/ops/test_,$(addsuffix .py,$(TRITON_OPS)))
 	$(COMPAT_VENV)/bin/python bench/triton_resources.py --check --quick --may-spill --dtypes float32 \
 	  --architectures 80 90
 

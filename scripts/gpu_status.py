@@ -133,7 +133,7 @@ It runs the tests of every backend on CPU tensors, one program after another, wi
   float32 products here. bfloat16 products are done in float32 (numpy has no bfloat16; the interpreter would truncate,
   and is given numbers that need no rounding). `exp` and `sqrt` are numpy's, and the GPU's approximate ones differ;
 - memory: alignment, bank conflicts, offsets above 2³¹ (they are int64 and never that large in a test), shared memory
-  and registers, for which the kernels are compiled to machine code instead (tests/test_triton_compile.py);
+  and registers, for which the kernels are compiled to machine code instead (tests/build/test_triton_compile.py);
 - speed. No block size has been tuned on a GPU: the pinned ones are those that compile without spills."""
 
 

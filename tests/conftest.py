@@ -21,7 +21,7 @@ import dmlkernels
 from dmlkernels import _backend, _triton
 
 if "cpu" in _backend.loaded["triton"]:
-    import interpreter
+    from support import interpreter
 
     interpreter.make_faster()
 

@@ -1,0 +1,269 @@
+"""The benchmarks run, refuse to time what is wrong, and are the only source of the numbers in the documents."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+import dmlkernels
+from dmlkernels import _backend
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "bench" / "results"
+
+pytestmark = pytest.mark.skipif("cpu" not in _backend.loaded["native"], reason="built without a compiler")
+
+
+def module(name: str) -> ModuleType:
+    """A script of bench/, which is no package: its folder is on the path only when one of its files is run."""
+    sys.path.insert(0, str(ROOT / "bench"))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.pop(0)
+
+
+@pytest.fixture(scope="module")
+def agreement() -> ModuleType:
+    return module("agreement")
+
+
+@pytest.fixture(scope="module")
+def batches() -> ModuleType:
+    return module("batches")
+
+
+@pytest.fixture(scope="module")
+def cases() -> ModuleType:
+    return module("cases")
+
+
+@pytest.fixture(scope="module")
+def contenders() -> ModuleType:
+    return module("contenders")
+
+
+@pytest.fixture(scope="module")
+def timing() -> ModuleType:
+    return module("timing")
+
+
+@pytest.fixture(scope="module")
+def run() -> ModuleType:
+    return module("run")
+
+
+@pytest.fixture(scope="module")
+def table() -> ModuleType:
+    return module("table")
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory) -> dict:
+    path = tmp_path_factory.mktemp("bench") / "quick.json"
+    before = sorted(RESULTS.glob("*"))
+    done = subprocess.run(
+        [sys.executable, "bench/run.py", "--quick", "--out", str(path)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(RESULTS.glob("*")) == before
+    return json.loads(path.read_text(encoding="utf-8")) | {"printed": done.stdout}
+
+
+def test_quick_run_times_every_contender_of_every_row(run, quick):
+    assert [row["name"] for row in quick["rows"]] == [case.name for case in run.CASES]
+    for row, case in zip(quick["rows"], run.CASES):
+        assert set(row["contenders"]) == {"fused", *case.rivals}
+        assert not case.operation.startswith("ranked_list") or 0 < row["active_pairs"] < 1
+        for taken in row["contenders"].values():
+            if "skipped" in taken or not case.timed:
+                continue
+            low, median, high = taken["total"]
+            assert 0 < low <= median <= high < math.inf
+            assert 0 < taken["forward"][1] <= median
+
+
+def test_quick_run_measures_memory(quick):
+    contenders = quick["rows"][-1]["contenders"]
+    if contenders["fused"]["peak_bytes"] is None:
+        pytest.skip("this system has no high-water mark that can be reset")
+    assert 0 < contenders["fused"]["peak_bytes"] < contenders["reference"]["peak_bytes"]
+
+
+def test_quick_run_judges_every_goal_without_peers(run, quick):
+    named = {case.name for case in run.CASES}
+    assert [goal["title"] for goal in quick["goals"]] == [goal.title for goal in run.GOALS if goal.case in named]
+    judged = [goal for goal in quick["goals"] if goal["value"] is not None]
+    assert len(judged) >= len(quick["goals"]) - 1
+    assert all(0 < goal["low"] <= goal["value"] <= goal["high"] < math.inf for goal in judged)
+
+
+def test_quick_run_prints_the_tables_of_its_results(table, quick):
+    assert table.render_goals(quick) in quick["printed"]
+    assert table.render_times(quick) in quick["printed"]
+
+
+def test_machine_is_named(quick):
+    machine = quick["machine"]
+    assert machine["threads"] == 1
+    assert machine["torch"] == torch.__version__
+    assert all(machine[name] for name in ("cpu", "cores", "isa", "dmlkernels", "commit"))
+
+
+@pytest.mark.parametrize(
+    "rival, value, level",
+    [
+        ("reference", 7.9, "MISSED"),
+        ("reference", 8.0, "must"),
+        ("reference", 12.5, "strong"),
+        ("reference", 99.0, "stretch"),
+        ("product", 16.1, "MISSED"),
+        ("product", 16.0, "must"),
+        ("product", 12.0, "strong"),
+        ("product", 1.0, "stretch"),
+        (None, 17.0, "MISSED"),
+        (None, 9.0, "strong"),
+    ],
+)
+def test_goal_levels(run, rival, value, level):
+    bounds = (8, 12, 16) if rival == "reference" else (16, 12, 8)
+    assert run.Goal("", "", "total", rival, *bounds).reached(value) == level
+
+
+def test_goal_ranges_take_the_quantiles_against_each_other(run):
+    contenders = {
+        "fused": {"forward": [1.0, 2.0, 4.0], "total": [2.0, 4.0, 8.0], "peak_bytes": 5_000_000},
+        "reference": {"total": [40.0, 60.0, 80.0]},
+        "product": {"total": [1.0, 2.0, 4.0]},
+    }
+
+    def judged(part: str, rival: str | None) -> list[float]:
+        goal = run.Goal("", "", part, rival, 1, 1, 1).judged(contenders)
+        return [goal[key] for key in ("low", "value", "high")]
+
+    assert judged("total", "reference") == [5.0, 15.0, 40.0]
+    assert judged("total", "product") == [0.5, 2.0, 8.0]
+    assert judged("forward", "product") == [0.25, 1.0, 4.0]
+    assert judged("peak_bytes", None) == [5.0, 5.0, 5.0]
+    assert run.Goal("", "", "total", "peer", 1, 1, 1).judged(contenders)["met"] == "not measured"
+
+
+def test_goals_on_a_gpu_are_of_rows_that_are_taken(run):
+    cases = {case.name: case for case in run.cuda_cases.CASES}
+    assert len(cases) == len(run.cuda_cases.CASES)
+    for goal in (run.Goal(*goal) for goal in run.cuda_cases.GOALS):
+        assert goal.rival in cases[goal.case].rivals
+        assert goal.reached(goal.must) == "must"
+
+
+def test_coarse_operands_are_judged_by_coarse_tolerances(agreement, cases, contenders):
+    case = cases.Case("tiny", "ranked_list", "dense", 512, 16)
+    half, tf32 = case._replace(dtype="bfloat16"), case._replace(precision="tf32")
+    assert [c.numbers for c in (case, half, tf32)] == [None, "bfloat16", "tf32"]
+    assert case.coarse == 1 < tf32.coarse < half.coarse
+    agreement.assert_rivals_agree(half)
+    with contenders.products_of(tf32):
+        assert dmlkernels.get_float32_precision() == "tf32"
+    assert dmlkernels.get_float32_precision() == "ieee"
+
+
+@pytest.mark.parametrize("met, code", [("must", 0), ("not measured", 0), ("MISSED", 1)])
+def test_missed_goal_fails_the_run(run, quick, met, code, monkeypatch, tmp_path, capsys):
+    results = {**quick, "goals": [{**quick["goals"][0], "met": met}]}
+    monkeypatch.setattr(run, "measured", lambda arguments: results)
+    monkeypatch.setattr(sys, "argv", ["run.py", "--out", str(tmp_path / "results.json")])
+    assert run.main() == code
+    assert ("missed" in capsys.readouterr().err) == (code == 1)
+    assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8")) == results
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse", "spread"])
+@pytest.mark.parametrize("rows, width, gallery", [(512, 64, 0), (1024, 128, 0), (64, 64, 1024)])
+def test_data_is_what_it_is_called(batches, kind, rows, width, gallery):
+    batch = batches.make_batch(kind, rows, width, gallery)
+    pairs, tiles = batches.active_shares(batch)
+    batches.assert_share(kind, pairs)
+    assert tiles == 1 or kind == "sparse"
+    assert not torch.equal(batch.labels, batch.labels.sort().values)
+    assert (torch.bincount(batch.labels) == batches.PER_CLASS).all()
+    wrong = {"dense": "sparse", "sparse": "dense", "spread": "dense"}[kind]
+    with pytest.raises(AssertionError, match=f"{wrong} data"):
+        batches.assert_share(wrong, pairs)
+
+
+WRONG = [("reference", name) for name in ("ranked_list", "nearest_positive", "mine_semihard", "triplet", "pairwise")]
+WRONG += [("reference", name) for name in ("coding_rate", "class_coding_rate", "cholesky", "spherical_expansion")]
+WRONG += [("reference", "proxy_anchor"), ("reference", "soft_triple")]
+WRONG += [("logdet", "coding_rate"), ("mcr2_loop", "class_coding_rate")]
+
+
+@pytest.mark.parametrize("rival, operation", WRONG)
+@pytest.mark.parametrize("fault", ["value", "gradient", "lost row"])
+def test_wrong_contender_is_not_timed(cases, contenders, timing, rival, operation, fault, monkeypatch):
+    case = cases.Case("tiny", operation, "dense", 512, 16)
+    right = contenders.contender
+
+    def without_first_row(grad):
+        return torch.cat([torch.zeros_like(grad[:1]), grad[1:]])
+
+    def wrong(case, name):
+        run = right(case, name)
+        if name != "fused":
+            return run
+        if fault == "value":
+            return lambda batch: tuple(1.001 * o if o.is_floating_point() else o for o in run(batch))
+        if fault == "gradient":
+            return lambda batch: tuple(1.001 * o - 0.001 * o.detach() if o.requires_grad else o for o in run(batch))
+        return lambda batch: (batch.embeddings.register_hook(without_first_row), run(batch))[1]
+
+    assert timing.measure(case, ("fused", rival), samples=1)["fused"]["samples"] == 1
+    monkeypatch.setattr(timing, "contender", wrong)
+    with pytest.raises(AssertionError, match=f"fused and {rival} disagree"):
+        timing.measure(case, ("fused", rival), samples=1)
+
+
+def test_slow_contender_is_sampled_less_and_says_so(cases, timing, table, quick, monkeypatch):
+    monkeypatch.setattr(timing, "LONG", 0.0)
+    monkeypatch.setattr(timing, "LONG_BUDGET", 0.0)
+    case = cases.Case("tiny", "ranked_list", "dense", 64, 16)
+    taken = timing.measure(case, ("fused", "reference"), samples=5)
+    assert {name: t["samples"] for name, t in taken.items()} == dict.fromkeys(taken, timing.FEWEST)
+    row = {**quick["rows"][0], "contenders": taken}
+    assert table.render_times({**quick, "samples": 5, "rows": [row]}).count("3 runs") == 2
+
+
+def test_documents_show_the_committed_results(table):
+    assert table.stale(write=False) == []
+
+
+def test_tables_go_between_the_markers_and_nowhere_else(table, quick, monkeypatch, tmp_path):
+    monkeypatch.setattr(table, "ROOT", tmp_path)
+    monkeypatch.setattr(table, "RESULTS", tmp_path / "results")
+    text = f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n"
+    (tmp_path / "README.md").write_text(text, encoding="utf-8")
+    assert table.stale(write=True) == ["README.md"]
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == f"before\n{table.BEGIN}\n{table.END}\nafter\n"
+
+    table.RESULTS.mkdir()
+    (table.RESULTS / "cpu-x-1t.json").write_text(json.dumps(quick), encoding="utf-8")
+    assert table.stale(write=False) == ["README.md"]
+    assert table.stale(write=True) == ["README.md"]
+    assert table.stale(write=False) == []
+    written = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert written.startswith(f"before\n{table.BEGIN}\n{table.render_machine(quick)}\n\n{table.render_goals(quick)}\n")
+    assert written.endswith(f"{table.END}\nafter\n")
+    assert "old" not in written

@@ -1,0 +1,75 @@
+"""Every Triton kernel becomes machine code of GPUs that are not here: no spills, tensor cores where a product is.
+
+In a process of its own: where the interpreter is on, nothing can be compiled.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+ARCHITECTURES = ("80", "90", "100")
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+
+
+def compile_kernels(*options: str) -> subprocess.CompletedProcess:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-W", "ignore", "bench/triton_resources.py", "--check", *options]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def launched_kernels() -> set[str]:
+    """module.kernel of every `kernel[grid](...)` in triton_kernels."""
+    found = set()
+    for path in (ROOT / "triton_kernels").glob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        imported = {
+            alias.asname or alias.name: alias.name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and node.level == 1
+            for alias in node.names
+        }
+        for node in ast.walk(tree):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript)):
+                continue
+            kernel = node.func.value
+            if isinstance(kernel, ast.Attribute) and isinstance(kernel.value, ast.Name):
+                found.add(f"{imported[kernel.value.id]}.{kernel.attr}")
+            elif isinstance(kernel, ast.Name):
+                found.add(f"{path.stem}.{kernel.id}")
+    return found
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_kernel_compiles(architecture):
+    """One configuration of each, float32 rows of width 512."""
+    done = compile_kernels("--quick", "--dtypes", "float32", "--architectures", architecture)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"sm_{architecture}" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_configuration_compiles(architecture):
+    done = compile_kernels("--architectures", architecture)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_committed_figures(architecture):
+    """They are of every kernel that is launched, and none spills or lacks the tensor cores."""
+    results = json.loads((ROOT / "bench" / "results" / "resources.json").read_text(encoding="utf-8"))
+    kernels = results["triton"][architecture]
+    assert {name.partition("<")[0] for name in kernels} == launched_kernels()
+    for name, kernel in kernels.items():
+        assert kernel["spills"] == 0, name
+        assert bool(kernel["tensor"]) == (kernel["products"] > 0), name

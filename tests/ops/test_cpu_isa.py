@@ -1,0 +1,81 @@
+"""Each instruction set that this processor has computes the same thing; a request for another is refused."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dmlkernels import _backend
+
+pytestmark = pytest.mark.skipif("cpu" not in _backend.loaded["native"], reason="no native library")
+
+TESTS = Path(__file__).parents[1]
+LEVELS = ("plain", "avx2", "avx512")
+
+CODE = """
+import sys
+sys.path[:0] = [sys.argv[1], sys.argv[1] + "/ops"]
+import torch
+import dmlkernels
+from dmlkernels import _C
+from dmlkernels.testing import make_pairs
+import test_distance_weighted, test_nearest_positive, test_pairwise, test_ranked_list
+
+torch.set_num_threads(1)
+dmlkernels.set_backend("native")
+print(_C.cpu_capability())
+count = 0
+for dtype in (torch.float64, torch.float32, torch.bfloat16):
+    for n in (None, 133):
+        for name in ("default", "weight_grad", "query", "easy", "pml_constant", "unnormalized"):
+            options = test_ranked_list.OPTIONS[name]
+            pairs = test_ranked_list.draw("random", 141, n, 13, options, dtype=dtype, seed=1, classes=9)
+            test_ranked_list.match(pairs, options)
+            count += 1
+        hot = {"pos_temperature": 200.0, "neg_temperature": 200.0}
+        exponent = 240.0 if dtype == torch.float64 else 1.0
+        pairs = test_ranked_list.draw("random", 141, n, 13, dtype=dtype, seed=2)
+        test_ranked_list.match(pairs, hot, max_quiet=1.0, exponent=exponent)
+        for choice in test_nearest_positive.CHOICES:
+            for kind in ("random", "duplicates"):
+                test_nearest_positive.match(choice, make_pairs(kind, 141, n, 13, 9, dtype, seed=3))
+                count += 1
+        for name in ("cosine", "unit_euclidean", "squared"):
+            test_pairwise.match(name, test_pairwise.rows("duplicates", 70, n, 13, dtype, 4), max_quiet=0.2)
+            count += 1
+        spread = make_pairs("random", 141, n, 13, 9, dtype, seed=5, avoid=[test_distance_weighted.FAR])
+        test_distance_weighted.check(spread, test_distance_weighted.grid(141, 33))
+        count += 1
+print(count)
+"""
+
+
+def run(level: str, code: str = CODE) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", code, str(TESTS)],
+        env={**os.environ, "DMLKERNELS_CPU_ISA": level},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_level(level):
+    done = run(level)
+    if "this build on this processor supports at most" in done.stderr:
+        pytest.skip(done.stderr.splitlines()[-1])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [level, "120"]
+
+
+def test_unknown_level():
+    """Refused by the first operator, in a sentence, and not by the end of the process."""
+    code = "import torch; from dmlkernels import functional as F; F.pairwise_similarity(torch.eye(2))"
+    done = run("sse9", code)
+    assert done.returncode == 1
+    assert 'DMLKERNELS_CPU_ISA must be plain, avx2 or avx512, got "sse9"' in done.stderr.splitlines()[-1]

@@ -1,0 +1,200 @@
+"""nearest_positive and mine: opcheck, torch.compile, vmap, double backward, determinism, messages, direct calls."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support import contract
+from support.contract import VIEWS, strided, thinned
+from test_nearest_positive import CHOICES, distances, select, tensors
+
+from dmlkernels import functional as F
+from dmlkernels.testing import Pairs, make_pairs
+
+
+def arguments(choice, pairs, ids=None, ref_ids=None, ignore_index=None, normalize=True):
+    """Arguments of nearest_positive_fwd or mine_fwd, in the order of the schema."""
+    return (*pairs, ids, ref_ids, ignore_index, normalize, *(CHOICES[choice] or ()), "ieee", False)
+
+
+def operators_of(kernel, choice):
+    op = "nearest_positive" if CHOICES[choice] is None else "mine"
+    return getattr(kernel.operators, f"{op}_fwd"), getattr(kernel.operators, f"{op}_bwd")
+
+
+def backward_arguments(forward_operator, forward, need_grad_ref):
+    outputs = forward_operator(*forward)
+    indices = outputs[1::2]
+    grads = [torch.linspace(-1, 1, len(d), dtype=d.dtype, device=d.device) for d in outputs[::2]]
+    return (*grads, forward[0], forward[2], *indices, True, need_grad_ref)
+
+
+# opcheck.
+
+
+@pytest.mark.parametrize("extra", ["plain", "ids_and_ignore_index", "permuted"])
+@pytest.mark.parametrize("n", [None, 7], ids=["self", "reference"])
+@pytest.mark.parametrize("choice", ["nearest", "hard_semihard"])
+def test_opcheck(kernel, device, choice, n, extra):
+    pairs = make_pairs("random", 9, n, 4, 3, device=device)
+    more = {}
+    if extra == "ids_and_ignore_index":
+        more = {"ids": torch.arange(9, device=device), "ignore_index": 1}
+        more |= {} if n is None else {"ref_ids": torch.arange(n, device=device)}
+    elif extra == "permuted":
+        pairs = Pairs(
+            *(t if t is None else VIEWS["transposed"](t) if t.is_floating_point() else strided(t) for t in pairs)
+        )
+    fwd, bwd = operators_of(kernel, choice)
+    forward = arguments(choice, pairs, **more)
+    contract.check_operator(bwd, backward_arguments(fwd, forward, n is not None))
+    leaves = [t.requires_grad_() if t is not None and t.is_floating_point() else t for t in pairs]
+    contract.check_operator(fwd, (*leaves, *forward[4:]))
+
+
+# torch.compile.
+
+
+@pytest.mark.parametrize("n", [None, 33], ids=["self", "reference"])
+@pytest.mark.parametrize("choice", ["nearest", "easy_hard", "hard_semihard"])
+def test_compile(kernel, device, choice, n):
+    pairs = make_pairs("random", 40, n, 6, device=device)
+    contract.check_compiled(distances(choice, pairs), tensors(pairs))
+
+
+@pytest.mark.parametrize("choice", ["nearest", "hard_semihard"])
+def test_compile_with_inductor(kernel, device, choice):
+    pairs = make_pairs("random", 40, 33, 6, device=device)
+    contract.check_compiled(distances(choice, pairs), tensors(pairs), backend="inductor")
+
+
+def test_compile_returns_the_named_tuple(kernel, device):
+    pairs = make_pairs("random", 40, d=6, device=device)
+    torch.compiler.reset()
+    compiled = torch.compile(F.mine, fullgraph=True, backend="aot_eager", dynamic=True)
+    for m in (40, 7):
+        got, expected = (f(pairs.embeddings[:m], pairs.labels[:m]) for f in (compiled, F.mine))
+        assert got._fields == expected._fields
+        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+# vmap, double backward, determinism.
+
+
+@pytest.mark.parametrize("n", [None, 20], ids=["self", "reference"])
+@pytest.mark.parametrize("choice", CHOICES)
+def test_vmap(kernel, device, choice, n):
+    problems = [make_pairs("random", 30, n, 5, 3, seed=s, device=device) for s in range(3)]
+    rows = [torch.stack([p.embeddings for p in problems], 1)]
+    rows += [] if n is None else [torch.stack([p.ref_emb for p in problems])]
+    distance, index = torch.vmap(lambda *r: select(choice, problems[0], *r), in_dims=(1, 0)[: len(rows)])(*rows)
+    for b, p in enumerate(problems):
+        expected = select(choice, problems[0], *tensors(p))
+        assert torch.equal(distance[b], expected[0])
+        assert torch.equal(index[b], expected[1])
+
+
+@pytest.mark.parametrize("choice", ["nearest", "easy_hard"])
+def test_double_backward(kernel, device, choice):
+    pairs = make_pairs("random", 20, d=5, classes=2, device=device)
+    contract.check_no_double_backward(distances(choice, pairs), pairs.embeddings)
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+@pytest.mark.parametrize("n", [None, 290], ids=["self", "reference"])
+@pytest.mark.parametrize("choice", thinned(CHOICES, "nearest"))
+def test_deterministic(kernel, device, choice, n, deterministic):
+    pairs = make_pairs("duplicates", 300, n, 130, device=device)
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        contract.check_deterministic(distances(choice, pairs), tensors(pairs))
+    finally:
+        torch.use_deterministic_algorithms(True)
+
+
+# Messages.
+
+
+@pytest.mark.parametrize("function", [F.nearest_positive, F.mine])
+def test_messages(backend, device, function):
+    x, y = torch.randn(12, 4, device=device), torch.arange(12, device=device) % 3
+    g, h = torch.randn(5, 4, device=device), torch.arange(5, device=device) % 3
+    op = function.__name__ + ": "
+    gallery = {"ref_emb": g, "ref_labels": h}
+    cases = [
+        ({"embeddings": None}, op + "embeddings must be a (M, D) tensor, got NoneType"),
+        ({"embeddings": x[0]}, op + "embeddings must be (M, D), got (4,)"),
+        ({"embeddings": x.int()}, op + "embeddings must be float64, float32, bfloat16 or float16, got torch.int32"),
+        ({"labels": y[:11]}, op + "labels must be (M,) with M=12, got (11,)"),
+        (
+            {"labels": y.half()},
+            op + "labels must be a (M,) tensor of integers (one class per row), got torch.float16",
+        ),
+        ({"ids": y[:3]}, op + "ids must be (M,) with M=12, got (3,)"),
+        ({"ref_labels": h}, op + "ref_labels must be None without ref_emb, got a tensor"),
+        ({"ref_ids": h}, op + "ref_ids must be None without ref_emb, got a tensor"),
+        ({"ref_emb": g}, op + "ref_labels must be given with ref_emb, got None"),
+        ({"ref_emb": g[:, :3], "ref_labels": h}, op + "ref_emb must be (N, D) with D=4, got (5, 3)"),
+        ({"ref_emb": g, "ref_labels": h[:4]}, op + "ref_labels must be (N,) with N=5, got (4,)"),
+        ({**gallery, "ids": y}, op + "ref_ids must be given together with the other one in reference mode, got None"),
+        ({"ignore_index": "0"}, op + "ignore_index must be an int or None, got '0'"),
+    ]
+    if function is F.mine:
+        cases += [
+            ({"positive": "all"}, op + "positive must be 'easy' or 'hard', got 'all'"),
+            ({"negative": "easy"}, op + "negative must be 'hard' or 'semihard', got 'easy'"),
+        ]
+    contract.check_messages(function, {"embeddings": x, "labels": y}, cases)
+
+
+@pytest.mark.parametrize("n", [None, 9], ids=["self", "reference"])
+@pytest.mark.parametrize("choice", ["nearest", "easy_hard"])
+def test_direct_calls_are_checked(kernel, device, choice, n):
+    pairs = make_pairs("random", 12, n, 4, 3, device=device)
+    x, y = pairs.embeddings, pairs.labels
+    fwd, bwd = operators_of(kernel, choice)
+    forward = arguments(choice, pairs)
+    good = dict(zip([a.name for a in fwd.default._schema.arguments], forward, strict=True))
+    bad = {
+        "vector": {"embeddings": x[0]},
+        "integers": {"embeddings": x.long()},
+        "short labels": {"labels": y[:11]},
+        "int32 labels": {"labels": y.int()},
+        "short ids": {"ids": y[:3], "ref_ids": None if n is None else pairs.ref_labels},
+    }
+    if n is None:
+        bad |= {"ref_labels alone": {"ref_labels": y}, "ref_ids alone": {"ref_ids": y}, "ref_emb alone": {"ref_emb": x}}
+    else:
+        g, h = pairs.ref_emb, pairs.ref_labels
+        bad |= {
+            "no ref_labels": {"ref_labels": None},
+            "other width": {"ref_emb": g[:, :3].contiguous()},
+            "other dtype": {"ref_emb": g.double()},
+            "short ref_labels": {"ref_labels": h[:4]},
+            "int32 ref_labels": {"ref_labels": h.int()},
+            "ids alone": {"ids": y},
+            "ref_ids alone": {"ref_ids": h},
+        }
+    if choice != "nearest":
+        bad |= {"unknown positive": {"positive": "all"}, "unknown negative": {"negative": "easy"}}
+    contract.check_rejects(fwd, good, bad)
+
+    names = [a.name for a in bwd.default._schema.arguments]
+    good = dict(zip(names, backward_arguments(fwd, forward, n is not None), strict=True))
+    bad = {"vector": {"embeddings": x[0]}, "integers": {"embeddings": x.long()}}
+    outside = {}
+    for name in names:
+        value = good[name]
+        if name.startswith("grad"):
+            bad |= {f"short {name}": {name: value[:5]}, f"{name} of another dtype": {name: value.double()}}
+        elif name.endswith("index"):
+            changed = value.clone()
+            changed[11] = 12 if n is None else n
+            bad |= {f"short {name}": {name: value[:5]}, f"int32 {name}": {name: value.int()}}
+            outside |= {f"{name} outside": {name: changed}, f"{name} below -1": {name: value - 20}}
+    if n is None:
+        bad["gradient of no gallery"] = {"need_grad_ref": True}
+    else:
+        bad |= {"other width": {"ref_emb": pairs.ref_emb[:, :3]}, "other dtype": {"ref_emb": pairs.ref_emb.double()}}
+    contract.check_rejects(bwd, good, bad)
+    contract.check_bad_values(kernel.asynchronous, bwd, good, outside)

@@ -1,0 +1,277 @@
+"""pair_loss: row statistics and their gradients, against loops over the formula and against the float64 reference."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import pytest
+import torch
+from support.contract import thinned
+from torch import Tensor
+
+from dmlkernels import _checks
+from dmlkernels.ops import pair_loss
+from dmlkernels.ops.pair_loss import Options, Side
+from dmlkernels.testing import KINDS, Pairs, assert_matches, evaluate, make_pairs
+
+CIRCLE = Side(-80.0, 0.6, -1.0, 1.4), Side(80.0, 0.4, 1.0, -0.4)
+OPTIONS = {
+    "softmax": Options("similarity", "exp", Side(10.0), Side(14.0, 0.2)),
+    "multi_similarity": Options("similarity", "exp", Side(-2.0, 0.5), Side(50.0, 0.5)),
+    "circle": Options("similarity", "exp", *CIRCLE),
+    "steep": Options("similarity", "exp", Side(-200.0, 0.5), Side(200.0, 0.5)),
+    "lifted": Options("distance", "exp", Side(1.0, 0.1), Side(-1.0, 1.0)),
+    "nca": Options("squared", "exp", Side(-5.0), Side(-5.0)),
+    "exp_negatives": Options("similarity", "exp", None, Side(14.0)),
+    "contrastive": Options("distance", "hinge", Side(1.0, 0.3), Side(-1.0, 1.2)),
+    "cosine_hinge": Options("similarity", "hinge", Side(-1.0, 0.9), Side(1.0, 0.1)),
+    "squared_hinge": Options("squared", "hinge", Side(0.5, 0.2), Side(-0.5, 1.5)),
+    "hinge_negatives": Options("distance", "hinge", None, Side(-1.0, 1.3)),
+    "softplus": Options("distance", "softplus", Side(2.0, 0.3), Side(-2.0, 1.2)),
+    "softplus_positives": Options("similarity", "softplus", Side(-14.0, 0.2), None),
+}
+BOUNDED = ("softmax", "circle", "nca", "contrastive", "cosine_hinge", "hinge_negatives", "softplus_positives")
+
+
+class Case(NamedTuple):
+    pairs: Pairs
+    options: Options
+    bounds: Tensor | None
+    rows: dict  # ids, ref_ids, ignore_index, normalize
+
+
+def bounds_for(options: Options, m: int, seed: int = 3) -> Tensor:
+    """(2, M) near the middle of the values, so that either side of them is met."""
+    middle = {"similarity": 0.0, "distance": 1.4, "squared": 2.0}[options.value]
+    return middle + 0.2 * torch.randn(2, m, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def call(case: Case, x: Tensor, g: Tensor | None = None, bounds: Tensor | None = None) -> pair_loss.Statistics:
+    rows = {"ids": None, "ref_ids": None, "ignore_index": None, "normalize": True, **case.rows}
+    inputs = _checks.pair_inputs("pair_loss", x, case.pairs.labels, g, case.pairs.ref_labels, **rows)
+    return pair_loss.statistics("pair_loss", inputs, case.options, case.bounds if bounds is None else bounds)
+
+
+def differentiable(case: Case):
+    """(M,) one number a row, of every differentiable statistic; the logarithm of nothing counts as 0."""
+
+    def function(x: Tensor, g: Tensor | None = None) -> Tensor:
+        s = call(case, x, g)
+        return sum(w * torch.where(t.isinf(), 0, t) for w, t in zip((1.0, 0.7, 0.05, 0.03), s[:4]))
+
+    return function
+
+
+def tensors(pairs: Pairs) -> list[Tensor]:
+    return [t for t in (pairs.embeddings, pairs.ref_emb) if t is not None]
+
+
+def side_by_loops(options: Options, side: Side | None, values: list[float], bound: float | None) -> list[float]:
+    """stat, sum, members, slope of one side of one row."""
+    if side is None:
+        return [-math.inf if options.term == "exp" else 0.0, 0.0, 0.0, 0.0]
+    stat, total, slope, scores = 0.0, 0.0, 0.0, []
+    for v in values:
+        x = side.scale * (v - (side.base if bound is None else bound))
+        if options.term == "hinge" and x > 0:
+            stat, total, slope = stat + x, total + v, slope + 1
+        elif options.term == "softplus":
+            stat, total, slope = stat + math.log1p(math.exp(x)), total + v, slope + 1 / (1 + math.exp(-x))
+        elif options.term == "exp" and (bound is None or x > 0):
+            ramp = max(side.ramp * (v - side.origin), 0) if side.ramp else 1.0
+            scores.append(side.scale * ramp * (v - side.base))
+            total, slope = total + v, slope + 1
+    if options.term == "exp":
+        top = max(scores, default=0.0)
+        stat = top + math.log(sum(math.exp(s - top) for s in scores)) if scores else -math.inf
+    return [stat, total, float(len(values)), slope]
+
+
+def by_loops(case: Case) -> Tensor:
+    """(8, M) in the order of Statistics."""
+    (x, labels, g, ref_labels), rows, own = case.pairs, case.rows, case.pairs.ref_emb is None
+    g, h = (x, labels) if own else (g, ref_labels)
+    if case.rows.get("normalize", True):
+        x, g = (torch.nn.functional.normalize(t, dim=1, eps=1e-12) for t in (x, g))
+    ids, ref_ids = rows.get("ids"), rows.get("ids") if own else rows.get("ref_ids")
+    out = []
+    for i in range(len(x)):
+        values: dict[bool, list[float]] = {True: [], False: []}
+        for j in range(len(g)):
+            ignored = rows.get("ignore_index") in (int(labels[i]), int(h[j]))
+            if (own and i == j) or ignored or (ids is not None and ids[i] == ref_ids[j]):
+                continue
+            squared = float((x[i] - g[j]).square().sum())
+            value = {"similarity": float(x[i] @ g[j]), "distance": math.sqrt(squared), "squared": squared}
+            values[bool(labels[i] == h[j])].append(value[case.options.value])
+        sides = [
+            side_by_loops(case.options, side, values[k == 0], None if case.bounds is None else float(case.bounds[k, i]))
+            for k, side in enumerate((case.options.pos, case.options.neg))
+        ]
+        out.append([v for of_both in zip(*sides) for v in of_both])
+    return torch.tensor(out, dtype=torch.float64).T
+
+
+@pytest.mark.parametrize("extra", ["plain", "ids", "ignore_index", "bounds", "unnormalized"])
+@pytest.mark.parametrize("n", [None, 9], ids=["self", "reference"])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_brute_force(backend, device, name, n, extra):
+    options = OPTIONS[name]
+    pairs = make_pairs("random", 13, n, 5, 3, torch.float64, seed=4)
+    rows: dict = {}
+    if extra == "ids":
+        rows = {"ids": torch.arange(13) // 2} | ({} if n is None else {"ref_ids": torch.arange(n) // 3})
+    elif extra == "ignore_index":
+        rows = {"ignore_index": 1}
+    elif extra == "unnormalized":
+        rows = {"normalize": False}
+    case = Case(pairs, options, bounds_for(options, 13) if extra == "bounds" else None, rows)
+    expected = by_loops(case)
+    moved = case._replace(
+        pairs=Pairs(*(None if t is None else t.to(device) for t in pairs)),
+        bounds=None if case.bounds is None else case.bounds.to(device),
+        rows={k: v.to(device) if isinstance(v, Tensor) else v for k, v in rows.items()},
+    )
+    got = torch.stack(list(call(moved, *tensors(moved.pairs)))).cpu()
+    ignored = torch.zeros(13, dtype=torch.bool) if extra != "ignore_index" else pairs.labels == 1
+    torch.testing.assert_close(got[:, ~ignored], expected[:, ~ignored], rtol=1e-11, atol=1e-12)
+    empty = torch.tensor([-math.inf if options.term == "exp" else 0.0] * 2 + [0.0] * 6, dtype=torch.float64)
+    assert torch.equal(got[:, ignored], empty[:, None].expand(8, int(ignored.sum())))
+
+
+@pytest.mark.parametrize("bounded", [False, True], ids=["base", "bounds"])
+@pytest.mark.parametrize("n", [None, 5], ids=["self", "reference"])
+@pytest.mark.parametrize("name", thinned(OPTIONS, "softmax", "circle", "contrastive", "softplus_positives"))
+def test_gradcheck(kernel, device, name, n, bounded):
+    options = OPTIONS[name]
+    pairs = make_pairs("random", 7, n, 3, 2, torch.float64, seed=1, device=device)
+    case = Case(pairs, options, bounds_for(options, 7).to(device) if bounded else None, {})
+    # Where bounds mine, their gradient is zero, and differences agree only where nothing crosses a bound.
+    if name != "circle":  # its ramp is a constant of the gradient
+        torch.autograd.gradcheck(differentiable(case), [t.clone().requires_grad_() for t in tensors(pairs)], atol=1e-6)
+    if not bounded or options.term == "exp":
+        return
+    bounds = case.bounds.clone().requires_grad_()
+
+    def of_bounds(b: Tensor) -> Tensor:
+        return torch.stack(call(case, *tensors(pairs), *([None] if n is None else []), b)[:2])
+
+    torch.autograd.gradcheck(of_bounds, [bounds], atol=1e-6)
+
+
+@pytest.mark.parametrize("n", [None, 150], ids=["self", "reference"])
+@pytest.mark.parametrize("name", thinned(OPTIONS, "multi_similarity", "contrastive", "lifted", "softplus_positives"))
+def test_gradients_of_the_reference(kernel, device, name, n):
+    """In float64: several tiles, bounds of every row, the ramp as a constant."""
+    options = OPTIONS[name]
+    pairs = make_pairs("random", 140, n, 9, 12, torch.float64, device=device)
+    bounds = bounds_for(options, 140).to(device) if name in BOUNDED else None
+    assert_matches(differentiable(Case(pairs, options, bounds, {})), tensors(pairs), scale=200.0, exponent=200.0)
+
+
+@pytest.mark.parametrize("kind", thinned(KINDS, "random", "duplicates"))
+@pytest.mark.parametrize("name", thinned(OPTIONS, "softmax", "contrastive"))
+def test_data(kernel, device, name, kind):
+    options = OPTIONS[name]
+    hinges = [
+        s.base for s in (options.pos, options.neg) if s and options.term == "hinge" and options.value == "distance"
+    ]
+    pairs = make_pairs(kind, 130, None, 16, 12, torch.float32, avoid=hinges, device=device)
+    steepest = max(abs(s.scale) * (2.4 if s.ramp else 1.0) for s in (options.pos, options.neg) if s)
+    shifted = []
+    if options.term == "hinge" and options.value != "distance":
+        band = 4e-6
+        for move in (-band, band):
+            sides = [None if s is None else s._replace(base=s.base + move) for s in (options.pos, options.neg)]
+            shifted.append(differentiable(Case(pairs, Options(*options[:2], *sides), None, {})))
+    # A statistic is a sum over up to 130 pairs, or as large as a score.
+    assert_matches(
+        differentiable(Case(pairs, options, None, {})),
+        tensors(pairs),
+        scale=max(130.0, 4 * steepest),
+        exponent=max(4 * steepest, 1.0),
+        max_quiet=1.0,
+        shifted=shifted,
+    )
+
+
+@pytest.mark.parametrize("name", thinned(["softmax", "contrastive", "softplus"], "softmax"))
+def test_dtypes(kernel, device, dtype, name):
+    options = OPTIONS[name]
+    hinges = [s.base for s in (options.pos, options.neg)] if options.term == "hinge" else []
+    pairs = make_pairs("random", 130, 70, 16, 12, dtype, avoid=hinges, device=device)
+    function = differentiable(Case(pairs, options, None, {}))
+    assert_matches(function, tensors(pairs), scale=130.0, exponent=60.0, max_quiet=1.0)
+
+
+@pytest.mark.parametrize("m, n, d", thinned(
+    [(0, None, 3), (1, None, 3), (0, 5, 3), (5, 0, 3), (1, 300, 1), (129, None, 4), (257, 1, 33), (260, None, 5)],
+    (0, None, 3), (5, 0, 3), (129, None, 4),
+))  # fmt: skip
+@pytest.mark.parametrize("name", ["softmax", "contrastive", "softplus_positives"])
+def test_sizes(kernel, device, name, m, n, d):
+    pairs = make_pairs("random", m, n, d, 4, torch.float64, device=device)
+    case = Case(pairs, OPTIONS[name], None, {})
+    assert_matches(differentiable(case), tensors(pairs), scale=100.0, exponent=100.0)
+
+
+@pytest.mark.parametrize("labels", thinned(["one_class", "distinct", "sorted", "ragged", "wide"], "ragged"))
+@pytest.mark.parametrize("name", ["softmax", "contrastive"])
+def test_labels(kernel, device, name, labels):
+    pairs = make_pairs("random", 140, None, 6, 9, torch.float64, labels=labels, device=device)
+    case = Case(pairs, OPTIONS[name], None, {})
+    assert_matches(differentiable(case), tensors(pairs), scale=100.0, exponent=100.0)
+
+
+@pytest.mark.parametrize("where", ["query", "gallery"])
+@pytest.mark.parametrize("n", [None, 20], ids=["self", "reference"])
+@pytest.mark.parametrize("name", ["softmax", "contrastive"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_non_finite_rows(backend, device, name, n, where, bad):
+    pairs = make_pairs("random", 12, n, 4, 3, device=device)
+    rows = pairs.embeddings if where == "query" or n is None else pairs.ref_emb
+    rows[3, 1] = bad
+    outcome = evaluate(differentiable(Case(pairs, OPTIONS[name], None, {})), tensors(pairs))
+    reached = torch.ones(12, dtype=torch.bool) if where == "gallery" or n is None else torch.arange(12) == 3
+    assert torch.equal(outcome.value.isnan().cpu(), reached)
+    kept = Case(pairs, OPTIONS[name], None, {"ignore_index": int((pairs.labels if n is None else pairs.ref_labels)[3])})
+    if where == "gallery" or n is None:
+        assert not evaluate(differentiable(kept), tensors(pairs)).value.isnan().any()
+
+
+@pytest.mark.parametrize("side", ["positive", "negative"])
+@pytest.mark.parametrize("name", ["softmax", "contrastive", "softplus"])
+def test_one_side_is_that_side_of_both(backend, device, name, side):
+    pairs = make_pairs("random", 140, None, 6, 12, torch.float64, device=device)
+    options = OPTIONS[name]
+    both = call(Case(pairs, options, None, {}), pairs.embeddings)
+    other = {"neg": None} if side == "positive" else {"pos": None}
+    one = call(Case(pairs, options._replace(**other), None, {}), pairs.embeddings)
+    for k in range(8):
+        mine = (k % 2 == 0) == (side == "positive")
+        nothing = torch.full_like(one[k], -math.inf if k < 2 and options.term == "exp" else 0.0)
+        torch.testing.assert_close(one[k], both[k] if mine else nothing, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("scale", [60.0, 74.0, 200.0])
+def test_gradients_of_a_mean_over_many_rows(kernel, device, scale):
+    """Small gradients are as accurate as large ones: no factor of them leaves the numbers of float32."""
+    pairs = make_pairs("random", 40, None, 8, 40, labels="distinct", device=device)
+    x = torch.cat([pairs.embeddings, pairs.embeddings + 0.01]).requires_grad_()
+    case = Case(Pairs(x, torch.arange(80, device=device), None, None), OPTIONS["exp_negatives"], None, {})
+    options = case.options._replace(neg=Side(scale))
+    stats = call(case._replace(options=options), x).neg
+    large, small = (torch.autograd.grad(stats, x, torch.full_like(stats, g), retain_graph=True)[0] for g in (1.0, 1e-7))
+    torch.testing.assert_close(small * 1e7, large, rtol=1e-4, atol=1e-4 * float(large.abs().max()))
+    assert large.abs().amax(1).min() > 0
+
+
+@pytest.mark.large
+def test_sums_of_many_pairs(kernel, device):
+    """In float32 too, a row's sum is not rounded as often as it has pairs."""
+    n = 16384
+    pairs = make_pairs("random", n, None, 8, n, labels="distinct", device=device)
+    case = Case(pairs, Options("similarity", "hinge", None, Side(1.0, -1.5)), None, {})
+    single, double = (call(case, pairs.embeddings.to(dtype)).neg for dtype in (torch.float32, torch.float64))
+    torch.testing.assert_close(single.double(), double, rtol=2e-6, atol=0)

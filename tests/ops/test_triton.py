@@ -1,0 +1,276 @@
+"""What only the Triton backend has: two schedules, block sizes, roundings of products, pinned configurations."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_nearest_positive import match as match_selection
+from test_pair_loss import OPTIONS as STATISTICS
+from test_pair_loss import Case, bounds_for, differentiable, tensors
+from test_pairwise import match as match_pairwise
+from test_pairwise import rows
+from test_ranked_list import OPTIONS, draw, match
+
+import dmlkernels
+from dmlkernels import _backend
+from dmlkernels import functional as F
+from dmlkernels.testing import assert_matches, evaluate, make_pairs
+
+triton = pytest.importorskip("triton")
+
+from dmlkernels.triton_kernels import _autotune, _configs, _pair  # noqa: E402  (needs Triton)
+from dmlkernels.triton_kernels.pairwise import OPERATORS  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[2]
+CUDA = torch.device("cuda", 0)
+NAMES = ["default", "weight_grad", "query", "easy", "pml_constant", "unnormalized"]
+
+
+@pytest.fixture
+def triton_device():
+    """Device on which the Triton backend runs here; it is in use during the test."""
+    (device,) = _backend.loaded["triton"]
+    with dmlkernels.use_backend("triton"):
+        yield device
+
+
+@pytest.fixture
+def by_tiles(monkeypatch):
+    """The schedule of large problems: one program a tile, both ends by atomics."""
+    monkeypatch.setattr(_configs, "SYMMETRIC_FROM", 0)
+    torch.use_deterministic_algorithms(False)
+    yield
+    torch.use_deterministic_algorithms(True)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Several tiles of pairs share a byte of the bitmap, and features come in several steps and pieces."""
+    config = _configs.Config(64, 64, 16, 16, 4, 1)
+    monkeypatch.setattr(_configs, "choose", lambda *arguments, **named: config)
+
+
+# Both schedules against the float64 reference.
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("n", [None, 140], ids=["self", "reference"])
+@pytest.mark.parametrize("name", NAMES)
+def test_tiles_with_atomics(triton_device, by_tiles, name, n, dtype):
+    pairs = draw("random", 135, n, 12, OPTIONS[name], dtype=dtype, seed=2, device=triton_device)
+    match(pairs, OPTIONS[name])
+
+
+@pytest.mark.parametrize("n", [None, 90], ids=["self", "reference"])
+@pytest.mark.parametrize("name", ["weight_grad", "query"])
+def test_small_blocks_with_atomics(triton_device, by_tiles, small_blocks, name, n):
+    match(draw("random", 133, n, 20, OPTIONS[name], seed=3, device=triton_device), OPTIONS[name])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("n", [None, 90], ids=["self", "reference"])
+def test_small_blocks_by_rows(triton_device, small_blocks, n, dtype):
+    match(draw("random", 133, n, 20, dtype=dtype, seed=3, device=triton_device), OPTIONS["default"])
+
+
+@pytest.mark.parametrize("choice", ["easy_hard", "hard_semihard"])
+def test_small_blocks_of_selections(triton_device, small_blocks, choice):
+    match_selection(choice, make_pairs("random", 133, 90, 20, seed=3, device=triton_device))
+
+
+@pytest.mark.parametrize("name", ["cosine", "euclidean"])
+@pytest.mark.parametrize("n", [None, 90], ids=["self", "other"])
+def test_small_blocks_of_pairwise(triton_device, small_blocks, name, n):
+    match_pairwise(name, rows("random", 133, n, 20, seed=3, device=triton_device), max_quiet=0.2)
+
+
+@pytest.mark.parametrize("n", [None, 140], ids=["self", "reference"])
+def test_the_schedules_agree_on_totals_and_bitmap(triton_device, monkeypatch, n):
+    """float64: the sums differ in their order only."""
+    from test_ranked_list_edges import arguments
+
+    monkeypatch.setattr(_configs, "SYMMETRIC_FROM", 0)
+    pairs = make_pairs("random", 300, n, 8, dtype=torch.float64, seed=4, device=triton_device)
+    forward = torch.ops.dmlkernels_triton.ranked_list_fwd
+    tiles, by_rows = (forward(*arguments(pairs, deterministic=d, alpha=0.9)) for d in (False, True))
+    for a, b in zip(tiles[:3], by_rows[:3], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    assert torch.equal(tiles[4], by_rows[4])
+
+
+@pytest.mark.parametrize("n", [None, 90], ids=["self", "reference"])
+@pytest.mark.parametrize("name", ["multi_similarity", "steep", "contrastive", "softplus_positives"])
+def test_small_blocks_of_pair_loss(triton_device, by_tiles, small_blocks, name, n):
+    """Bounds of every row: a pair may take part at one end only, and so may a tile."""
+    pairs = make_pairs("random", 133, n, 20, 12, torch.float64, seed=3, device=triton_device)
+    case = Case(pairs, STATISTICS[name], bounds_for(STATISTICS[name], 133).to(triton_device), {})
+    assert_matches(differentiable(case), tensors(pairs), scale=200.0, exponent=200.0)
+
+
+@pytest.mark.parametrize("name", ["circle", "contrastive", "hinge_negatives", "softplus_positives"])
+def test_the_schedules_of_pair_loss_agree(triton_device, monkeypatch, name):
+    """float64: statistics, and a bitmap that is not symmetric where only the first rows ask for pairs."""
+    from test_pair_loss_contract import forward_arguments
+
+    monkeypatch.setattr(_configs, "SYMMETRIC_FROM", 0)
+    pairs = make_pairs("random", 300, None, 8, dtype=torch.float64, seed=4, device=triton_device)
+    bounds = bounds_for(STATISTICS[name], 300).to(triton_device)
+    bounds[:, 128:] = torch.where(torch.tensor(STATISTICS[name].arguments()[3:8:4]) > 0, 9.0, -9.0).to(bounds)[:, None]
+    *start, _, check_finite = forward_arguments(Case(pairs, STATISTICS[name], bounds, {}))
+    forward = torch.ops.dmlkernels_triton.pair_loss_fwd
+    tiles, by_rows = (forward(*start, deterministic, check_finite) for deterministic in (False, True))
+    for a, b in zip(tiles[:4], by_rows[:4], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    assert torch.equal(tiles[4], by_rows[4])
+    assert bool((tiles[4] != tiles[4].T).any()) == (STATISTICS[name].term != "softplus")
+
+
+@triton.jit
+def _tile_of_program(out, tiles):
+    program = triton.language.program_id(0)
+    i, j = _pair.upper_tile(program, tiles)
+    triton.language.store(out + i * tiles + j, program + 1)
+
+
+_tile_of_program.fn.__globals__["tl"] = triton.language  # the interpreter looks for it by this name
+
+
+@pytest.mark.parametrize("tiles", [1, 2, 3, 8, 9])
+def test_every_tile_of_the_triangle_once(triton_device, tiles):
+    out = torch.zeros(tiles, tiles, dtype=torch.int32, device=triton_device)
+    programs = tiles * (tiles + 1) // 2
+    _tile_of_program[(programs,)](out, tiles)
+    assert torch.equal(out.triu(), out)
+    assert sorted(out[out > 0].tolist()) == list(range(1, programs + 1))
+
+
+# Lower precisions of float32: rows and weights are rounded for the products, and what is left of them is exact.
+
+
+@pytest.mark.parametrize("precision, tolerance", [("ieee", 1e-5), ("tf32x3", 1e-5), ("tf32", 5e-3), ("bf16", 5e-2)])
+@pytest.mark.parametrize("n", [None, 90], ids=["self", "reference"])
+def test_gradients_of_lower_precisions(triton_device, monkeypatch, precision, tolerance, n):
+    pairs = draw("random", 130, n, 24, seed=5, device=triton_device)
+    tensors = [t for t in (pairs.embeddings, pairs.ref_emb) if t is not None]
+
+    def loss(x, g=None):
+        # Every pair is a member: no rounding decides.
+        return F.ranked_list_loss(x, pairs.labels, g, pairs.ref_labels, alpha=3.0, margin=3.5)
+
+    with dmlkernels.use_backend("reference"):
+        true = evaluate(loss, [t.double() for t in tensors])
+    monkeypatch.setattr(_backend, "_precision", precision)
+    got = evaluate(loss, tensors)
+    for a, b in zip(got.grads, true.grads, strict=True):
+        assert float((a.double() - b).norm()) <= 4 * tolerance * float(b.norm())
+
+
+def test_rounded_copies_stay_at_distance_zero(triton_device, monkeypatch):
+    monkeypatch.setattr(_backend, "_precision", "tf32")
+    x = rows("random", 40, None, 19, seed=6, device=triton_device)[0]
+    out = F.pairwise_distance(torch.cat([x, x]))
+    assert torch.equal(out.diagonal(40), torch.zeros_like(out.diagonal(40)))
+
+
+# Configurations: pinned, unless a search on a device of the same name has left a file.
+
+
+def test_a_search_leaves_a_file_and_only_a_search_does(triton_device, monkeypatch, tmp_path):
+    monkeypatch.setattr(_configs, "TUNED", tmp_path / "tuned")
+    _configs.tuned.cache_clear()
+    x = torch.randn(70, 20, device=triton_device)
+    operator = OPERATORS["pairwise_fwd"]
+    expected = operator(x, None, "dot", True, "ieee")
+    assert not _configs.TUNED.exists()
+
+    best = _configs.Config(64, 64, 64, 32, 8, 3)
+    monkeypatch.setattr(_autotune, "candidates", lambda square: [_configs.Config(128, 128, 32, 32, 4, 2), best])
+    key = "pairwise_fwd square float32 20"
+    monkeypatch.setattr(_autotune, "milliseconds", lambda call: (call(), _configs._trials[key].block_m)[1])
+    torch.testing.assert_close(_autotune.searched(operator, (x, None, "dot", True, "ieee"), "Some GPU"), expected)
+    _configs.tuned.cache_clear()
+    assert _configs.tuned("Some GPU") == {key: best}
+    assert [path.name for path in _configs.TUNED.iterdir()] == ["some-gpu.json"]
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
+    monkeypatch.setattr(_configs, "_capability", lambda index: 90)
+    for width, config in ((20, best), (24, _configs._pinned("pairwise_fwd", x.dtype, 24, CUDA, True))):
+        assert _configs.choose("pairwise_fwd", x.dtype, width, CUDA, square=True) == config
+    _configs.tuned.cache_clear()
+
+
+# Specialisations: the sizes of a batch are not among what Triton compiles for.
+
+COUNT = """
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.compiler import make_backend
+from triton.runtime.jit import JITFunction, create_function_from_signature
+from dmlkernels.triton_kernels import MODULES, nearest_positive, pair_loss, pairwise, ranked_list
+
+binders, found = {}, {}
+
+def note(kernel, *arguments, grid, warmup, **named):
+    if kernel not in binders:
+        backend = make_backend(GPUTarget("cuda", 90, 32))
+        binders[kernel] = create_function_from_signature(kernel.signature, kernel.params, backend)
+    specialization = binders[kernel](*arguments, **named)[1]
+    found.setdefault(kernel.fn.__module__ + "." + kernel.fn.__name__, set()).add(str(specialization))
+
+JITFunction.run = note
+statistics = ("distance", "exp", "both", 10.0, 0.5, 0.0, 0.0, -10.0, 1.0, 0.0, 0.0, "ieee")
+options = (1.2, 0.4, 0.0, 10.0, 0.5, 0.5, False, "full", "all", "none", "ieee")
+for m in (*range(2, 40), 64, 100, 127, 128, 129, 256, 1000, 4096, 5000, 8192):
+    x, y = torch.randn(m, 32), torch.arange(m) % 4
+    pair = (x, y, None, None, None, None, None, True)
+    reference = (x, y, torch.randn(m + 3, 32), torch.arange(m + 3) % 4, None, None, None, True)
+    grad, stats = torch.randn(m), torch.randn(4, m)
+    easy, index = torch.empty(0, dtype=torch.int64), torch.zeros(m, dtype=torch.int64)
+    for inputs in (pair, reference):
+        n = m if inputs is pair else m + 3
+        tiles = torch.ones(-(-m // 128), -(-n // 128), dtype=torch.uint8)
+        for deterministic in (False, True):
+            ranked_list.forward(*inputs, *options, deterministic, False)
+            ranked_list.backward(
+                grad, *inputs, stats, easy, tiles, *options, deterministic, inputs is reference
+            )
+            bounds = torch.randn(2, m)
+            pair_loss.forward(*inputs, bounds, *statistics, deterministic, False)
+            pair_loss.backward(
+                bounds, bounds, *inputs, bounds, tiles, bounds, *statistics, deterministic, inputs is reference
+            )
+        nearest_positive.mine_forward(*inputs, "easy", "semihard", "ieee", False)
+        nearest_positive.nearest_backward(grad, x, inputs[2], index, True, inputs is reference)
+        pairwise.forward(x, inputs[2], "euclidean", True, "ieee")
+        pairwise.backward(torch.randn(m, n), x, inputs[2], "euclidean", True, "ieee")
+for name, keys in sorted(found.items()):
+    print(name, len(keys))
+"""
+
+
+def test_batch_sizes_do_not_specialise():
+    """Fifty batch sizes, in self and reference mode: what is compiled depends on the mode, not on the size."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", COUNT], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    counts = dict(line.split() for line in done.stdout.splitlines())
+    assert len(counts) >= 19
+    # Self and reference mode, and in reference mode either side as the one that owns the rows.
+    assert max(map(int, counts.values())) <= 4, counts
+
+
+def test_frames_beyond_the_registers_are_refused(triton_device):
+    z = torch.randn(2, 1024, device=triton_device)
+    noise = torch.randn(2, 39, 1024, device=triton_device)
+    with (
+        dmlkernels.use_backend("triton"),
+        pytest.raises(ValueError, match=r"n must be such that n times D.*got 64 x 1024"),
+    ):
+        F.spherical_expansion(z, torch.arange(2, device=triton_device), z.flip(0), n=40, noise=noise)
