@@ -13,6 +13,8 @@ BUILD := $(VENV)/.build
 LINT := $(VENV)/.lint
 COMPAT_VENV := .venv-compat
 COMPAT := $(COMPAT_VENV)/.ready
+OLDEST_TORCH := 2.11.0
+OLDEST_HEADERS := build/torch-$(OLDEST_TORCH)
 TRITON_OPS := pairwise ranked_list pair_loss nearest_positive triplet distance_weighted coding_rate spherical_expansion \
   proxy_anchor soft_triple
 NATIVE := CMakeLists.txt setup.py $(wildcard cmake/* csrc/*.cpp csrc/*/*.h csrc/*/*.cuh csrc/*/*.cpp csrc/*/*.cu csrc/*/*/*.h csrc/*/*/*.cpp)
@@ -23,7 +25,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 STAGE ?= build test sanitize bench
 DRY ?=
 
-.PHONY: setup demo test trust compat bench bench-peers lint format wheel gpu clean
+.PHONY: setup demo test trust compat compat-torch bench bench-peers lint format wheel gpu clean
 
 setup: $(BUILD)
 
@@ -73,6 +75,17 @@ compat: $(COMPAT)
 	  -k "triton and bfloat16 and (test_every_dtype and random or test_dtypes)" $(addprefix tests/ops/test_,$(addsuffix .py,$(TRITON_OPS)))
 	$(COMPAT_VENV)/bin/python bench/triton_resources.py --check --quick --may-spill --dtypes float32 \
 	  --architectures 80 90
+
+# What includes torch's headers compiles against those of the oldest torch that we serve. They are the same in each of its
+# wheels, and the one for macOS is a sixth of Linux's (81 MB).
+$(OLDEST_HEADERS): | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --no-deps --no-compile --only-binary=:all: --platform macosx_11_0_arm64 \
+	  --python-version 3.11 --target $@.part torch==$(OLDEST_TORCH)
+	mv $@.part $@
+
+compat-torch: $(OLDEST_HEADERS)
+	printf '%s\n' csrc/cpu/*.cpp csrc/cuda/*.cpp | xargs -P $(WORKERS) -n 1 $(CXX) -std=c++20 -fsyntax-only \
+	  -fvisibility=hidden -Icsrc -isystem $</torch/include -DTORCH_TARGET_VERSION=0x020b000000000000 -DUSE_CUDA
 
 bench: setup
 	$(BIN)/python bench/run.py

@@ -9,6 +9,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "common/aten.h"
 #include "cpu/coding_rate_kernels.h"
 #include "cpu/dispatch.h"
 #include "cpu/rows.h"
@@ -16,9 +17,6 @@
 
 namespace dml {
 namespace {
-
-using torch::stable::detail::from;
-using torch::stable::detail::to;
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
@@ -28,32 +26,6 @@ constexpr ScalarType kType = sizeof(T) == 8 ? ScalarType::Double : ScalarType::F
 template <class T>
 T* data(const Tensor& x) {
   return static_cast<T*>(x.mutable_data_ptr());
-}
-
-// Into a tensor that is there, because autocast would make a new one of bfloat16.
-void multiply(const Tensor& a, const Tensor& b, const Tensor& out) {
-  std::array<StableIValue, 3> stack{from(a), from(b), from(out)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
-  to<Tensor>(stack[0]);
-}
-
-// L of A = L L^T for one or many matrices, by LAPACK, and the info of each (0: positive definite).
-std::tuple<Tensor, Tensor> lapack_factor(const Tensor& a) {
-  std::array<StableIValue, 3> stack{from(a), from(false), from(false)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linalg_cholesky_ex", "", stack.data(), TORCH_ABI_VERSION));
-  return {to<Tensor>(stack[0]), to<Tensor>(stack[1])};
-}
-
-Tensor lapack_solve(const Tensor& b, const Tensor& l) {
-  std::array<StableIValue, 3> stack{from(b), from(l), from(false)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::cholesky_solve", "", stack.data(), TORCH_ABI_VERSION));
-  return to<Tensor>(stack[0]);
-}
-
-Tensor lapack_inverse(const Tensor& l) {
-  std::array<StableIValue, 2> stack{from(l), from(false)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::cholesky_inverse", "", stack.data(), TORCH_ABI_VERSION));
-  return to<Tensor>(stack[0]);
 }
 
 template <class T>
@@ -124,7 +96,7 @@ std::tuple<Tensor, Tensor> small_matrices(const Tensor& a, bool check, bool need
 template <class T>
 std::tuple<Tensor, Tensor> large_matrices(const Tensor& a, bool check, bool need_inverse) {
   const int64_t batch = a.size(0), n = a.size(1);
-  const auto [factor, info] = lapack_factor(a);
+  const auto [factor, info] = aten::cholesky(a);
   // LAPACK may return its factors by columns.
   const Tensor l = torch::stable::contiguous(factor);
   Tensor logdet = filled(a, {batch}, kType<T>, 0);
@@ -141,7 +113,7 @@ std::tuple<Tensor, Tensor> large_matrices(const Tensor& a, bool check, bool need
       for (int64_t j = 0; j < n; ++j) data<T>(l)[(matrix * n + i) * n + j] = i == j;
   }
   if (!need_inverse) return {logdet, filled(a, {0, n, n}, kType<T>, 0)};
-  Tensor inverse = torch::stable::contiguous(lapack_inverse(l));
+  Tensor inverse = torch::stable::contiguous(aten::cholesky_inverse(l));
   for (int64_t matrix = 0; any_failed && matrix < batch; ++matrix)
     if (std::isnan(data<T>(logdet)[matrix]))
       std::fill_n(data<T>(inverse) + matrix * n * n, n * n, static_cast<T>(kNaN));
@@ -203,21 +175,21 @@ double large_rate(const Rows<T>& rows, int64_t begin, int64_t end, double a, dou
   for (int64_t i = 0; i < n; ++i) std::copy_n(view.rows + (begin + i) * view.stride, d, data<T>(z) + i * d);
   const Tensor zt = transpose(z, 0, 1);
   Tensor gram = torch::stable::new_empty(like, std::vector<int64_t>{side, side}, kType<T>);
-  n <= d ? multiply(z, zt, gram) : multiply(zt, z, gram);
+  n <= d ? aten::multiply(z, zt, gram) : aten::multiply(zt, z, gram);
   double trace = 0;
   for (int64_t k = 0; k < side * side; ++k) data<T>(gram)[k] *= static_cast<T>(a);
   for (int64_t k = 0; k < side; ++k) {
     trace += static_cast<double>(data<T>(gram)[k * side + k]);
     data<T>(gram)[k * side + k] += 1;
   }
-  const Tensor l = contiguous(std::get<0>(lapack_factor(gram)));
+  const Tensor l = contiguous(std::get<0>(aten::cholesky(gram)));
   if (o.need_grad) {
     Tensor g = torch::stable::new_empty(like, std::vector<int64_t>{n, d}, kType<T>);
     if (1 + trace <= kInvertible) {
-      const Tensor inverse = lapack_inverse(l);
-      n <= d ? multiply(inverse, z, g) : multiply(z, inverse, g);
+      const Tensor inverse = aten::cholesky_inverse(l);
+      n <= d ? aten::multiply(inverse, z, g) : aten::multiply(z, inverse, g);
     } else {
-      g = contiguous(n <= d ? lapack_solve(z, l) : transpose(lapack_solve(zt, l), 0, 1));
+      g = contiguous(n <= d ? aten::cholesky_solve(z, l) : transpose(aten::cholesky_solve(zt, l), 0, 1));
     }
     torch::stable::parallel_for(0, n, 64, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {

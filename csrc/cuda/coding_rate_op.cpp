@@ -12,38 +12,16 @@ namespace dml {
 namespace {
 
 using torch::stable::contiguous, torch::stable::transpose;
-using torch::stable::detail::from;
-using torch::stable::detail::to;
 
 template <class T>
 constexpr ScalarType kType = sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float;
 
-// Into a tensor that is there, because autocast would make a new one of bfloat16.
-void multiply(const Tensor& a, const Tensor& b, const Tensor& out) {
-  std::array<StableIValue, 3> stack{from(a), from(b), from(out)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
-  to<Tensor>(stack[0]);
-}
-
-Tensor inverse_of_factor(const Tensor& l) {
-  std::array<StableIValue, 2> stack{from(l), from(false)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::cholesky_inverse", "", stack.data(), TORCH_ABI_VERSION));
-  return to<Tensor>(stack[0]);
-}
-
-Tensor solve_by_factor(const Tensor& b, const Tensor& l) {
-  std::array<StableIValue, 3> stack{from(b), from(l), from(false)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::cholesky_solve", "", stack.data(), TORCH_ABI_VERSION));
-  return to<Tensor>(stack[0]);
-}
-
 // logdet (B,) and L (B, n, n) of A (B, n, n), by cuSOLVER; NaN where a matrix is not positive definite.
 template <class T>
 std::tuple<Tensor, Tensor> factor_by_solver(const Tensor& a, Stream stream) {
-  std::array<StableIValue, 3> stack{from(a), from(false), from(false)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linalg_cholesky_ex", "", stack.data(), TORCH_ABI_VERSION));
-  const Tensor l = contiguous(to<Tensor>(stack[0]));  // its own order is by columns
-  const Tensor info = contiguous(to<Tensor>(stack[1]));
+  const auto [factor, codes] = aten::cholesky(a);
+  const Tensor l = contiguous(factor);  // its own order is by columns
+  const Tensor info = contiguous(codes);
   Tensor logdet = empty(a, {a.size(0)}, kType<T>);
   logdet_of_factors<T>(data<T>(l), data<int32_t>(info), a.size(0), static_cast<int>(a.size(1)), data<T>(logdet),
                        stream);
@@ -75,7 +53,7 @@ std::tuple<Tensor, Tensor> cholesky_as(const Tensor& a, bool check, bool need_in
   if (n > kSharedMatrix<T>) {
     const auto [logdet, l] = factor_by_solver<T>(a, stream);
     if (check) check_positive_definite<T>(logdet);
-    return {logdet, need_inverse ? contiguous(inverse_of_factor(l)) : empty(a, {0, n, n}, kType<T>)};
+    return {logdet, need_inverse ? contiguous(aten::cholesky_inverse(l)) : empty(a, {0, n, n}, kType<T>)};
   }
   const Tensor logdet = empty(a, {batch}, kType<T>), inverse = empty(a, {need_inverse ? batch : 0, n, n}, kType<T>);
   factor_own<T>(a, logdet, need_inverse ? data<T>(inverse) : nullptr, stream);
@@ -137,19 +115,20 @@ void total_rate(const RateProblem<T>& p) {
   const Tensor f = empty(p.z, {n, d}, kType<T>), ft = transpose(f, 0, 1);
   scale_rows<T>(stored(p.z), n, d, p.o.normalize, data<T>(p.scale), data<T>(f), p.stream);
   const Tensor gram = empty(p.z, {1, side, side}, kType<T>), matrix = torch::stable::select(gram, 0, 0);
-  n <= d ? multiply(f, ft, matrix) : multiply(ft, f, matrix);
+  n <= d ? aten::multiply(f, ft, matrix) : aten::multiply(ft, f, matrix);
   add_identity<T>(data<T>(gram), side, a, p.stream);
 
   Tensor logdet = empty(p.z, {1}, kType<T>), y = p.gradient_scratch();
   if (side <= kSharedMatrix<T> && p.o.normalize && condition_bound(n, d, p.o, static_cast<double>(n)) <= kInvertible) {
     const Tensor inverse = empty(p.z, {side, side}, kType<T>);
     factor_own<T>(gram, logdet, p.o.need_grad ? data<T>(inverse) : nullptr, p.stream);
-    if (p.o.need_grad) n <= d ? multiply(inverse, f, y) : multiply(f, inverse, y);
+    if (p.o.need_grad) n <= d ? aten::multiply(inverse, f, y) : aten::multiply(f, inverse, y);
   } else {
     const auto [value, factor] = factor_by_solver<T>(gram, p.stream);
     logdet = value;
     const Tensor l = torch::stable::select(factor, 0, 0);
-    if (p.o.need_grad) y = contiguous(n <= d ? solve_by_factor(f, l) : transpose(solve_by_factor(ft, l), 0, 1));
+    if (p.o.need_grad)
+      y = contiguous(n <= d ? aten::cholesky_solve(f, l) : transpose(aten::cholesky_solve(ft, l), 0, 1));
   }
   sum_terms<T>(data<T>(logdet), 1, 0.5, stored(p.rate), p.stream);
   if (!p.o.need_grad) return;

@@ -1,6 +1,6 @@
 #pragma once
 // What the launchers of csrc/cuda share: the namespace and the dispatch key that they register for, the stream, scratch
-// memory, and calls of ATen's own operators. Kernels do not include this: torch's headers are slow to compile.
+// memory, and access to tensors. Kernels do not include this: torch's headers are slow to compile.
 
 #include <array>
 #include <optional>
@@ -10,6 +10,7 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
+#include "common/aten.h"
 #include "common/check.h"
 #include "cuda/stored.h"
 
@@ -23,6 +24,8 @@
 
 namespace dml {
 
+using aten::index_select, aten::stable_sort;
+
 // The device of a tensor for as long as this lives, and the stream that torch uses on it.
 class OnDevice {
  public:
@@ -30,7 +33,7 @@ class OnDevice {
   explicit OnDevice(const Tensor&) {}
 #else
   explicit OnDevice(const Tensor& x) : guard_(x.get_device_index()) {
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
   }
 #endif
   void* stream = nullptr;
@@ -77,23 +80,6 @@ inline Stored stored(const Tensor& x) {
                                       : type == ScalarType::Float    ? StoredType::float32
                                       : type == ScalarType::BFloat16 ? StoredType::bfloat16
                                                                      : StoredType::float16};
-}
-
-// Sorted values and the places they come from; equal values keep their order. On the device, without synchronising.
-inline std::array<Tensor, 2> stable_sort(const Tensor& x) {
-  using torch::stable::detail::from;
-  using torch::stable::detail::to;
-  std::array<StableIValue, 4> stack{from(x), from(std::optional<bool>(true)), from(int64_t{-1}), from(false)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
-  return {to<Tensor>(stack[0]), to<Tensor>(stack[1])};
-}
-
-// Entries of x along a dimension.
-inline Tensor index_select(const Tensor& x, int64_t dim, const Tensor& index) {
-  using torch::stable::detail::from;
-  std::array<StableIValue, 3> stack{from(x), from(dim), from(index)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::index_select", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
 }  // namespace dml
