@@ -25,7 +25,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 STAGE ?= build test sanitize bench
 DRY ?=
 
-.PHONY: setup demo test trust compat compat-torch bench bench-peers lint format wheel gpu clean
+.PHONY: setup demo test trust compat compat-torch bench bench-peers lint format wheel gpu count clean
 
 setup: $(BUILD)
 
@@ -117,6 +117,9 @@ wheel: setup
 gpu: $(if $(DRY),setup)
 	$(if $(DRY),PATH="$(CURDIR)/$(BIN):$$PATH" PYTHON=$(BIN)/python) DRY=$(DRY) \
 	  bash -ec 'for stage in $(STAGE); do scripts/gpu.sh $$stage; done'
+
+count:
+	$(PYTHON) scripts/count.py
 
 clean:
 	rm -rf build dist wheelhouse *.egg-info $(BUILD) dmlkernels/lib dmlkernels/_C*.so
