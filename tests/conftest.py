@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Iterator
-from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -16,9 +15,10 @@ os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 from cuda_host import backend as cuda_host
+from support.targets import KERNELS, Target
 
 import dmlkernels
-from dmlkernels import _backend, _triton
+from dmlkernels import _backend
 
 if "cpu" in _backend.loaded["triton"]:
     from support import interpreter
@@ -34,31 +34,6 @@ if os.environ.get("PYTEST_XDIST_WORKER"):
 torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
 if hasattr(ctypes.CDLL(None), "mallopt"):
     ctypes.CDLL(None).mallopt(-6, 1)
-
-
-class Target(NamedTuple):
-    name: str
-    device: str
-    emulated: bool = False  # a thousand times slower than the real thing: tests marked `large` are not for it
-
-    @property
-    def asynchronous(self) -> bool:
-        """Nobody waits for its kernels, so that they cannot raise for what is in a tensor."""
-        return self.device == "cuda" or self.name == "cuda-host"
-
-    @property
-    def operators(self) -> Any:
-        """The namespace torch.ops.<...> of this backend."""
-        return getattr(torch.ops, _backend.namespaces[self.name])
-
-
-# Backends with kernels, and the device type of the tensors they are tested on: one line each.
-KERNELS = [
-    Target("native", "cpu"),
-    *([Target("native", "cuda")] if torch.cuda.is_available() else []),
-    Target("triton", "cpu", emulated=True) if _triton.interpreted() else Target("triton", "cuda"),
-    Target("cuda-host", "cpu", emulated=True),
-]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import os
@@ -13,6 +12,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from support.scripts import module
 
 import dmlkernels
 from dmlkernels import _backend
@@ -21,15 +21,6 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench" / "results"
 
 pytestmark = pytest.mark.skipif("cpu" not in _backend.loaded["native"], reason="built without a compiler")
-
-
-def module(name: str) -> ModuleType:
-    """A script of bench/, which is no package: its folder is on the path only when one of its files is run."""
-    sys.path.insert(0, str(ROOT / "bench"))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.pop(0)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 
 import pytest
-from test_bench import module
+from support.scripts import module
 
 from dmlkernels import _backend
 

@@ -1,7 +1,5 @@
 """bench/losses.py: that it trains every loss, goes on where it stopped, and that docs/losses.md is what it measured."""
 
-# ruff: noqa: F811 (an argument that asks for a fixture has the name of its import)
-
 from __future__ import annotations
 
 import dataclasses
@@ -12,8 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from test_bench import module
-from test_train import npz  # noqa: F401
+from support.scripts import module
 
 from dmlkernels.data import load
 from dmlkernels.train import losses

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from test_packaging import CSRC, reachable_includes, registered
+from support.sources import CSRC, reachable_includes, registered
 
 from dmlkernels._schemas import SCHEMAS
 

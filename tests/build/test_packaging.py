@@ -11,11 +11,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from support.sources import CSRC, reachable_includes, registered
 
 import dmlkernels
 
 ROOT = Path(__file__).resolve().parents[2]
-CSRC = ROOT / "csrc"
 OPS = sorted(path.stem for path in (ROOT / "dmlkernels" / "ops").glob("[a-z]*.py"))
 KERNEL_UNITS = sorted((CSRC / "cpu" / "kernels").glob("*.cpp"))
 LIBRARIES = sorted((ROOT / "dmlkernels" / "lib").glob("*.so"))
@@ -44,20 +44,6 @@ def nm(path: Path, *options: str) -> list[tuple[str, str]]:
     return [tuple(line[17:].strip().split(" ", 1)) for line in text.splitlines() if line[17:].strip()]
 
 
-def reachable_includes(path: Path) -> set[str]:
-    """Every header name that a source reaches through the files of csrc."""
-    names: set[str] = set()
-    todo = [path]
-    while todo:
-        current = todo.pop()
-        for name in re.findall(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', current.read_text(), re.MULTILINE):
-            if name in names:
-                continue
-            names.add(name)
-            todo += [file for file in (CSRC / name, current.parent / name) if file.is_file()][:1]
-    return names
-
-
 def test_there_are_ops():
     assert {"pairwise", "ranked_list", "nearest_positive"} <= set(OPS)
     assert len(KERNEL_UNITS) >= 3
@@ -71,10 +57,6 @@ def test_same_name_in_every_layer(op, layer):
         assert "cpu/rows_kernels.h" in reachable_includes(CSRC / "cpu" / "spherical_expansion.cpp")
         return
     assert (ROOT / layer.format(op=op)).is_file()
-
-
-def registered(source: Path) -> set[str]:
-    return set(re.findall(r'\bimpl\(\s*"(\w+)"', source.read_text()))
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -6,19 +6,8 @@ import numpy as np
 import pytest
 import torch
 from support import contract
-from support.logsumexp_cases import (
-    CASES,
-    EASY,
-    KINDS,
-    MINED,
-    all_pairs,
-    bound_to,
-    check_brute_force,
-    ids_of,
-    module_of,
-    problem_of,
-    tensors,
-)
+from support.logsumexp_cases import CASES, EASY, KINDS, MINED, bound_to, check_brute_force
+from support.pairs import all_pairs, ids_of, module_of, problem_of, tensors
 
 from dmlkernels import losses, miners
 from dmlkernels.testing import assert_matches, evaluate, make_pairs

@@ -6,36 +6,13 @@ import numpy as np
 import pytest
 import torch
 from support import brute_force, contract
+from support.pairs import all_pairs, ids_of, module_of, problem_of, tensors
+from support.triplet_losses import ALL_WORDS, KERNEL_WORDS, check_triplet
 
 import dmlkernels
 from dmlkernels import functional as F
 from dmlkernels import losses, miners
-from dmlkernels.testing import Pairs, assert_matches, evaluate, make_pairs
-
-KERNEL_WORDS = [(p, n) for p in ("easy", "hard") for n in ("hard", "semihard")]
-ALL_WORDS = [(p, n) for p in ("easy", "hard", "all") for n in ("hard", "semihard", "all")]
-ONE_SIDE_WORDS = [("easy", "all"), ("hard", "all"), ("all", "hard")]  # one pair an anchor with all of the other side
-
-
-def tensors(pairs: Pairs):
-    return [t for t in (pairs.embeddings, pairs.ref_emb) if t is not None]
-
-
-def problem_of(pairs: Pairs, **more) -> brute_force.Problem:
-    return brute_force.Problem(*(None if t is None else t.cpu().numpy() for t in pairs), **more)
-
-
-def module_loss(module, pairs: Pairs, indices=None, **ids):
-    """The module as a function of the embeddings, and of the gallery if there is one."""
-    return lambda x, g=None: module(x, pairs.labels, indices, g, pairs.ref_labels, **ids)
-
-
-def ids_of(pairs: Pairs) -> dict:
-    some = {"ids": torch.arange(len(pairs.labels), device=pairs.labels.device) // 2}
-    if pairs.ref_emb is None:
-        return some
-    return {**some, "ref_ids": torch.arange(len(pairs.ref_labels), device=pairs.labels.device) // 3}
-
+from dmlkernels.testing import assert_matches, evaluate, make_pairs
 
 # RankedListLoss.
 
@@ -61,7 +38,7 @@ def test_ranked_list_module_is_the_function(backend, device, options, n):
         return F.ranked_list_loss(x, pairs.labels, g, pairs.ref_labels, **options, **ids)
 
     contract.assert_identical(
-        evaluate(module_loss(module, pairs, **ids), tensors(pairs)), evaluate(function, tensors(pairs))
+        evaluate(module_of(module, pairs, **ids), tensors(pairs)), evaluate(function, tensors(pairs))
     )
 
 
@@ -93,14 +70,6 @@ def test_ranked_list_statistics(backend, device, n):
     assert float(stats["mean_neg_distance"]) == pytest.approx(np.mean(neg))
 
 
-def all_pairs(pairs: Pairs):
-    """(a1, p, a2, n) of every pair."""
-    p = problem_of(pairs)
-    rows = range(len(p.y))
-    listed = [[(i, j) for i in rows for j in p.positives(i)], [(i, j) for i in rows for j in p.negatives(i)]]
-    return tuple(torch.tensor(column, device=pairs.labels.device) for side in listed for column in zip(*side))
-
-
 @pytest.mark.parametrize("n", [None, 30], ids=["self", "reference"])
 @pytest.mark.parametrize(
     "options",
@@ -118,14 +87,14 @@ def test_ranked_list_of_every_listed_pair_is_the_loss(backend, device, options, 
     pairs = make_pairs("random", 40, n, 6, 5, torch.float64, seed=3, device=device)
     module = losses.RankedListLoss(**options)
     a1, p, a2, neg = all_pairs(pairs)
-    listed = evaluate(module_loss(module, pairs, (a1, p, a2, neg)), tensors(pairs))
+    listed = evaluate(module_of(module, pairs, (a1, p, a2, neg)), tensors(pairs))
     listed_stats = module.last_stats
-    whole = evaluate(module_loss(module, pairs), tensors(pairs))
+    whole = evaluate(module_of(module, pairs), tensors(pairs))
     contract.assert_close(listed, whole, factor=4096.0)
     for name, value in module.last_stats.items():
         assert float(listed_stats[name]) == pytest.approx(float(value))
     twice = tuple(torch.cat([t, t.flip(0)]) for t in (a1, p, a2, neg))
-    contract.assert_close(evaluate(module_loss(module, pairs, twice), tensors(pairs)), listed)
+    contract.assert_close(evaluate(module_of(module, pairs, twice), tensors(pairs)), listed)
 
 
 @pytest.mark.parametrize("n", [None, 20], ids=["self", "reference"])
@@ -142,9 +111,9 @@ def test_ranked_list_of_some_listed_pairs(backend, device, n):
         weight = {d: np.exp(10 * (1.2 - d)) for d in neg}
         expected += 0.5 * sum(d - 0.8 for d in pos) / max(len(pos), 1)
         expected += 0.5 * sum(w * (1.2 - d) for d, w in weight.items()) / max(sum(weight.values()), 1e-300)
-    value = module_loss(losses.RankedListLoss(reduction="sum"), pairs, indices)(*tensors(pairs))
+    value = module_of(losses.RankedListLoss(reduction="sum"), pairs, indices)(*tensors(pairs))
     assert float(value) == pytest.approx(expected)
-    mean = module_loss(losses.RankedListLoss(), pairs, indices)(*tensors(pairs))
+    mean = module_of(losses.RankedListLoss(), pairs, indices)(*tensors(pairs))
     assert float(mean) == pytest.approx(expected / 24)
 
 
@@ -154,7 +123,7 @@ def test_empty_lists(backend, device, options):
     none = torch.empty(0, dtype=torch.int64, device=device)
     for indices in ((none,) * 3, (none,) * 4):
         for module in (losses.RankedListLoss(**options), losses.TripletMarginLoss()):
-            outcome = evaluate(module_loss(module, pairs, indices), [pairs.embeddings])
+            outcome = evaluate(module_of(module, pairs, indices), [pairs.embeddings])
             assert outcome.value.item() == 0
             assert torch.equal(outcome.grads[0], torch.zeros_like(pairs.embeddings))
 
@@ -177,40 +146,6 @@ def test_triplet_brute_force_on_the_reference(positive, negative, n, extra):
 @pytest.mark.parametrize("positive, negative", KERNEL_WORDS)
 def test_triplet_brute_force(kernel, device, positive, negative, n, extra):
     check_triplet(device, positive, negative, n, extra)
-
-
-def check_triplet(device, positive, negative, n, extra):
-    pairs = make_pairs("random", 14, n, 5, 3, torch.float64, seed=5, device=device)
-    more = {}
-    if extra == "ids":
-        more = ids_of(pairs)
-    elif extra == "ignore_index":
-        more = {"ignore_index": 1}
-    shape = {extra: True} if extra in ("swap", "soft") else {}
-    p = problem_of(pairs, **{k: v.tolist() if isinstance(v, torch.Tensor) else v for k, v in more.items()})
-    listed = brute_force.triplets(p, positive, negative)
-    assert listed
-    indices = tuple(torch.tensor(column, device=device) for column in zip(*listed))
-    words = {"positive": positive, "negative": negative}
-    for reduction in ("nonzero_mean", "mean", "sum"):
-        expected = brute_force.triplet_loss(p, listed, 0.3, reduction=reduction, **shape)
-
-        def function(x, g=None, reduction=reduction):
-            options = {"margin": 0.3, "reduction": reduction, **words, **shape, **more}
-            return F.triplet_loss(x, pairs.labels, g, pairs.ref_labels, **options)
-
-        outcome = evaluate(function, tensors(pairs), torch.ones((), device=device))
-        assert outcome.value.item() == pytest.approx(expected, rel=1e-12)
-        # The same triplets listed: another way to the same gradient.
-        module = losses.TripletMarginLoss(margin=0.3, reduction=reduction, **shape)
-        other = evaluate(module_loss(module, pairs, indices), tensors(pairs), torch.ones((), device=device))
-        contract.assert_close(other, outcome, factor=4096.0)
-        options = {"ignore_index": 1} if extra == "ignore_index" else {}
-        module = losses.TripletMarginLoss(margin=0.3, reduction=reduction, **words, **shape, **options)
-        ids = more if extra == "ids" else {}
-        contract.assert_identical(
-            evaluate(module_loss(module, pairs, **ids), tensors(pairs), torch.ones((), device=device)), outcome
-        )
 
 
 @pytest.mark.parametrize("swap", contract.thinned([False, True], True))
@@ -257,7 +192,7 @@ def test_triplet_statistics(backend, device, positive, negative):
 def test_triplet_without_a_triplet(backend, device, labels, reduction, positive, negative):
     pairs = make_pairs("random", 130, d=6, labels=labels, device=device)
     module = losses.TripletMarginLoss(positive=positive, negative=negative, reduction=reduction)
-    outcome = evaluate(module_loss(module, pairs), [pairs.embeddings])
+    outcome = evaluate(module_of(module, pairs), [pairs.embeddings])
     assert outcome.value.item() == 0
     assert torch.equal(outcome.grads[0], torch.zeros_like(pairs.embeddings))
 
@@ -269,16 +204,16 @@ def test_triplet_non_finite(backend, device, positive, negative, n):
     (pairs.embeddings if n is None else pairs.ref_emb)[7, 2] = torch.nan
     options = {"positive": positive, "negative": negative}
     for module in (losses.TripletMarginLoss(**options), losses.RankedListLoss()):
-        assert bool(module_loss(module, pairs)(*tensors(pairs)).isnan())
+        assert bool(module_of(module, pairs)(*tensors(pairs)).isnan())
     for module in (losses.TripletMarginLoss(**options, check_finite=True), losses.RankedListLoss(check_finite=True)):
         with pytest.raises((ValueError, RuntimeError), match="must be finite"):
-            module_loss(module, pairs)(*tensors(pairs))
+            module_of(module, pairs)(*tensors(pairs))
 
 
 def test_compile_modules(kernel, device):
     pairs = make_pairs("random", 40, d=6, device=device)
     for module in (losses.RankedListLoss(), losses.TripletMarginLoss(positive="easy", negative="semihard", swap=True)):
-        contract.check_compiled(module_loss(module, pairs), [pairs.embeddings])
+        contract.check_compiled(module_of(module, pairs), [pairs.embeddings])
 
 
 def test_messages(backend, device):
@@ -336,9 +271,9 @@ def test_pair_miner(backend, device, positive, negative, n, extra):
 def test_mined_triplets_are_the_loss(backend, device):
     pairs = make_pairs("random", 140, d=6, dtype=torch.float64, seed=10, device=device)
     mined = miners.PairMiner("easy", "semihard")(*pairs[:2])
-    listed = evaluate(module_loss(losses.TripletMarginLoss(margin=0.2), pairs, mined), [pairs.embeddings])
+    listed = evaluate(module_of(losses.TripletMarginLoss(margin=0.2), pairs, mined), [pairs.embeddings])
     module = losses.TripletMarginLoss(margin=0.2, positive="easy", negative="semihard")
-    contract.assert_close(listed, evaluate(module_loss(module, pairs), [pairs.embeddings]), factor=4096.0)
+    contract.assert_close(listed, evaluate(module_of(module, pairs), [pairs.embeddings]), factor=4096.0)
 
 
 def test_miner_drops_non_finite_anchors(backend, device):
@@ -359,7 +294,7 @@ def test_ranked_list_equals_pytorch_metric_learning(backend, device, margin, tp,
     options = {"pos_temperature": tp, "neg_temperature": tn, "neg_weight": share}
     module = losses.RankedListLoss(margin, eps_mode="pml", weight_grad=True, **options)
     theirs = peer.RankedListLoss(margin=margin, Tn=tn, imbalance=share, Tp=tp)
-    a = evaluate(module_loss(module, pairs), [pairs.embeddings])
+    a = evaluate(module_of(module, pairs), [pairs.embeddings])
     b = evaluate(lambda x: theirs(x, pairs.labels), [pairs.embeddings])
     contract.assert_close(a, b, factor=4096.0)
 
@@ -371,7 +306,7 @@ def test_triplet_equals_pytorch_metric_learning(options):
     pairs = make_pairs("random", 30, d=8, dtype=torch.float64, seed=12)
     ours = {"soft" if k == "smooth_loss" else k: v for k, v in options.items()}
     with dmlkernels.use_backend("reference"):
-        a = evaluate(module_loss(losses.TripletMarginLoss(**ours), pairs), [pairs.embeddings])
+        a = evaluate(module_of(losses.TripletMarginLoss(**ours), pairs), [pairs.embeddings])
     theirs = peer.TripletMarginLoss(**options)
     b = evaluate(lambda x: theirs(x, pairs.labels), [pairs.embeddings])
     contract.assert_close(a, b, factor=4096.0)

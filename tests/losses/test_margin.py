@@ -6,37 +6,14 @@ import numpy as np
 import pytest
 import torch
 from support import brute_force, contract, hinge_oracles
+from support.margin import bound_to, uniforms_of
+from support.pairs import ids_of, problem_of, tensors
 
-from dmlkernels import functional as F
 from dmlkernels.testing import Pairs, assert_matches, evaluate, make_pairs
 
 BETAS = [1.1, 1.25, 0.9, 1.3, 1.0, 1.2]  # of each class
 WORDS = [(positive, count) for positive in ("all", "easy") for count in ("pairs", "triplets")]
 EXTRAS = {"plain": {}, "ids": {}, "ignore_index": {"ignore_index": 1}, "raw": {"normalize": False}}
-
-
-def tensors(pairs: Pairs):
-    return [t for t in (pairs.embeddings, pairs.ref_emb) if t is not None]
-
-
-def problem_of(pairs: Pairs, **more) -> brute_force.Problem:
-    return brute_force.Problem(*(None if t is None else t.cpu().numpy() for t in pairs), **more)
-
-
-def bound_to(pairs: Pairs, **options):
-    """The function of the embeddings, and of the gallery if there is one."""
-    return lambda x, g=None: F.margin_loss(x, pairs.labels, g, pairs.ref_labels, **options)
-
-
-def module_of(module, pairs: Pairs, indices=None, **ids):
-    return lambda x, g=None: module(x, pairs.labels, indices, g, pairs.ref_labels, **ids)
-
-
-def ids_of(pairs: Pairs) -> dict:
-    some = {"ids": torch.arange(len(pairs.labels), device=pairs.labels.device) // 2}
-    if pairs.ref_emb is None:
-        return some
-    return {**some, "ref_ids": torch.arange(len(pairs.ref_labels), device=pairs.labels.device) // 3}
 
 
 def small_pairs(n, device, seed=1) -> Pairs:
@@ -86,10 +63,6 @@ def test_brute_force(backend, device, positive, count, n, kind, extra):
     if not per_class:
         number = function(*tensors(pairs), beta=BETAS[0])
         assert float(number) == pytest.approx(expected[0], rel=1e-12)
-
-
-def uniforms_of(rows: int, draws: int, device) -> torch.Tensor:
-    return torch.rand(rows, draws, dtype=torch.float64, generator=torch.Generator().manual_seed(7)).to(device)
 
 
 @pytest.mark.parametrize("extra", contract.thinned(EXTRAS, "ignore_index"))

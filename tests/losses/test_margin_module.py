@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from support import brute_force, contract, hinge_oracles
-from test_margin import bound_to, module_of, problem_of, tensors, uniforms_of
+from support.margin import bound_to, uniforms_of
+from support.pairs import module_of, problem_of, tensors
 
 import dmlkernels
 from dmlkernels import functional as F

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.logsumexp_cases import CASES, MINED, bound_to, check_brute_force, tensors
+from support.logsumexp_cases import CASES, MINED, bound_to, check_brute_force
+from support.pairs import tensors
 
 from dmlkernels import _checks, losses
 from dmlkernels.losses._rows import Source

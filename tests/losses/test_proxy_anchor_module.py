@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from support.contract import assert_identical
-from test_proxy_anchor import Problem
+from support.proxy_anchor import Problem
 
 from dmlkernels import functional as F
 from dmlkernels import losses

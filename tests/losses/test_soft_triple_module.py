@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from support.contract import assert_identical
-from test_soft_triple import Problem
+from support.soft_triple import Problem
 
 from dmlkernels import functional as F
 from dmlkernels import losses

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from support import contract
-from test_spherical_expansion import Problem
+from support.spherical_expansion import Problem
 
 from dmlkernels import functional as F
 from dmlkernels import losses

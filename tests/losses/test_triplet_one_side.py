@@ -8,7 +8,8 @@ from __future__ import annotations
 import pytest
 import torch
 from support import brute_force, contract
-from test_losses import ONE_SIDE_WORDS, check_triplet, module_loss, problem_of, tensors
+from support.pairs import module_of, problem_of, tensors
+from support.triplet_losses import ONE_SIDE_WORDS, check_triplet
 
 from dmlkernels import functional as F
 from dmlkernels import losses
@@ -45,7 +46,7 @@ def test_gradcheck(kernel, device, positive, negative, soft):
     pairs = make_pairs("random", 9, 8, 4, 3, torch.float64, seed=7, device=device)
     leaves = [t.requires_grad_() for t in tensors(pairs)]
     words = {"positive": positive, "negative": negative, "soft": soft, "margin": 0.4}
-    function = module_loss(losses.TripletMarginLoss(**words), pairs)
+    function = module_of(losses.TripletMarginLoss(**words), pairs)
     assert torch.autograd.gradcheck(function, leaves)
 
 
@@ -71,7 +72,7 @@ def test_without_a_triplet(backend, device, positive, negative, soft):
     for pairs in cases:
         for reduction in ("nonzero_mean", "mean", "sum"):
             words = {"positive": positive, "negative": negative, "reduction": reduction, "soft": soft, "margin": 3.0}
-            outcome = evaluate(module_loss(losses.TripletMarginLoss(**words), pairs), tensors(pairs))
+            outcome = evaluate(module_of(losses.TripletMarginLoss(**words), pairs), tensors(pairs))
             assert outcome.value.item() == 0
             assert not any(grad.any() for grad in outcome.grads)
 
@@ -84,11 +85,11 @@ def test_non_finite(backend, device, positive, negative, n):
     rows[7, 2] = torch.nan
     words = {"positive": positive, "negative": negative}
     for soft in (False, True):
-        assert bool(module_loss(losses.TripletMarginLoss(soft=soft, **words), pairs)(*tensors(pairs)).isnan())
+        assert bool(module_of(losses.TripletMarginLoss(soft=soft, **words), pairs)(*tensors(pairs)).isnan())
     with pytest.raises((ValueError, RuntimeError), match="must be finite"):
-        module_loss(losses.TripletMarginLoss(check_finite=True, **words), pairs)(*tensors(pairs))
+        module_of(losses.TripletMarginLoss(check_finite=True, **words), pairs)(*tensors(pairs))
     module = losses.TripletMarginLoss(ignore_index=int(labels[7]), margin=1.0, **words)
-    outcome = evaluate(module_loss(module, pairs), tensors(pairs))
+    outcome = evaluate(module_of(module, pairs), tensors(pairs))
     assert bool(outcome.value.isfinite())
     assert float(outcome.value) > 0
     assert all(bool(grad.isfinite().all()) for grad in outcome.grads)
@@ -100,7 +101,7 @@ def test_ignored_non_finite_rows_leave_no_trace_in_a_swap(backend, device):
     pairs.ref_emb[0] = torch.nan
     pairs.ref_labels[0] = pairs.labels[3] = 9
     module = losses.TripletMarginLoss(positive="easy", negative="hard", swap=True, ignore_index=9)
-    outcome = evaluate(module_loss(module, pairs), tensors(pairs))
+    outcome = evaluate(module_of(module, pairs), tensors(pairs))
     assert all(bool(grad.isfinite().all()) for grad in (outcome.value, *outcome.grads))
 
 
@@ -117,6 +118,6 @@ def test_compile_and_double_backward(kernel, device):
     pairs = make_pairs("random", 40, d=6, device=device)
     for positive, negative in ONE_SIDE_WORDS:
         module = losses.TripletMarginLoss(positive=positive, negative=negative)
-        contract.check_compiled(module_loss(module, pairs), [pairs.embeddings])
+        contract.check_compiled(module_of(module, pairs), [pairs.embeddings])
     module = losses.TripletMarginLoss(positive="easy")
-    contract.check_no_double_backward(module_loss(module, pairs), pairs.embeddings)
+    contract.check_no_double_backward(module_of(module, pairs), pairs.embeddings)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from test_cholesky import FLOAT_IDS, FLOATS, SMALL
-from test_coding_rate import by_formula, match
+from support.coding_rate import by_formula, match
+from support.contract import FLOAT_IDS, FLOATS
+from support.matrices import SMALL
 
 from dmlkernels import functional as F
 from dmlkernels.testing import INTEGER_DTYPES, LABEL_KINDS, evaluate, make_labels, make_pairs

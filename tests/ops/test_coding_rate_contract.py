@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from support import contract
+from support.coding_rate import RATES, rate
 from support.contract import VIEWS, assert_identical, strided
-from test_cholesky import definite, matrices, relative
-from test_coding_rate import RATES, rate
+from support.matrices import definite, matrices, relative
 
 import dmlkernels
 from dmlkernels import functional as F

@@ -18,12 +18,12 @@ LEVELS = ("plain", "avx2", "avx512")
 
 CODE = """
 import sys
-sys.path[:0] = [sys.argv[1], sys.argv[1] + "/ops"]
+sys.path.insert(0, sys.argv[1])
 import torch
 import dmlkernels
 from dmlkernels import _C
 from dmlkernels.testing import make_pairs
-import test_distance_weighted, test_nearest_positive, test_pairwise, test_ranked_list
+from support import distance_weighted, nearest_positive, pairwise, ranked_list
 
 torch.set_num_threads(1)
 dmlkernels.set_backend("native")
@@ -32,23 +32,23 @@ count = 0
 for dtype in (torch.float64, torch.float32, torch.bfloat16):
     for n in (None, 133):
         for name in ("default", "weight_grad", "query", "easy", "pml_constant", "unnormalized"):
-            options = test_ranked_list.OPTIONS[name]
-            pairs = test_ranked_list.draw("random", 141, n, 13, options, dtype=dtype, seed=1, classes=9)
-            test_ranked_list.match(pairs, options)
+            options = ranked_list.OPTIONS[name]
+            pairs = ranked_list.draw("random", 141, n, 13, options, dtype=dtype, seed=1, classes=9)
+            ranked_list.match(pairs, options)
             count += 1
         hot = {"pos_temperature": 200.0, "neg_temperature": 200.0}
         exponent = 240.0 if dtype == torch.float64 else 1.0
-        pairs = test_ranked_list.draw("random", 141, n, 13, dtype=dtype, seed=2)
-        test_ranked_list.match(pairs, hot, max_quiet=1.0, exponent=exponent)
-        for choice in test_nearest_positive.CHOICES:
+        pairs = ranked_list.draw("random", 141, n, 13, dtype=dtype, seed=2)
+        ranked_list.match(pairs, hot, max_quiet=1.0, exponent=exponent)
+        for choice in nearest_positive.CHOICES:
             for kind in ("random", "duplicates"):
-                test_nearest_positive.match(choice, make_pairs(kind, 141, n, 13, 9, dtype, seed=3))
+                nearest_positive.match(choice, make_pairs(kind, 141, n, 13, 9, dtype, seed=3))
                 count += 1
         for name in ("cosine", "unit_euclidean", "squared"):
-            test_pairwise.match(name, test_pairwise.rows("duplicates", 70, n, 13, dtype, 4), max_quiet=0.2)
+            pairwise.match(name, pairwise.rows("duplicates", 70, n, 13, dtype, 4), max_quiet=0.2)
             count += 1
-        spread = make_pairs("random", 141, n, 13, 9, dtype, seed=5, avoid=[test_distance_weighted.FAR])
-        test_distance_weighted.check(spread, test_distance_weighted.grid(141, 33))
+        spread = make_pairs("random", 141, n, 13, 9, dtype, seed=5, avoid=[distance_weighted.FAR])
+        distance_weighted.check(spread, distance_weighted.grid(141, 33))
         count += 1
 print(count)
 """

@@ -6,11 +6,10 @@ import warnings
 
 import pytest
 import torch
-from conftest import KERNELS
 from support import contract
-from support.contract import VIEWS, strided
-from test_backend import Recorder
-from test_distance_weighted import CUTOFF, FAR, draw, grid
+from support.contract import VIEWS, Recorder, strided
+from support.distance_weighted import CUTOFF, FAR, draw, grid
+from support.targets import KERNELS
 
 from dmlkernels import _backend, _checks, _library
 from dmlkernels.ops.distance_weighted import sample_negatives

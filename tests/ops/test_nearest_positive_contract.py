@@ -6,7 +6,8 @@ import pytest
 import torch
 from support import contract
 from support.contract import VIEWS, strided, thinned
-from test_nearest_positive import CHOICES, distances, select, tensors
+from support.nearest_positive import CHOICES, distances, select
+from support.pairs import tensors
 
 from dmlkernels import functional as F
 from dmlkernels.testing import Pairs, make_pairs

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from support.contract import VIEWS, assert_identical, strided, thinned
-from test_nearest_positive import CHOICES, distances, match, select, tensors
+from support.nearest_positive import CHOICES, distances, match, select
+from support.pairs import tensors
 
 import dmlkernels
 from dmlkernels import functional as F

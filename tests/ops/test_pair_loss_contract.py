@@ -6,25 +6,12 @@ import pytest
 import torch
 from support import contract
 from support.contract import VIEWS, strided, thinned
-from test_pair_loss import OPTIONS, Case, bounds_for, call, differentiable, tensors
+from support.pair_loss import OPTIONS, Case, call, case_of, differentiable, forward_arguments
+from support.pairs import tensors
 
 from dmlkernels.testing import Pairs, evaluate, make_pairs
 
 NAMES = ["softmax", "steep", "circle", "contrastive", "softplus_positives"]
-
-
-def case_of(name, m=9, n=None, d=4, bounded=False, device="cpu", dtype=torch.float32):
-    pairs = make_pairs("random", m, n, d, 3, dtype, device=device)
-    bounds = bounds_for(OPTIONS[name], m).to(device, dtype) if bounded else None
-    return Case(pairs, OPTIONS[name], bounds, {})
-
-
-def forward_arguments(case, pairs=None, ids=None, ref_ids=None, ignore_index=None):
-    """Arguments of pair_loss_fwd."""
-    return (
-        *(case.pairs if pairs is None else pairs), ids, ref_ids, ignore_index, True, case.bounds,
-        *case.options.arguments(), "ieee", True, False,
-    )  # fmt: skip
 
 
 def backward_arguments(operators, forward, need_grad_ref):

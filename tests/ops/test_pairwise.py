@@ -9,39 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import brute_force, contract
 from support.contract import VIEWS, assert_close, assert_identical, thinned
+from support.pairwise import FUNCTIONS, NORMALIZED, bound, match, rows
 
 import dmlkernels
 from dmlkernels import functional as F
-from dmlkernels.testing import KINDS, Outcome, assert_matches, evaluate, make_pairs
-
-FUNCTIONS = {
-    "cosine": (F.pairwise_similarity, {}),
-    "dot": (F.pairwise_similarity, {"metric": "dot"}),
-    "euclidean": (F.pairwise_distance, {}),
-    "squared": (F.pairwise_distance, {"squared": True}),
-    "unit_euclidean": (F.pairwise_distance, {"normalize": True}),
-    "unit_squared": (F.pairwise_distance, {"normalize": True, "squared": True}),
-}
-NORMALIZED = ("cosine", "unit_euclidean", "unit_squared")
-
-
-def bound(name):
-    function, options = FUNCTIONS[name]
-    return lambda x, y=None: function(x, y, **options)
-
-
-def rows(kind, m, n, d, dtype=torch.float32, seed=0, device="cpu"):
-    pairs = make_pairs(kind, m, n, d, dtype=dtype, seed=seed, device=device)
-    return [t for t in (pairs.embeddings, pairs.ref_emb) if t is not None]
-
-
-def match(name, tensors, **rule):
-    """With the magnitude of the values: the largest norm (squared for products), 1 for unit rows."""
-    size = max([float(torch.linalg.vector_norm(t.double(), dim=1).max()) for t in tensors if t.numel()], default=1.0)
-    scale = 1.0 if name in NORMALIZED else size if name == "euclidean" else size**2
-    # A few hundred products are summed into a gradient row: magnitudes of the values are those of its terms.
-    return assert_matches(bound(name), tensors, scale=max(scale, 1.0), normalize=name in NORMALIZED, **rule)
-
+from dmlkernels.testing import KINDS, Outcome, evaluate
 
 # Values and gradients against loops.
 

@@ -7,14 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from support.contract import assert_close
+from support.contract import FLOAT_IDS, FLOATS, assert_close
+from support.proxy_anchor import Problem
 
 from dmlkernels import functional as F
 from dmlkernels import losses
-from dmlkernels.testing import INTEGER_DTYPES, KINDS, assert_matches, evaluate, make_pairs
-
-FLOATS = [torch.float64, torch.float32]
-FLOAT_IDS = ["float64", "float32"]
+from dmlkernels.testing import INTEGER_DTYPES, KINDS, assert_matches, evaluate
 
 OPTIONS = {
     "default": {},
@@ -23,24 +21,6 @@ OPTIONS = {
     "negative_margin": {"alpha": 10.0, "margin": -0.2},
     "unnormalized": {"alpha": 0.5, "margin": 1.0, "normalize": False},
 }
-
-
-class Problem:
-    def __init__(self, m, c, d, dtype=torch.float32, seed=0, device="cpu", kind="random", missing=False):
-        """With `missing`, every third class has no embedding."""
-        pairs = make_pairs(kind, m, d=d, classes=c, dtype=dtype, seed=seed, device=device)
-        self.embeddings, self.labels = pairs.embeddings, pairs.labels.clamp(max=max(c - 1, 0))
-        if missing:
-            self.labels = self.labels - (self.labels % 3 == 2).long()
-        generator = torch.Generator().manual_seed(seed + 1)
-        self.proxies = torch.randn(c, d, dtype=torch.float64, generator=generator).to(dtype).to(device)
-
-    @property
-    def tensors(self):
-        return [self.embeddings, self.proxies]
-
-    def function(self, **options):
-        return lambda x, p: F.proxy_anchor_loss(x, self.labels, p, **options)
 
 
 def match(problem, options=None, **rule):

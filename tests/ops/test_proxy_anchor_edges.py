@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from support.contract import VIEWS, assert_identical, strided
-from test_proxy_anchor import Problem
+from support.proxy_anchor import Problem
 
 from dmlkernels.testing import evaluate
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from support import contract
 from support.contract import VIEWS, strided, thinned
-from test_ranked_list import OPTIONS, draw, loss, tensors
-from test_ranked_list_edges import arguments
+from support.pairs import tensors
+from support.ranked_list import OPTIONS, arguments, draw, loss
 
 from dmlkernels import functional as F
 from dmlkernels._backend import namespaces

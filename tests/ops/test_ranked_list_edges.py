@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from support.contract import VIEWS, assert_close, assert_identical, strided, thinned
-from test_ranked_list import OPTIONS, draw, loss, match, tensors
+from support.pairs import tensors
+from support.ranked_list import OPTIONS, arguments, draw, loss, match
 
 import dmlkernels
 from dmlkernels import functional as F
@@ -138,28 +139,6 @@ def test_tiles_without_a_member(kernel, device, order, n):
         parts += [torch.cat([rows, camp[:, None]], 1)[mixed].to(device), labels[mixed].to(device)]
     options = {"alpha": 1.0, "margin": 0.3}
     assert_matches(loss(Pairs(*parts), **options), [t for t in parts[::2] if t is not None])
-
-
-def arguments(pairs: Pairs, ids=None, ref_ids=None, ignore_index=None, **options):
-    """Arguments of ranked_list_fwd, in the order of the schema."""
-    o = {
-        "normalize": True,
-        "alpha": 1.2,
-        "margin": 0.4,
-        "pos_temperature": 0.0,
-        "neg_temperature": 10.0,
-        "pos_weight": 0.5,
-        "neg_weight": 0.5,
-        "weight_grad": False,
-        "grad": "full",
-        "positive": "all",
-        "eps_mode": "none",
-        "precision": "ieee",
-        "deterministic": True,
-        "check_finite": False,
-        **options,
-    }
-    return (*pairs, ids, ref_ids, ignore_index, *o.values())
 
 
 def test_tile_side():

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from test_ranked_list import OPTIONS, draw, match, statistics
+from support.ranked_list import OPTIONS, draw, match, statistics
 
 
 @pytest.fixture(autouse=True)

@@ -7,13 +7,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from support.contract import assert_close, thinned
+from support.contract import FLOAT_IDS, FLOATS, assert_close, thinned
+from support.soft_triple import Problem
 
 from dmlkernels import functional as F
-from dmlkernels.testing import INTEGER_DTYPES, KINDS, assert_matches, evaluate, make_pairs
-
-FLOATS = [torch.float64, torch.float32]
-FLOAT_IDS = ["float64", "float32"]
+from dmlkernels.testing import INTEGER_DTYPES, KINDS, assert_matches, evaluate
 
 OPTIONS = {
     "default": {},
@@ -24,21 +22,6 @@ OPTIONS = {
 }
 # (embeddings, classes, centers of a class): a tile of 128 centers holds 128, 42, 12, 2, 1 and 1 classes.
 SIZES = [(140, 150, 1), (30, 50, 3), (140, 30, 10), (50, 5, 64), (20, 4, 65), (30, 3, 128)]
-
-
-class Problem:
-    def __init__(self, m, c, k, d, dtype=torch.float32, seed=0, device="cpu", kind="random"):
-        pairs = make_pairs(kind, m, d=d, classes=max(c, 1), dtype=dtype, seed=seed, device=device)
-        self.embeddings, self.labels, self.per_class = pairs.embeddings, pairs.labels.clamp(max=max(c - 1, 0)), k
-        generator = torch.Generator().manual_seed(seed + 1)
-        self.centers = torch.randn(c * k, d, dtype=torch.float64, generator=generator).to(dtype).to(device)
-
-    @property
-    def tensors(self):
-        return [self.embeddings, self.centers]
-
-    def function(self, **options):
-        return lambda x, w: F.soft_triple_loss(x, self.labels, w, centers_per_class=self.per_class, **options)
 
 
 def match(problem, options=None, **rule):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from support import contract
 from support.contract import VIEWS, assert_close, assert_identical, strided
-from test_soft_triple import Problem
+from support.soft_triple import Problem
 
 import dmlkernels
 from dmlkernels import functional as F

@@ -6,7 +6,7 @@ import pytest
 import torch
 from support import contract
 from support.contract import VIEWS, assert_identical, strided
-from test_spherical_expansion import Problem
+from support.spherical_expansion import Problem
 
 import dmlkernels
 from dmlkernels import functional as F

@@ -6,7 +6,8 @@ import pytest
 import torch
 from support import contract
 from support.contract import VIEWS, strided, thinned
-from test_triplet import OPTIONS, found, loss, tensors
+from support.pairs import tensors
+from support.triplet import OPTIONS, found, loss
 
 from dmlkernels import functional as F
 from dmlkernels import losses, use_backend

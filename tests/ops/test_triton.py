@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_nearest_positive import match as match_selection
-from test_pair_loss import OPTIONS as STATISTICS
-from test_pair_loss import Case, bounds_for, differentiable, tensors
-from test_pairwise import match as match_pairwise
-from test_pairwise import rows
-from test_ranked_list import OPTIONS, draw, match
+from support.nearest_positive import match as match_selection
+from support.pair_loss import OPTIONS as STATISTICS
+from support.pair_loss import Case, bounds_for, differentiable, forward_arguments
+from support.pairs import tensors
+from support.pairwise import match as match_pairwise
+from support.pairwise import rows
+from support.ranked_list import OPTIONS, arguments, draw, match
 
 import dmlkernels
 from dmlkernels import _backend
@@ -92,8 +93,6 @@ def test_small_blocks_of_pairwise(triton_device, small_blocks, name, n):
 @pytest.mark.parametrize("n", [None, 140], ids=["self", "reference"])
 def test_the_schedules_agree_on_totals_and_bitmap(triton_device, monkeypatch, n):
     """float64: the sums differ in their order only."""
-    from test_ranked_list_edges import arguments
-
     monkeypatch.setattr(_configs, "SYMMETRIC_FROM", 0)
     pairs = make_pairs("random", 300, n, 8, dtype=torch.float64, seed=4, device=triton_device)
     forward = torch.ops.dmlkernels_triton.ranked_list_fwd
@@ -115,8 +114,6 @@ def test_small_blocks_of_pair_loss(triton_device, by_tiles, small_blocks, name, 
 @pytest.mark.parametrize("name", ["circle", "contrastive", "hinge_negatives", "softplus_positives"])
 def test_the_schedules_of_pair_loss_agree(triton_device, monkeypatch, name):
     """float64: statistics, and a bitmap that is not symmetric where only the first rows ask for pairs."""
-    from test_pair_loss_contract import forward_arguments
-
     monkeypatch.setattr(_configs, "SYMMETRIC_FROM", 0)
     pairs = make_pairs("random", 300, None, 8, dtype=torch.float64, seed=4, device=triton_device)
     bounds = bounds_for(STATISTICS[name], 300).to(triton_device)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from support.contract import Recorder
 
 import dmlkernels
 from dmlkernels import _backend, _triton
@@ -167,18 +167,6 @@ def test_a_gpu_that_triton_does_not_support(gpu, monkeypatch):
 
 
 # What runs.
-
-
-class Recorder(TorchDispatchMode):
-    """Names of the operators that are dispatched."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.append(str(func))
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("name", CALLS)

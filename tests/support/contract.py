@@ -8,8 +8,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dmlkernels.testing import Outcome, evaluate
+
+FLOATS = [torch.float64, torch.float32]
+FLOAT_IDS = ["float64", "float32"]
 
 # Views of a (rows, D) tensor that a kernel reading plain rows would get wrong: what lies between is NaN.
 VIEWS = {
@@ -121,3 +125,15 @@ def check_bad_values(asynchronous: bool, operator: Any, good: dict, cases: dict[
         result = operator(**{**good, **change})
         first = result if isinstance(result, Tensor) else result[0]
         assert bool(first.isnan().any()), name
+
+
+class Recorder(TorchDispatchMode):
+    """Names of the operators that are dispatched."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))

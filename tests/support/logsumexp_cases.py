@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from support import brute_force
 from support import logsumexp_oracles as oracles
+from support.pairs import problem_of, tensors
 
 from dmlkernels import functional as F
 from dmlkernels import losses
@@ -66,36 +66,9 @@ MINED = [name for name in CASES if "mined" in name]
 KINDS = ("multi_similarity_mined", "ntxent", "supcon", "circle", "lifted", "nca", "epshn")
 
 
-def tensors(pairs: Pairs) -> list[torch.Tensor]:
-    return [t for t in (pairs.embeddings, pairs.ref_emb) if t is not None]
-
-
-def problem_of(pairs: Pairs, **more: Any) -> brute_force.Problem:
-    return brute_force.Problem(*(None if t is None else t.cpu().numpy() for t in pairs), **more)
-
-
 def bound_to(case: Case, pairs: Pairs, **more: Any) -> Callable[..., Any]:
     """The function of the embeddings, and of the gallery if there is one."""
     return lambda x, g=None: case.function(x, pairs.labels, g, pairs.ref_labels, **{**case.options, **more})
-
-
-def module_of(module: torch.nn.Module, pairs: Pairs, indices: Any = None, **ids: Any) -> Callable[..., Any]:
-    return lambda x, g=None: module(x, pairs.labels, indices, g, pairs.ref_labels, **ids)
-
-
-def ids_of(pairs: Pairs) -> dict[str, torch.Tensor]:
-    some = {"ids": torch.arange(len(pairs.labels), device=pairs.labels.device) // 2}
-    if pairs.ref_labels is None:
-        return some
-    return {**some, "ref_ids": torch.arange(len(pairs.ref_labels), device=pairs.labels.device) // 3}
-
-
-def all_pairs(pairs: Pairs) -> tuple[torch.Tensor, ...]:
-    """(a1, p, a2, n) of every pair."""
-    p = problem_of(pairs)
-    rows = range(len(p.y))
-    listed = [[(i, j) for i in rows for j in p.positives(i)], [(i, j) for i in rows for j in p.negatives(i)]]
-    return tuple(torch.tensor(column, device=pairs.labels.device) for side in listed for column in zip(*side))
 
 
 def check_brute_force(case: Case, pairs: Pairs, ids: dict[str, torch.Tensor] | None = None, **more: Any) -> Outcome:

@@ -1,7 +1,5 @@
 """The demo: six rows of one table and one picture, and sentences that say what the numbers say."""
 
-# ruff: noqa: F811 (an argument that asks for a fixture has the name of its import)
-
 from __future__ import annotations
 
 import json
@@ -9,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_train import assert_picture, cheap, command, metrics_of, npz, tiny_images  # noqa: F401
+from support.jobs import assert_picture, command, metrics_of, tiny_images
 
 from dmlkernels.data import load
 from dmlkernels.train import demo, verdicts

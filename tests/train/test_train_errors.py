@@ -1,14 +1,12 @@
 """What stops a training job: one sentence on the command line, and no half-written result."""
 
-# ruff: noqa: F811 (an argument that asks for a fixture has the name of its import)
-
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
 import torch
-from test_train import cheap, command, image_file, metrics_of, no_pictures, npz, quick_run  # noqa: F401
+from support.jobs import command, image_file, metrics_of, quick_run
 
 from dmlkernels import _backend
 from dmlkernels.train import pictures

@@ -1,7 +1,5 @@
 """The training job with every loss of the package, what goes around them, and a memory."""
 
-# ruff: noqa: F811 (an argument that asks for a fixture has the name of its import)
-
 from __future__ import annotations
 
 import itertools
@@ -10,8 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from support import every_loss
-from test_train import cheap, metrics_of, no_pictures, npz, quick_run  # noqa: F401
-from test_train_methods import tiny_job
+from support.jobs import metrics_of, quick_run, tiny_job
 
 from dmlkernels.losses import AntiCollapseLoss, CrossBatchMemory, SphericalExpansionLoss
 from dmlkernels.train import checkpoint, losses

@@ -1,7 +1,5 @@
 """The methods of the training job: what goes around a loss, proxies, label noise and held-out classes."""
 
-# ruff: noqa: F811 (an argument that asks for a fixture has the name of its import)
-
 from __future__ import annotations
 
 import itertools
@@ -10,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_train import cheap, command, metrics_of, no_pictures, npz, quick_run, same_numbers, tiny_images  # noqa: F401
+from support.jobs import command, metrics_of, quick_run, same_numbers, tiny_images, tiny_job
 
 from dmlkernels import data
 from dmlkernels.losses import SphericalExpansionLoss
@@ -19,11 +17,6 @@ from dmlkernels.train.config import TrainConfig
 from dmlkernels.train.evaluate import mean_distances
 
 PROXY_WORDS = ("--loss", "proxy_anchor", "--expansion", "--anti-collapse")
-
-
-def tiny_job(npz: Path, **settings: object) -> job.Job:
-    config = TrainConfig(**{"data": f"npz:{npz}", "batch": 32, "samples_per_class": 4, "steps": 4} | settings)
-    return job.Job(config, npz.parent / "never written")
 
 
 @pytest.mark.usefixtures("no_pictures")

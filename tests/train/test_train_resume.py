@@ -1,14 +1,12 @@
 """A training job that was interrupted goes on where it stopped."""
 
-# ruff: noqa: F811 (an argument that asks for a fixture has the name of its import)
-
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
 import torch
-from test_train import cheap, command, metrics_of, no_pictures, npz, quick_run, same_numbers  # noqa: F401
+from support.jobs import command, metrics_of, quick_run, same_numbers
 
 from dmlkernels.train import checkpoint, job
 

@@ -1,0 +1,3 @@
+"""Fixtures of the benchmarks' tests."""
+
+from support.jobs import npz  # noqa: F401 (a fixture)

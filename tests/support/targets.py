@@ -1,0 +1,34 @@
+"""Where a test can run: the backends, and the devices they are tested on."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from dmlkernels import _backend, _triton
+
+
+class Target(NamedTuple):
+    name: str
+    device: str
+    emulated: bool = False  # a thousand times slower than the real thing: tests marked `large` are not for it
+
+    @property
+    def asynchronous(self) -> bool:
+        """Nobody waits for its kernels, so that they cannot raise for what is in a tensor."""
+        return self.device == "cuda" or self.name == "cuda-host"
+
+    @property
+    def operators(self) -> Any:
+        """The namespace torch.ops.<...> of this backend."""
+        return getattr(torch.ops, _backend.namespaces[self.name])
+
+
+# Backends with kernels, and the device type of the tensors they are tested on: one line each.
+KERNELS = [
+    Target("native", "cpu"),
+    *([Target("native", "cuda")] if torch.cuda.is_available() else []),
+    Target("triton", "cpu", emulated=True) if _triton.interpreted() else Target("triton", "cuda"),
+    Target("cuda-host", "cpu", emulated=True),
+]
