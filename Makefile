@@ -73,7 +73,7 @@ $(COMPAT): pyproject.toml | setup
 compat: $(COMPAT)
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(COMPAT_VENV)/bin/python -m pytest -q -p no:cacheprovider \
 	  -k "triton and bfloat16 and (test_every_dtype and random or test_dtypes)" $(addprefix tests/ops/test_,$(addsuffix .py,$(TRITON_OPS)))
-	$(COMPAT_VENV)/bin/python bench/triton_resources.py --check --quick --may-spill --dtypes float32 \
+	$(COMPAT_VENV)/bin/python -m bench.report.triton_resources --quick --may-spill --dtypes float32 \
 	  --architectures 80 90
 
 # What includes torch's headers compiles against those of the oldest torch that we serve. They are the same in each of its
@@ -88,11 +88,11 @@ compat-torch: $(OLDEST_HEADERS)
 	  -fvisibility=hidden -Icsrc -isystem $</torch/include -DTORCH_TARGET_VERSION=0x020b000000000000 -DUSE_CUDA
 
 bench: setup
-	$(BIN)/python bench/run.py
+	$(BIN)/python -m bench.kernels.run
 
 bench-peers: setup
 	$(call install,bench)
-	$(BIN)/python bench/run.py --peers
+	$(BIN)/python -m bench.kernels.run --peers
 
 $(LINT): $(BUILD)
 	$(call install,lint)

@@ -25,11 +25,11 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    script = Path(dmlkernels.__file__).resolve().parent.parent / "bench" / "run.py"
-    if not script.is_file():
+    root = Path(dmlkernels.__file__).resolve().parent.parent
+    if not (root / "bench" / "kernels" / "run.py").is_file():
         print("bench: the benchmarks are in the repository, not in the wheel; run it from a clone", file=sys.stderr)
         return 2
-    return subprocess.run([sys.executable, str(script), *arguments.rest]).returncode
+    return subprocess.run([sys.executable, "-m", "bench.kernels.run", *arguments.rest], cwd=root).returncode
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     ]
     for name, run, text in simple:
         commands.add_parser(name, help=text).set_defaults(run=run)
-    bench = commands.add_parser("bench", help="the benchmark table (arguments go to bench/run.py)")
+    bench = commands.add_parser("bench", help="the benchmark table (arguments go to bench/kernels/run.py)")
     bench.add_argument("rest", nargs=argparse.REMAINDER)
     bench.set_defaults(run=_bench)
     cli.add_parsers(commands)

@@ -90,7 +90,7 @@ sanitize() {
 
 bench() {
   local failed=0
-  timeout "$(left)" "$python" bench/run.py --device cuda ${dry:+--dry} --out "$work/bench.json" 2>&1 |
+  timeout "$(left)" "$python" -m bench.kernels.run --device cuda ${dry:+--dry} --out "$work/bench.json" 2>&1 |
     tee "$work/bench.log" || failed=1
   "${status[@]}" record bench "$work/bench.json"
   return "$failed"

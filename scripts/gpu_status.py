@@ -3,14 +3,14 @@
     python scripts/gpu_status.py record STAGE FILE...   one stage of `make gpu`, into bench/results/gpu-<device>.json
     python scripts/gpu_status.py write                  the document, from all of them
 
-FILE: for "test" pytest's reports (JUnit XML), for "bench" the results of bench/run.py, for the others JSON of gpu.sh.
+FILE: for "test" pytest's reports (JUnit XML), for "bench" the results of bench/kernels/run.py, for the others JSON of
+gpu.sh.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import re
 import subprocess
 import sys
@@ -19,13 +19,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "bench" / "results"
 DOCUMENT = ROOT / "docs" / "gpu-status.md"
 BACKENDS = {"native": "CUDA", "triton": "Triton"}
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 
-sys.path.insert(0, str(ROOT / "bench"))
-import table  # noqa: E402  (a script's folder, no package)
+sys.path.insert(0, str(ROOT))  # a script has its own folder there
+from bench.report import kernels  # noqa: E402
+from bench.report.tables import RESULTS, grid, read_json, write_json  # noqa: E402
 
 
 def operations() -> list[str]:
@@ -71,12 +71,11 @@ def record(stage: str, files: Sequence[Path], results: Path) -> Path:
 
     name = device()
     path = results / f"gpu-{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    kept = read_json(path) if path.is_file() else {}
     stamp = {"commit": commit(), "when": f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:%M} UTC"}
-    content = {"topics": read_tests(files)} if stage == "test" else json.loads(files[0].read_text(encoding="utf-8"))
+    content = {"topics": read_tests(files)} if stage == "test" else read_json(files[0])
     kept |= {"device": name, "torch": torch.__version__, "cuda": torch.version.cuda, stage: stamp | content}
-    results.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(path, kept)
     return path
 
 
@@ -101,16 +100,16 @@ def render_device(results: dict) -> str:
         for topic in [*operations(), *others]:
             of_backend = test["topics"].get(topic, {})
             rows.append([topic] + [_verdict(of_backend[b]) if b in of_backend else "never run" for b in BACKENDS])
-        parts.append(f"Tests on CUDA tensors ({_at(test)}):\n\n{table.grid(['tests', *BACKENDS.values()], rows)}")
+        parts.append(f"Tests on CUDA tensors ({_at(test)}):\n\n{grid(['tests', *BACKENDS.values()], rows)}")
     else:
         parts.append("The tests have never run on it.")
     if sanitize := results.get("sanitize"):
         rows = [[tool, sanitize["tools"].get(tool, "never run")] for tool in TOOLS]
-        parts.append(f"compute-sanitizer ({_at(sanitize)}):\n\n{table.grid(['tool', 'result'], rows)}")
+        parts.append(f"compute-sanitizer ({_at(sanitize)}):\n\n{grid(['tool', 'result'], rows)}")
     else:
         parts.append("compute-sanitizer has never run on it.")
     if bench := results.get("bench"):
-        parts.append(f"Measured ({_at(bench)}): {table.render_machine(bench)}.\n\n{table.render_all(bench)}")
+        parts.append(f"Measured ({_at(bench)}): {kernels.render_machine(bench)}.\n\n{kernels.render_all(bench)}")
     else:
         parts.append("Nothing has been measured on it.")
     return "\n\n".join(parts)
@@ -118,8 +117,8 @@ def render_device(results: dict) -> str:
 
 NEVER = """No CUDA kernel and no Triton kernel has ever run on a GPU, and nothing has been measured on one. What stands
 in for that: the CUDA kernels are compiled for every architecture and executed on the host (tests/cuda_host), the Triton
-kernels run in Triton's interpreter and are compiled for every architecture, and what the compilers made of both is in
-bench/results/resources.json. `make gpu` does the rest where there is a GPU."""
+kernels run in Triton's interpreter and are compiled for every architecture, and what the compilers made of both is
+judged (bench/report: spills, tensor cores). `make gpu` does the rest where there is a GPU."""
 
 
 INTERPRETER = """## What Triton's interpreter cannot show
@@ -153,12 +152,12 @@ def render(all_results: Sequence[dict]) -> str:
             ]
             cells.append("; ".join(ran) or "never run on a GPU")
         rows.append([operation, *cells])
-    lines.append(table.grid(["operation", *BACKENDS.values()], rows))
+    lines.append(grid(["operation", *BACKENDS.values()], rows))
     return "\n\n".join([*lines, *(render_device(results) for results in all_results), INTERPRETER]) + "\n"
 
 
 def read_all(folder: Path) -> list[dict]:
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("gpu-*.json"))]
+    return [read_json(path) for path in sorted(folder.glob("gpu-*.json"))]
 
 
 def main() -> int:

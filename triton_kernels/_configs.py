@@ -84,7 +84,7 @@ def _pinned(kernel: str, dtype: torch.dtype, width: int, device: torch.device, s
 
 
 # Columns of a tile, and features of a sum, of kernels that keep more than a tile of distances between tiles: 8 warps
-# with 64² pairs of float32 would spill registers (bench/triton_resources.py).
+# with 64² pairs of float32 would spill registers (bench/report/triton_resources.py).
 _COLUMNS = {
     "pairwise_bwd": (32, 64),
     "ranked_list_fwd": (32, 64),

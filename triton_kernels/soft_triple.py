@@ -231,7 +231,7 @@ def _tiles(rows: _rows.Rows, per_class: int, precision: str, backward: bool) -> 
     """Constants of both kernels: 64² similarities a tile, of float64 32², with a class that is wider on fewer rows.
 
     In the backward half the rows: beside the sums, weights of more would spill registers. 8 warps would in the forward
-    on sm_100 (bench/triton_resources.py).
+    on sm_100 (bench/report/triton_resources.py).
     """
     operand = rows.operand.dtype
     side = 32 if operand == torch.float64 else 64

@@ -1,4 +1,4 @@
-"""The six methods that the demo and `bench/methods.py` compare, so that both mean the same by a name."""
+"""The six methods that the demo and `bench/studies/methods.py` compare, so that both mean the same by a name."""
 
 from __future__ import annotations
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
-from support.scripts import module
 
 import dmlkernels
+from bench.kernels import batches, cases, contenders, run, timing
+from bench.report import __main__ as report
+from bench.report import kernels as table
+from bench.report import tables
 from dmlkernels import _backend
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,46 +27,11 @@ pytestmark = pytest.mark.skipif("cpu" not in _backend.loaded["native"], reason="
 
 
 @pytest.fixture(scope="module")
-def agreement() -> ModuleType:
-    return module("agreement")
-
-
-@pytest.fixture(scope="module")
-def batches() -> ModuleType:
-    return module("batches")
-
-
-@pytest.fixture(scope="module")
-def cases() -> ModuleType:
-    return module("cases")
-
-
-@pytest.fixture(scope="module")
-def contenders() -> ModuleType:
-    return module("contenders")
-
-
-@pytest.fixture(scope="module")
-def timing() -> ModuleType:
-    return module("timing")
-
-
-@pytest.fixture(scope="module")
-def run() -> ModuleType:
-    return module("run")
-
-
-@pytest.fixture(scope="module")
-def table() -> ModuleType:
-    return module("table")
-
-
-@pytest.fixture(scope="module")
 def quick(tmp_path_factory) -> dict:
     path = tmp_path_factory.mktemp("bench") / "quick.json"
     before = sorted(RESULTS.glob("*"))
     done = subprocess.run(
-        [sys.executable, "bench/run.py", "--quick", "--out", str(path)],
+        [sys.executable, "-m", "bench.kernels.run", "--quick", "--out", str(path)],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -75,7 +43,7 @@ def quick(tmp_path_factory) -> dict:
     return json.loads(path.read_text(encoding="utf-8")) | {"printed": done.stdout}
 
 
-def test_quick_run_times_every_contender_of_every_row(run, quick):
+def test_quick_run_times_every_contender_of_every_row(quick):
     assert [row["name"] for row in quick["rows"]] == [case.name for case in run.CASES]
     for row, case in zip(quick["rows"], run.CASES):
         assert set(row["contenders"]) == {"fused", *case.rivals}
@@ -95,7 +63,7 @@ def test_quick_run_measures_memory(quick):
     assert 0 < contenders["fused"]["peak_bytes"] < contenders["reference"]["peak_bytes"]
 
 
-def test_quick_run_judges_every_goal_without_peers(run, quick):
+def test_quick_run_judges_every_goal_without_peers(quick):
     named = {case.name for case in run.CASES}
     assert [goal["title"] for goal in quick["goals"]] == [goal.title for goal in run.GOALS if goal.case in named]
     judged = [goal for goal in quick["goals"] if goal["value"] is not None]
@@ -103,7 +71,7 @@ def test_quick_run_judges_every_goal_without_peers(run, quick):
     assert all(0 < goal["low"] <= goal["value"] <= goal["high"] < math.inf for goal in judged)
 
 
-def test_quick_run_prints_the_tables_of_its_results(table, quick):
+def test_quick_run_prints_the_tables_of_its_results(quick):
     assert table.render_goals(quick) in quick["printed"]
     assert table.render_times(quick) in quick["printed"]
 
@@ -130,12 +98,12 @@ def test_machine_is_named(quick):
         (None, 9.0, "strong"),
     ],
 )
-def test_goal_levels(run, rival, value, level):
+def test_goal_levels(rival, value, level):
     bounds = (8, 12, 16) if rival == "reference" else (16, 12, 8)
     assert run.Goal("", "", "total", rival, *bounds).reached(value) == level
 
 
-def test_goal_ranges_take_the_quantiles_against_each_other(run):
+def test_goal_ranges_take_the_quantiles_against_each_other():
     contenders = {
         "fused": {"forward": [1.0, 2.0, 4.0], "total": [2.0, 4.0, 8.0], "peak_bytes": 5_000_000},
         "reference": {"total": [40.0, 60.0, 80.0]},
@@ -153,7 +121,7 @@ def test_goal_ranges_take_the_quantiles_against_each_other(run):
     assert run.Goal("", "", "total", "peer", 1, 1, 1).judged(contenders)["met"] == "not measured"
 
 
-def test_goals_on_a_gpu_are_of_rows_that_are_taken(run):
+def test_goals_on_a_gpu_are_of_rows_that_are_taken():
     cases = {case.name: case for case in run.cuda_cases.CASES}
     assert len(cases) == len(run.cuda_cases.CASES)
     for goal in (run.Goal(*goal) for goal in run.cuda_cases.GOALS):
@@ -161,19 +129,19 @@ def test_goals_on_a_gpu_are_of_rows_that_are_taken(run):
         assert goal.reached(goal.must) == "must"
 
 
-def test_coarse_operands_are_judged_by_coarse_tolerances(agreement, cases, contenders):
+def test_coarse_operands_are_judged_by_coarse_tolerances():
     case = cases.Case("tiny", "ranked_list", "dense", 512, 16)
     half, tf32 = case._replace(dtype="bfloat16"), case._replace(precision="tf32")
     assert [c.numbers for c in (case, half, tf32)] == [None, "bfloat16", "tf32"]
     assert case.coarse == 1 < tf32.coarse < half.coarse
-    agreement.assert_rivals_agree(half)
+    timing.assert_rivals_agree(half)
     with contenders.products_of(tf32):
         assert dmlkernels.get_float32_precision() == "tf32"
     assert dmlkernels.get_float32_precision() == "ieee"
 
 
 @pytest.mark.parametrize("met, code", [("must", 0), ("not measured", 0), ("MISSED", 1)])
-def test_missed_goal_fails_the_run(run, quick, met, code, monkeypatch, tmp_path, capsys):
+def test_missed_goal_fails_the_run(quick, met, code, monkeypatch, tmp_path, capsys):
     results = {**quick, "goals": [{**quick["goals"][0], "met": met}]}
     monkeypatch.setattr(run, "measured", lambda arguments: results)
     monkeypatch.setattr(sys, "argv", ["run.py", "--out", str(tmp_path / "results.json")])
@@ -184,7 +152,7 @@ def test_missed_goal_fails_the_run(run, quick, met, code, monkeypatch, tmp_path,
 
 @pytest.mark.parametrize("kind", ["dense", "sparse", "spread"])
 @pytest.mark.parametrize("rows, width, gallery", [(512, 64, 0), (1024, 128, 0), (64, 64, 1024)])
-def test_data_is_what_it_is_called(batches, kind, rows, width, gallery):
+def test_data_is_what_it_is_called(kind, rows, width, gallery):
     batch = batches.make_batch(kind, rows, width, gallery)
     pairs, tiles = batches.active_shares(batch)
     batches.assert_share(kind, pairs)
@@ -204,7 +172,7 @@ WRONG += [("logdet", "coding_rate"), ("mcr2_loop", "class_coding_rate")]
 
 @pytest.mark.parametrize("rival, operation", WRONG)
 @pytest.mark.parametrize("fault", ["value", "gradient", "lost row"])
-def test_wrong_contender_is_not_timed(cases, contenders, timing, rival, operation, fault, monkeypatch):
+def test_wrong_contender_is_not_timed(rival, operation, fault, monkeypatch):
     case = cases.Case("tiny", operation, "dense", 512, 16)
     right = contenders.contender
 
@@ -227,7 +195,7 @@ def test_wrong_contender_is_not_timed(cases, contenders, timing, rival, operatio
         timing.measure(case, ("fused", rival), samples=1)
 
 
-def test_slow_contender_is_sampled_less_and_says_so(cases, timing, table, quick, monkeypatch):
+def test_slow_contender_is_sampled_less_and_says_so(quick, monkeypatch):
     monkeypatch.setattr(timing, "LONG", 0.0)
     monkeypatch.setattr(timing, "LONG_BUDGET", 0.0)
     case = cases.Case("tiny", "ranked_list", "dense", 64, 16)
@@ -237,24 +205,42 @@ def test_slow_contender_is_sampled_less_and_says_so(cases, timing, table, quick,
     assert table.render_times({**quick, "samples": 5, "rows": [row]}).count("3 runs") == 2
 
 
-def test_documents_show_the_committed_results(table):
-    assert table.stale(write=False) == []
+def test_documents_show_the_committed_results():
+    assert report.stale(write=False) == []
 
 
-def test_tables_go_between_the_markers_and_nowhere_else(table, quick, monkeypatch, tmp_path):
-    monkeypatch.setattr(table, "ROOT", tmp_path)
+def test_every_block_of_a_document_is_made_by_a_report():
+    for name, document in report.DOCUMENTS.items():
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert re.findall(r"<!-- (\S+) begin -->", text) == re.findall(r"<!-- (\S+) end -->", text)
+        assert sorted(re.findall(r"<!-- (\S+) begin -->", text)) == sorted(document.blocks)
+
+
+def test_tables_go_between_the_markers_and_nowhere_else(quick, monkeypatch, tmp_path):
+    begin, end = "<!-- bench:cpu begin -->", "<!-- bench:cpu end -->"
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    monkeypatch.setattr(report, "DOCUMENTS", {"README.md": report.DOCUMENTS["README.md"]})
     monkeypatch.setattr(table, "RESULTS", tmp_path / "results")
-    text = f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n"
-    (tmp_path / "README.md").write_text(text, encoding="utf-8")
-    assert table.stale(write=True) == ["README.md"]
-    assert (tmp_path / "README.md").read_text(encoding="utf-8") == f"before\n{table.BEGIN}\n{table.END}\nafter\n"
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{begin}\nold\n{end}\nafter\n", encoding="utf-8")
+    assert report.stale(write=True) == ["README.md"]
+    assert readme.read_text(encoding="utf-8") == f"before\n{begin}\n{end}\nafter\n"
 
-    table.RESULTS.mkdir()
-    (table.RESULTS / "cpu-x-1t.json").write_text(json.dumps(quick), encoding="utf-8")
-    assert table.stale(write=False) == ["README.md"]
-    assert table.stale(write=True) == ["README.md"]
-    assert table.stale(write=False) == []
-    written = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert written.startswith(f"before\n{table.BEGIN}\n{table.render_machine(quick)}\n\n{table.render_goals(quick)}\n")
-    assert written.endswith(f"{table.END}\nafter\n")
-    assert "old" not in written
+    tables.write_json(tmp_path / "results" / "cpu-x-1t.json", quick)
+    assert report.stale(write=False) == ["README.md"]
+    assert report.stale(write=True) == ["README.md"]
+    assert report.stale(write=False) == []
+    written = readme.read_text(encoding="utf-8")
+    assert written == f"before\n{begin}\n{table.summaries([quick])}\n{end}\nafter\n"
+    assert written.startswith(f"before\n{begin}\n{table.render_machine(quick)}\n\n{table.render_goals(quick)}\n")
+
+
+def test_results_are_json_of_short_lines(tmp_path):
+    results = {"rows": [{"name": "é" * 300, "times": [1.5] * 200}, {}], "none": None, "goals": []}
+    path = tmp_path / "new" / "results.json"
+    tables.write_json(path, results)
+    text = path.read_text(encoding="utf-8")
+    assert tables.read_json(path) == results
+    assert text.endswith("}\n")
+    assert all(len(line) <= tables.LINE for line in text.splitlines() if "times" not in line)
+    assert '\n "none": null,\n' in text

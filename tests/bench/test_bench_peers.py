@@ -5,31 +5,31 @@ from __future__ import annotations
 import importlib.util
 
 import pytest
-from support.scripts import module
 
+from bench.kernels import run, timing
+from bench.kernels.pair_losses import LOSSES
+from bench.report import kernels as table
 from dmlkernels import _backend
 
-NAMES = list(module("pair_losses").LOSSES)
+NAMES = list(LOSSES)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_contenders_compute_the_same(name):
     if "cpu" not in _backend.loaded["native"]:
         pytest.skip("no native kernels")
-    case = next(case for case in module("run").PEER_CASES if case.operation == name)
+    case = next(case for case in run.PEER_CASES if case.operation == name)
     peers = [rival for rival in case.rivals if rival == "peer" and importlib.util.find_spec("pytorch_metric_learning")]
-    module("agreement").assert_rivals_agree(case.shrunk()._replace(rows=256), ("reference", *peers))
+    timing.assert_rivals_agree(case.shrunk()._replace(rows=256), ("reference", *peers))
 
 
 def test_every_loss_has_a_goal_in_time_and_one_in_memory():
-    run = module("run")
     goals = [(goal.case, goal.part) for goal in run.GOALS if goal.beside_peer]
     assert sorted(goals) == sorted((case.name, part) for case in run.PEER_CASES for part in ("total", "peak_bytes"))
     assert {case.operation for case in run.PEER_CASES} > set(NAMES)
 
 
 def test_table_has_one_line_a_loss():
-    run, table = module("run"), module("table")
     taken = {"fused": {"total": [0.09, 0.1, 0.11], "peak_bytes": 5_000_000}, "product": {"total": [0.05, 0.05, 0.05]}}
     peer = {"peer": {"total": [1.9, 2.0, 2.1], "peak_bytes": 900_000_000}}
     rows = [

@@ -1,4 +1,4 @@
-"""bench/losses.py: that it trains every loss, goes on where it stopped, and that docs/losses.md is what it measured."""
+"""bench/studies/losses.py: that it trains every loss, goes on where it stopped, and the tables of docs/losses.md."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import json
 import re
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-from support.scripts import module
 
+from bench.report import losses as table
+from bench.report.tables import ROOT
+from bench.studies import losses as script
 from dmlkernels.data import load
 from dmlkernels.train import losses
 from dmlkernels.train.config import TrainConfig
@@ -20,13 +21,8 @@ from dmlkernels.train.job import Job
 STEPS = 2
 
 
-@pytest.fixture
-def script() -> ModuleType:
-    return module("losses")
-
-
-def test_every_loss_has_a_row(script: ModuleType) -> None:
-    rows = script.losses_table.ROWS
+def test_every_loss_has_a_row() -> None:
+    rows = table.ROWS
     assert {row.settings["loss"] for row in rows} == set(losses.LOSSES)
     assert len({row.name for row in rows}) == len({row.command for row in rows}) == len(rows)
     configs = [script.configuration(row) for row in rows]
@@ -39,10 +35,10 @@ def test_every_loss_has_a_row(script: ModuleType) -> None:
 
 
 def test_a_stopped_series_goes_on_and_repeats_nothing(
-    script: ModuleType, npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = [row for row in script.losses_table.ROWS if row.settings["loss"] in ("ranked_list", "soft_triple")]
-    monkeypatch.setattr(script.losses_table, "ROWS", rows)
+    rows = [row for row in table.ROWS if row.settings["loss"] in ("ranked_list", "soft_triple")]
+    monkeypatch.setattr(table, "ROWS", rows)
     monkeypatch.setattr(script, "load", lambda *_, **__: load(f"npz:{npz}"))
     small = {"data": f"npz:{npz}", "batch": 16, "samples_per_class": 4}
     configuration = script.configuration
@@ -81,18 +77,13 @@ def test_a_stopped_series_goes_on_and_repeats_nothing(
     assert [run["config"]["memory"] for run in runs.values()] == [0, script.TIMED_ROWS, 0]
 
 
-def test_the_document_is_what_was_measured() -> None:
-    table = module("losses_table")
-    text = table.DOCUMENT.read_text(encoding="utf-8")
-    for name in table.BLOCKS:
-        assert text.count(f"<!-- losses:{name} begin -->") == 1
-    assert table.rendered(text, table.measured()) == text, "run `python bench/losses_table.py`"
+def test_the_document_has_every_loss() -> None:
+    text = (ROOT / "docs" / "losses.md").read_text(encoding="utf-8")
     for name, entry in losses.LOSSES.items():
         assert f"| `{name}` | `{entry.module}` |" in text
 
 
 def test_tables() -> None:
-    table = module("losses_table")
     untrained = {"recall_at_1": 0.3, "map_at_r": 0.2, "effective_rank": 50.0}
     recalls = [0.5 + 0.01 * place for place in range(len(table.ROWS))]
     config = {"seed": 0, "steps": 9, "batch": 256, "samples_per_class": 8, "lr": 0.01, "features": 128}
@@ -116,7 +107,6 @@ def test_tables() -> None:
     assert "here R@1 within 0.02 of the best, effective rank 2 of 16" in sentences[-2]
     assert "here the best R@1, effective rank 1 of 16, a step of 16.0 times the cheapest." in sentences[-1]
     assert "12,816 images of 1,045 others" in table.settings(results)
-    assert table.NOT_MEASURED in table.rendered(table.DOCUMENT.read_text(encoding="utf-8"), None)
     commands = {row.name: row.command for row in table.ROWS}
     assert commands["ranked_list-memory"] == "--loss ranked_list --memory 2048"
     assert commands["triplet-easy-semihard"] == "--loss triplet --easy-positive --negative semihard"

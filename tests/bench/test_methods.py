@@ -1,4 +1,4 @@
-"""bench/methods.py: what it trains, that it goes on where it stopped, and that docs/methods.md is what it measured."""
+"""bench/studies/methods.py: what it trains, that it goes on where it stopped, and the tables of docs/methods.md."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from support.scripts import module
 
+from bench.report import methods as table
+from bench.studies import methods as studied
 from dmlkernels.data import load
 from dmlkernels.train.config import TrainConfig
 from dmlkernels.train.job import Job
@@ -22,9 +23,8 @@ FINE = [row.name for row in ROWS if not row.merged]
 
 @pytest.fixture
 def methods(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
-    script = module("methods")
-    monkeypatch.setattr(script.methods_table, "RESULTS", tmp_path / "methods.json")
-    return script
+    monkeypatch.setattr(studied.table, "FILE", tmp_path / "methods.json")
+    return studied
 
 
 def test_what_is_trained(methods: ModuleType) -> None:
@@ -85,17 +85,7 @@ def test_a_stopped_series_goes_on_and_repeats_nothing(
     assert [found["step"] for found in whole["b, seed 0"]["evaluations"]] == [0, 2, 4]
 
 
-def test_the_document_is_what_was_measured() -> None:
-    table = module("methods_table")
-    results = json.loads(table.RESULTS.read_text(encoding="utf-8"))["runs"]
-    text = table.DOCUMENT.read_text(encoding="utf-8")
-    for name in table.BLOCKS:
-        assert text.count(f"<!-- methods:{name} begin -->") == 1
-    assert table.rendered(text, results) == text, "run `python bench/methods.py --write`"
-
-
 def test_tables_say_mean_and_deviation() -> None:
-    table = module("methods_table")
     assert table._spread([0.5, 0.6, 0.7], 3) == "0.600 ± 0.100"
     assert table._spread([0.01, 0.03], 3, "+") == "+0.020 ± 0.014"
     assert table._spread([0.5], 1) == "0.5"

@@ -32,7 +32,7 @@ LAYERS = (
     "dmlkernels/reference/{op}.py",
     "triton_kernels/{op}.py",
     "tests/ops/test_{op}.py",
-    "bench/bench_{op}.py",
+    "bench/kernels/bench_{op}.py",
 )
 
 needs_native = pytest.mark.skipif(not LIBRARIES, reason="built without a compiler")

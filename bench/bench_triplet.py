@@ -1,6 +1,0 @@
-"""Triplet loss, all × all, beside the reference: pytest bench/bench_triplet.py --benchmark-only."""
-
-from cases import Case
-from timed import test_backward, test_forward  # noqa: F401
-
-CASES = [Case(f"triplet_all-{kind}-256x64", "triplet_all", kind, 256, 64) for kind in ("dense", "sparse")]

@@ -1,0 +1,10 @@
+"""Margin loss, drawn negatives, beside the reference."""
+
+from bench.kernels.cases import Case
+from bench.kernels.timed import test_backward, test_forward  # noqa: F401
+
+CASES = [
+    Case(f"distance_weighted-{kind}-{rows}x{width}", "distance_weighted", kind, rows, width)
+    for kind in ("dense", "sparse")
+    for rows, width in ((512, 64), (2048, 128))
+]

@@ -1,0 +1,173 @@
+"""What Triton's compiler makes of each kernel and pinned configuration, for GPUs that need not be there.
+
+The launchers of triton_kernels run on tensors without storage, and each launch is written down in place of being done:
+kernel, types, constants and options are those of a real call. All are then compiled to machine code, and registers,
+spills, shared memory and tensor-core instructions are compared with what a GPU has. Not under TRITON_INTERPRET=1.
+
+    python -m bench.report.triton_resources --out build/triton.json    compile everything, and keep the figures
+    python -m bench.report.triton_resources --quick --dtypes float32 --architectures 80 90
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # Triton 3.10 changes the default; the figures should not
+
+import torch
+import triton
+from dmlkernels.triton_kernels import MODULES, _configs
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+from bench.report import resources
+from bench.report.tables import write_json
+from bench.report.triton_cases import calls
+
+ARCHITECTURES = (80, 90, 100)
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+LARGEST_BLOCK = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes of shared memory that one program may have
+TYPES = {
+    torch.float64: "fp64",
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.int64: "i64",
+    torch.int32: "i32",
+    torch.int8: "i8",
+    torch.uint8: "u8",
+    torch.bool: "i1",
+}
+
+
+class Case(NamedTuple):
+    """One kernel as a launch specialises it."""
+
+    kernel: JITFunction
+    signature: tuple[tuple[str, str], ...]
+    constants: tuple[tuple[str, Any], ...]
+    aligned: tuple[int, ...]  # arguments that are multiples of 16, which lets the compiler read wider
+    options: tuple[tuple[str, int], ...]
+
+    @property
+    def name(self) -> str:
+        data = next(kind for _, kind in self.signature if kind.startswith("*")).removeprefix("*")
+        chosen = (f"{name}={value}" for name, value in (*self.constants, *self.options))
+        module = self.kernel.fn.__module__.rpartition(".")[2]
+        return f"{module}.{self.kernel.fn.__name__}<{data} {' '.join(chosen)}>"
+
+    def compile(self, architecture: int) -> Any:
+        attributes = {(i,): [["tt.divisibility", 16]] for i in self.aligned}
+        source = ASTSource(self.kernel, dict(self.signature), dict(self.constants), attributes)
+        return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=dict(self.options))
+
+
+def specialised(kernel: JITFunction, arguments: tuple, named: dict[str, Any]) -> Case:
+    """The case of a launch, by the rules of Triton's own launcher."""
+    names = [parameter.name for parameter in kernel.params]
+    given = dict(zip(names, arguments))
+    options = {name: value for name, value in named.items() if name not in names}
+    given |= {name: value for name, value in named.items() if name in names}
+    signature: dict[str, str] = {}
+    constants: dict[str, Any] = {}
+    aligned = []
+    for i, parameter in enumerate(kernel.params):
+        value, free = given.get(parameter.name, parameter.default), parameter.do_not_specialize
+        kind = parameter.annotation_type
+        if parameter.is_constexpr or value is None or (type(value) is int and value == 1 and not free):
+            constants[parameter.name], kind = value, "constexpr"
+        elif isinstance(value, torch.Tensor):
+            kind = f"*{TYPES[value.dtype]}"
+            aligned.append(i)
+        elif not kind:
+            wide = type(value) is int and not -(2**31) <= value < 2**31
+            kind = {bool: "u1", float: "fp32", int: "i64" if wide else "i32"}[type(value)]
+            aligned += [i] if type(value) is int and value % 16 == 0 and not free else []
+        signature[parameter.name] = kind
+    return Case(kernel, tuple(signature.items()), tuple(constants.items()), tuple(aligned), tuple(options.items()))
+
+
+def cases(dtypes: Sequence[torch.dtype], quick: bool, architecture: int) -> list[Case]:
+    """The cases of every launch in the calls of triton_cases.py, of which nothing is launched."""
+    _configs.capability = lambda device: architecture
+    found: dict[Case, None] = {}
+
+    def note(kernel: JITFunction, *arguments: Any, grid: Any, warmup: bool, **named: Any) -> None:
+        assert all(size > 0 for size in grid), f"{kernel.fn.__name__}: grid {grid}"
+        found[specialised(kernel, arguments, named)] = None
+
+    launch, JITFunction.run = JITFunction.run, note
+    try:
+        for operator, arguments in calls(dtypes, quick):
+            module = importlib.import_module(f"dmlkernels.triton_kernels.{MODULES[operator.rpartition('_')[0]]}")
+            module.OPERATORS[operator](*arguments)
+    finally:
+        JITFunction.run = launch
+    return list(found)
+
+
+def figures(case: Case, architecture: int) -> dict[str, Any]:
+    """As resources.py has them of a CUDA kernel, and whether the kernel multiplies matrices."""
+    compiled = case.compile(architecture)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        (usage,) = resources.read_usage(resources._cuobjdump(Path(file.name), "-res-usage")).values()
+        (code,) = resources.read_code(resources._cuobjdump(Path(file.name), "-sass")).values()
+    shared, threads = usage["shared"] + compiled.metadata.shared, 32 * compiled.metadata.num_warps
+    return {
+        "registers": usage["registers"],
+        "stack": usage["stack"],
+        "spills": sum(code[opcode] for opcode in resources.LOCAL),
+        "shared": shared,
+        "threads": threads,
+        "occupancy": round(resources.occupancy(str(architecture), usage["registers"], threads, shared), 3),
+        "tensor": {opcode: count for opcode, count in sorted(code.items()) if opcode not in resources.LOCAL},
+        "products": compiled.asm["ttir"].count("tt.dot "),
+    }
+
+
+def problems(report: dict[str, dict[str, dict]]) -> Iterator[str]:
+    for architecture, kernels in report.items():
+        for name, kernel in kernels.items():
+            if kernel["spills"]:  # a stack alone is that of a call, as float64's division is one
+                yield f"{name} spills on sm_{architecture}: {kernel['stack']} bytes of stack"
+            if kernel["shared"] > LARGEST_BLOCK[int(architecture)]:
+                yield f"{name} takes {kernel['shared']} bytes of shared memory on sm_{architecture}"
+            if kernel["products"] and not kernel["tensor"]:
+                yield f"{name} has no tensor-core instruction on sm_{architecture}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="a file for the figures of every kernel")
+    parser.add_argument("--quick", action="store_true", help="few options of each kernel")
+    parser.add_argument("--may-spill", action="store_true", help="for another Triton than tiles were chosen with")
+    parser.add_argument("--dtypes", nargs="+", default=DTYPES, choices=DTYPES)
+    parser.add_argument("--architectures", type=int, nargs="+", default=ARCHITECTURES, choices=ARCHITECTURES)
+    arguments = parser.parse_args()
+    dtypes = [getattr(torch, name) for name in arguments.dtypes]
+    report = {}
+    for architecture in arguments.architectures:
+        chosen = cases(dtypes, arguments.quick, architecture)
+        report[str(architecture)] = dict(sorted((case.name, figures(case, architecture)) for case in chosen))
+    if arguments.out is not None:
+        write_json(arguments.out, report)
+    found = [problem for problem in problems(report) if not (arguments.may_spill and " spills on " in problem)]
+    for problem in found:
+        print(problem)
+    compiled = ", ".join(f"sm_{architecture}" for architecture in report)
+    print(f"{len(chosen)} kernels for {compiled} by Triton {triton.__version__}; {len(found)} problems")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Trainings on the glyphs, whose results docs/losses.md and docs/methods.md show."""
