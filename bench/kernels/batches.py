@@ -75,7 +75,8 @@ def make_batch(kind: str, rows: int, width: int, gallery: int = 0, seed: int = 0
 
     # A distance of random unit rows is about normal, of mean √2 and standard deviation 1/√(2D).
     alpha = {"dense": 1.2, "sparse": 1.0, "spread": 2**0.5 - 1.95 / (2 * width) ** 0.5}[kind]
-    return Batch(*draw(rows), *(draw(gallery) if gallery else (None, None)), alpha)
+    ref_emb, ref_labels = draw(gallery) if gallery else (None, None)
+    return Batch(*draw(rows), ref_emb, ref_labels, alpha)
 
 
 class _TileBitmap(TorchDispatchMode):

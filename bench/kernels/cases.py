@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -114,18 +114,18 @@ class Case(NamedTuple):
     timed: bool = True
     memory: bool = True
     dtype: str = "float32"
-    precision: str = "ieee"  # of products of float32
+    precision: Literal["ieee", "tf32"] = "ieee"  # of products of float32
 
     @property
     def columns(self) -> int:
         return self.gallery or self.rows
 
     def batch(self, seed: int = 0) -> Batch:
-        batch = make_batch(self.kind, self.rows, self.width, self.gallery, seed)
-        moved = (None if t is None else t.to(device()) for t in batch[:4])
-        x, labels, ref_emb, ref_labels = moved
-        dtype = getattr(torch, self.dtype)
-        return Batch(x.to(dtype), labels, None if ref_emb is None else ref_emb.to(dtype), ref_labels, batch.alpha)
+        batch, dtype = make_batch(self.kind, self.rows, self.width, self.gallery, seed), getattr(torch, self.dtype)
+        moved = Batch(batch.embeddings.to(device(), dtype), batch.labels.to(device()), None, None, batch.alpha)
+        if batch.ref_emb is None or batch.ref_labels is None:
+            return moved
+        return moved._replace(ref_emb=batch.ref_emb.to(device(), dtype), ref_labels=batch.ref_labels.to(device()))
 
     @property
     def numbers(self) -> str | None:

@@ -113,5 +113,5 @@ def products_of(case: Case) -> Iterator[None]:
     try:
         yield
     finally:
-        dmlkernels.set_float32_precision(ours)
+        dmlkernels.set_float32_precision(ours)  # type: ignore[arg-type]
         torch.set_float32_matmul_precision(theirs)

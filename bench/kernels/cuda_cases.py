@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from bench.kernels.cases import Case
 
-BF16 = {"dtype": "bfloat16"}
-TF32 = {"precision": "tf32"}
+BF16: dict[str, Any] = {"dtype": "bfloat16"}
+TF32: dict[str, Any] = {"precision": "tf32"}
 OURS = ("triton", "product")
 EAGER = ("triton", "reference", "product")
 EVERYONE = ("triton", "reference", "compiled", "product")

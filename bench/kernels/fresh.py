@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -21,12 +22,13 @@ from dmlkernels import functional as F
 from dmlkernels._schemas import TILE
 from dmlkernels.train.measure import peak_extra_bytes
 
+T = TypeVar("T")
 _children = multiprocessing.get_context("forkserver")
 # The children fork from a process that has imported everything and computed nothing.
 _children.set_forkserver_preload(["dmlkernels.train.measure"])
 
 
-def in_child(function: Callable, *arguments: object) -> object:
+def in_child(function: Callable[..., T], *arguments: object) -> T | None:
     """function(*arguments) in a fresh process; None if the system ended it, as it does when memory runs out."""
     with ProcessPoolExecutor(1, mp_context=_children) as pool:
         try:

@@ -7,6 +7,7 @@ import platform
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -58,13 +59,13 @@ def _commit() -> str:
 
     try:
         commit = git("rev-parse", "--short=12", "HEAD")
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", "csrc", "dmlkernels", "bench")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", "csrc", "dmlkernels", "bench/kernels")
     except FileNotFoundError:
         return "unknown"
     return "unknown" if commit is None else commit + (" with changes" if changed else "")
 
 
-def machine() -> dict[str, str | int | float]:
+def machine() -> dict[str, Any]:
     """What the numbers belong to."""
     from dmlkernels import _C  # a build without it is refused in plain words before this
 

@@ -137,11 +137,20 @@ GOALS = (
     ),
     Goal(f"extra memory of {RLL}, 16384 × 128", "ranked_list_memory", "peak_bytes", None, 200, 64, None),
     *(
-        Goal(f"{OPERATIONS[case.operation].title} forward + backward{what}, {case.rows} × 128", case.name, *goal, True)
+        Goal(
+            f"{OPERATIONS[case.operation].title} forward + backward{what}, {case.rows} × 128",
+            case.name,
+            part,
+            rival,
+            must,
+            None,
+            None,
+            beside_peer=True,
+        )
         for case in PEER_CASES
-        for what, goal in (
-            (" / `t_gemm`", ("total", "product", 6, None, None)),
-            (", extra memory", ("peak_bytes", None, 40, None, None)),
+        for what, part, rival, must in (
+            (" / `t_gemm`", "total", "product", 6),
+            (", extra memory", "peak_bytes", None, 40),
         )
     ),
 )
