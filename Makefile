@@ -11,6 +11,7 @@ BIN := $(VENV)/bin
 DEPENDENCIES := $(VENV)/.dependencies
 BUILD := $(VENV)/.build
 LINT := $(VENV)/.lint
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 COMPAT_VENV := .venv-compat
 COMPAT := $(COMPAT_VENV)/.ready
 OLDEST_TORCH := 2.11.0
@@ -25,7 +26,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 STAGE ?= build test sanitize bench
 DRY ?=
 
-.PHONY: setup demo test trust compat compat-torch bench bench-peers lint format wheel gpu count clean
+.PHONY: setup demo test test-rest test-full trust compat compat-torch bench bench-peers lint format wheel gpu count clean
 
 setup: $(BUILD)
 
@@ -55,11 +56,19 @@ $(BUILD): $(DEPENDENCIES) $(NATIVE) dmlkernels/_version.py
 demo: setup
 	$(BIN)/python -m dmlkernels demo --out runs/demo $(DEMO_ARGS)
 
+# The tiers: `test` is what every change passes, `test-rest` all other tests but the slow ones, which are `trust`'s.
+# The reference runs once more as if another library's kernels made its products (tests/support/other_blas.py).
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(TEST_ARGS)
+	$(PYTEST) $(TEST_ARGS)
+
+test-rest: setup
+	$(PYTEST) -m "full and not slow" $(TEST_ARGS)
+	PYTHONPATH=tests $(PYTEST) -p support.other_blas -k reference tests/ops tests/losses
+
+test-full: test test-rest
 
 trust: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow $(TEST_ARGS)
+	$(PYTEST) -m slow $(TEST_ARGS)
 
 # Triton 3.6 is what a GPU machine may carry; its interpreter fails on `range` of numpy 2.4's scalars. Everything else
 # comes from $(VENV).
@@ -72,7 +81,7 @@ $(COMPAT): pyproject.toml | setup
 
 compat: $(COMPAT)
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(COMPAT_VENV)/bin/python -m pytest -q -p no:cacheprovider \
-	  -k "triton and bfloat16 and (test_every_dtype and random or test_dtypes)" $(addprefix tests/ops/test_,$(addsuffix .py,$(TRITON_OPS)))
+	  -m "not slow" -k "triton and bfloat16 and (test_every_dtype and random or test_dtypes)" $(addprefix tests/ops/test_,$(addsuffix .py,$(TRITON_OPS)))
 	$(COMPAT_VENV)/bin/python -m bench.report.triton_resources --quick --may-spill --dtypes float32 \
 	  --architectures 80 90
 

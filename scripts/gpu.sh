@@ -50,11 +50,11 @@ run_tests() {
   local failed=0 ours=native-cpu reports=("$work/large.xml")
   [ -n "$dry" ] || ours='native-cuda or triton-cuda'
   # The largest sizes alone and first: they need most of the memory.
-  timeout 120 "$python" -m pytest -q tests/ops/test_large.py -k "$ours" --junitxml="$work/large.xml" 2>&1 |
+  timeout 120 "$python" -m pytest -q -m "not slow" tests/ops/test_large.py -k "$ours" --junitxml="$work/large.xml" 2>&1 |
     tee "$work/large.log" || failed=1
   if [ -z "$dry" ]; then
     reports+=("$work/test.xml")
-    timeout "$(left)" "$python" -m pytest -q -n 8 --dist worksteal -k "$ours" --ignore tests/ops/test_large.py \
+    timeout "$(left)" "$python" -m pytest -q -m "not slow" -n 8 --dist worksteal -k "$ours" --ignore tests/ops/test_large.py \
       --junitxml="$work/test.xml" 2>&1 | tee "$work/test.log" || failed=1
   fi
   "${status[@]}" record test "${reports[@]}"

@@ -57,7 +57,7 @@ def numbers(line: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", cases("checks.cpp"))
-@pytest.mark.parametrize("sanitized", [False, True], ids=["plain", "sanitized"])
+@pytest.mark.parametrize("sanitized", [False, pytest.param(True, marks=pytest.mark.full)], ids=["plain", "sanitized"])
 def test_what_the_host_gives(name, sanitized):
     done = drive(name, "right", sanitized)
     assert (done.returncode, done.stdout, done.stderr) == (0, "\n" * len(SEEDS), "")
@@ -132,6 +132,7 @@ def test_depends_on_the_order(name):
     assert outcomes(name, "fault") == first  # and a seed gives the same order again
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", SANITIZED)
 def test_sanitized(name):
     done = drive(name, "fault", sanitized=True)
@@ -192,12 +193,14 @@ def smoke_of_sanitized_kernels(*names: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.full
 def test_sanitizers_see_the_tensors():
     done = smoke_of_sanitized_kernels("overrun")
     assert done.returncode != 0
     assert re.search("AddressSanitizer: heap-buffer-overflow.*WRITE of size 4.*overrun", done.stderr, re.DOTALL)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("operator", sorted({call.operator for call in smoke.CALLS.values()}))
 def test_sanitized_kernels(operator):
     names = [name for name, call in smoke.CALLS.items() if call.operator == operator]

@@ -13,6 +13,7 @@ class Target(NamedTuple):
     name: str
     device: str
     emulated: bool = False  # a thousand times slower than the real thing: tests marked `large` are not for it
+    cases: int | None = None  # of a test that the default tier runs at most (tiers.py)
 
     @property
     def asynchronous(self) -> bool:
@@ -29,6 +30,6 @@ class Target(NamedTuple):
 KERNELS = [
     Target("native", "cpu"),
     *([Target("native", "cuda")] if torch.cuda.is_available() else []),
-    Target("triton", "cpu", emulated=True) if _triton.interpreted() else Target("triton", "cuda"),
-    Target("cuda-host", "cpu", emulated=True),
+    Target("triton", "cpu", emulated=True, cases=2) if _triton.interpreted() else Target("triton", "cuda"),
+    Target("cuda-host", "cpu", emulated=True, cases=4),
 ]
