@@ -13,6 +13,7 @@ from dmlkernels.testing import evaluate, make_pairs
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "docs" / "adding-a-loss.md"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"<!-- (quote|run): (\S+) -->\n```(?:python|cpp)\n(.*?)```\n", re.DOTALL)
 
 
@@ -47,11 +48,14 @@ def test_the_code_stands_in_the_file(path: str, code: str) -> None:
     assert is_quoted(code, ROOT / path), f"docs/adding-a-loss.md quotes what is not in {path}:\n{code}"
 
 
-def test_files_that_are_named_exist() -> None:
-    text = DOCUMENT.read_text(encoding="utf-8")
-    named = set(re.findall(r"`((?:dmlkernels|csrc|triton_kernels|tests|bench|docs)/[\w./-]+)`", text))
-    assert len(named) >= 8
-    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+@pytest.mark.parametrize("document", PAGES, ids=lambda path: path.name)
+def test_what_a_page_names_exists(document: Path) -> None:
+    """Files of the tree in backticks, and pages that are linked."""
+    text = document.read_text(encoding="utf-8")
+    named = re.findall(r"`((?:dmlkernels|csrc|triton_kernels|tests|bench|docs|scripts)/[\w./-]+)`", text)
+    linked = re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", text)
+    assert [path for path in sorted(set(named)) if not (ROOT / path).exists()] == []
+    assert [path for path in sorted(set(linked)) if not (document.parent / path).exists()] == []
 
 
 def test_the_readme_has_every_operation_function_and_loss() -> None:
