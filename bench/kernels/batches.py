@@ -88,8 +88,9 @@ class _TileBitmap(TorchDispatchMode):
         self, func: Callable, types: Sequence[type], args: tuple = (), kwargs: dict | None = None
     ) -> object:
         out = func(*args, **(kwargs or {}))
-        if func is torch.ops.dmlkernels.ranked_list_fwd.default:
-            self.tiles = out[4]
+        for result in out if isinstance(out, tuple) else ():
+            if result.dtype == torch.uint8:
+                self.tiles = result
         return out
 
 

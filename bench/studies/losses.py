@@ -11,7 +11,6 @@ size; run this where nothing else runs.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,8 @@ from tqdm import tqdm
 import dmlkernels
 from bench.kernels import host
 from bench.report import losses as table
-from bench.report.tables import read_json, write_json
-from bench.studies import methods
+from bench.report.tables import write_json
+from bench.studies.series import once
 from dmlkernels.data import load
 from dmlkernels.samplers import ClassBalancedSampler
 from dmlkernels.train import measure
@@ -59,6 +58,10 @@ def step_time(job: Job, rows: int = TIMED_ROWS) -> float:
     return measure.interleaved_times({"loss": step}, job.config.device)["loss"]
 
 
+def times(job: Job) -> dict[str, float]:
+    return {"step_time": step_time(job), "seconds": job.state.progress.seconds}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=STEPS, help="for a trial: of each run")
@@ -73,14 +76,7 @@ def main() -> int:
     for row in bar:
         bar.set_description(row.name)
         config = configuration(row, steps=arguments.steps, epoch_steps=arguments.steps)
-        folder = arguments.folder / row.name
-        done = folder / "result.json"
-        result = read_json(done) if done.is_file() else {}
-        if result.get("config") != dataclasses.asdict(config):
-            job = methods.trained(config, folder, data, untrained)
-            result = methods.outcome(job) | {"step_time": step_time(job), "seconds": job.state.progress.seconds}
-            write_json(done, result)
-        results[row.name] = result
+        results[row.name] = once(config, arguments.folder / row.name, data, untrained, times)
         write_json(arguments.out, {"machine": machine, "rows": TIMED_ROWS, "runs": results})
     return 0
 

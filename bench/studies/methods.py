@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import io
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,12 +21,11 @@ import torch
 from tqdm import tqdm
 
 from bench.report import methods as table
-from bench.report.tables import read_json, write_json
-from dmlkernels.data import RetrievalData, load
-from dmlkernels.train import checkpoint
+from bench.report.tables import write_json
+from bench.studies.series import once
+from dmlkernels.data import load
 from dmlkernels.train.config import TrainConfig
 from dmlkernels.train.evaluate import Evaluation
-from dmlkernels.train.job import Job
 from dmlkernels.train.rows import LR, MERGED, ROWS, Row
 
 BATCH = 256
@@ -89,34 +87,6 @@ def runs() -> Iterator[Run]:
         yield Run("features", f"{row.name}, seed {SEEDS[0]}", few)
 
 
-def trained(config: TrainConfig, folder: Path, data: RetrievalData, untrained: dict[tuple, Evaluation]) -> Job:
-    """A job at its end, from its checkpoint if it has one of these settings."""
-    saved = checkpoint.read(folder) if (folder / checkpoint.NAME).is_file() else None
-    if saved is not None and saved["config"] != dataclasses.asdict(config):
-        saved = None
-    job = Job(config, folder, data, saved)
-    if saved is None:
-        # Runs of one seed start from one network, whatever their loss.
-        network = (config.seed, config.features, config.validate)
-        if network not in untrained:
-            untrained[network] = job.evaluate()
-        job.start(untrained[network])
-    job.train(io.StringIO())
-    return job
-
-
-def outcome(job: Job) -> dict[str, Any]:
-    """What the tables are made of."""
-    return {
-        "config": dataclasses.asdict(job.config),
-        "evaluations": job.state.progress.evaluations,
-        "wrong_labels": job.wrong_labels,
-        "train_classes": len(job.data.train.labels.unique()),
-        "test_classes": len(job.data.test.labels.unique()),
-        "test_images": len(job.data.test),
-    }
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path("runs/methods"), help="checkpoints and finished runs")
@@ -128,12 +98,7 @@ def main() -> int:
     for run in bar:
         bar.set_description(f"{run.group}: {run.name}")
         folder = arguments.folder / run.group / run.name.replace(", ", "-").replace(" ", "-")
-        done = folder / "result.json"
-        result = read_json(done) if done.is_file() else {}
-        if result.get("config") != dataclasses.asdict(run.config):
-            result = outcome(trained(run.config, folder, data, untrained))
-            write_json(done, result)
-        results.setdefault(run.group, {})[run.name] = result
+        results.setdefault(run.group, {})[run.name] = once(run.config, folder, data, untrained)
         write_json(table.FILE, {"torch": torch.__version__, "runs": results})
     return 0
 
