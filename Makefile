@@ -26,7 +26,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 STAGE ?= build test sanitize bench
 DRY ?=
 
-.PHONY: setup demo test test-rest test-full trust compat compat-torch bench bench-peers lint format wheel gpu count clean
+.PHONY: setup demo test test-rest test-full trust mutants compat compat-torch bench bench-peers lint format wheel gpu count clean
 
 setup: $(BUILD)
 
@@ -69,6 +69,10 @@ test-full: test test-rest
 
 trust: setup
 	$(PYTEST) -m slow $(TEST_ARGS)
+
+# Plants faults and says which tests catch them, in about an hour; writes bench/results/mutants.json.
+mutants: setup
+	$(BIN)/python -m scripts.mutants --rest --jobs $(WORKERS)
 
 # Triton 3.6 is what a GPU machine may carry; its interpreter fails on `range` of numpy 2.4's scalars. Everything else
 # comes from $(VENV).
