@@ -30,6 +30,6 @@ class Target(NamedTuple):
 KERNELS = [
     Target("native", "cpu"),
     *([Target("native", "cuda")] if torch.cuda.is_available() else []),
-    Target("triton", "cpu", emulated=True, cases=2) if _triton.interpreted() else Target("triton", "cuda"),
-    Target("cuda-host", "cpu", emulated=True, cases=4),
+    Target("triton", "cpu", emulated=True, cases=1) if _triton.interpreted() else Target("triton", "cuda"),
+    Target("cuda-host", "cpu", emulated=True, cases=3),
 ]
