@@ -56,8 +56,8 @@ EXPANSION = "ops/test_spherical_expansion*"
 FAULTS = [
     # Formulae that the CPU and CUDA share.
     Fault("csrc/common/pairwise.h", "fma(V(-2), dot, norms)", "fma(V(-2.0001), dot, norms)", PAIRWISE),
-    Fault("csrc/common/pairwise.h", "V(1) / sqrt(squared)", "V(1) / squared", PAIRWISE),
-    Fault("csrc/common/pair_loss.h", "grad * gradient_scale(squared, norms, eps)", "grad", PAIR_LOSS),
+    Fault("csrc/common/pairwise.h", "V(8 * eps * eps)", "V(8 * eps)", PAIRWISE),
+    Fault("csrc/common/pair_loss.h", "V(side.scale) * (v - base)", "V(side.scale) * (v - base) + V(0.001)", PAIR_LOSS),
     Fault("csrc/common/pair_loss.h", "V(2) * grad", "grad", PAIR_LOSS),
     Fault(
         "csrc/common/pair_loss.h",
@@ -65,7 +65,6 @@ FAULTS = [
         "V(side.ramp) * (v - V(side.origin))",
         PAIR_LOSS,
     ),
-    Fault("csrc/common/pair_loss.h", "s.sum * exp(s.max - top)", "s.sum", PAIR_LOSS),
     Fault("csrc/common/pair_hinge.h", "x > V(0)", "x > V(-0.01)", PAIR_LOSS),
     Fault("csrc/common/pair_softplus.h", "e * share", "share", PAIR_LOSS),
     Fault("csrc/common/pair_softplus.h", "V(2) * z * series", "z * series", PAIR_LOSS),
@@ -86,20 +85,13 @@ FAULTS = [
     Fault("csrc/common/distance_weighted.h", "squared < V(density.far)", "squared < V(0.9 * density.far)", DRAWS),
     Fault("csrc/common/spherical_expansion.h", "-own / (vertices - 1 - j)", "own / (vertices - 1 - j)", EXPANSION),
     # Kernels of the CPU.
-    Fault("csrc/cpu/pair_terms.h", "fma(scale, Term::slope(x), add)", "scale * Term::slope(x)", PAIR_LOSS),
-    Fault("csrc/cpu/pair_terms.h", "more.stat * exp(more.max - top)", "more.stat", PAIR_LOSS),
+    Fault("csrc/cpu/pair_terms.h", "sums.total + more.total", "sums.total", PAIR_LOSS),
+    Fault("csrc/cpu/pair_terms.h", "exp(more.max - top)", "V(1)", PAIR_LOSS),
     Fault("csrc/cpu/pair_terms.h", "sums.slope + more.slope", "sums.slope", PAIR_LOSS),
-    Fault("csrc/cpu/kernels/pair_loss.cpp", "without(real, either(same, excluded))", "without(real, same)", PAIR_LOSS),
-    Fault("csrc/cpu/kernels/pair_loss.cpp", "row_weight + weight", "weight", PAIR_LOSS),
+    Fault("csrc/cpu/kernels/pair_loss.cpp", "sum(row_weight)", "T(0)", PAIR_LOSS),
     Fault("csrc/cpu/kernels/pairwise.cpp", "weight = weight + weight;", ";", PAIRWISE),
     Fault(
         "csrc/cpu/kernels/pairwise.cpp", "p.metric == Metric::squared ? squared : sqrt(squared)", "squared", PAIRWISE
-    ),
-    Fault(
-        "csrc/cpu/kernels/nearest_positive.cpp",
-        "both(to_column, beyond_positive(squared, load<V>(p.beyond + j)))",
-        "to_column",
-        NEAREST,
     ),
     Fault(
         "csrc/cpu/kernels/nearest_positive.cpp",
@@ -116,7 +108,6 @@ FAULTS = [
         "pairs.same_class(row, j)",
         TRIPLET,
     ),
-    Fault("csrc/cpu/kernels/triplet_selection.cpp", "select(better, d, best)", "d", TRIPLET),
     Fault("csrc/cpu/kernels/soft_triple.cpp", "select(own, V(p.loss.margin), V(0))", "V(p.loss.margin)", SOFT_TRIPLE),
     Fault("csrc/cpu/kernels/soft_triple.cpp", "scale * load<V>(p.miss + col)", "scale", SOFT_TRIPLE),
     Fault(
@@ -136,17 +127,17 @@ FAULTS = [
     Fault("csrc/cpu/coding_rate.cpp", "-kernel.dot(g, f, view.d)", "T(0)", RATES),
     # Kernels of CUDA.
     Fault("csrc/cuda/pair_engine.cuh", "weight * block.facts.cols.inverse[c]", "weight", PAIR_LOSS),
-    Fault("csrc/cuda/pair_engine.cuh", "merge_lanes(rows[half], 2);", ";", PAIR_LOSS),
+    Fault("csrc/cuda/pair_engine.cuh", "loss.normalize ? weight : rounded", "rounded", PAIR_LOSS),
     Fault("csrc/cuda/pair_engine.cuh", "row_sum[r] += sum;", "row_sum[r] = sum;", PAIR_LOSS),
-    Fault("csrc/cuda/pair_loss.cuh", "!block.excluded(r, c)", "true", PAIR_LOSS),
+    Fault("csrc/cuda/pair_loss.cuh", "(positive ? 0 : queries) + query", "query", PAIR_LOSS),
     Fault("csrc/cuda/pairs.cuh", "is_near(product, both) ? difference_form(r, c) : product", "product", NEAREST),
     Fault("csrc/cuda/pairs.cuh", "row_tile < tiles / 2 ? 1 : 0", "row_tile < tiles / 2 ? 0 : 0", PAIR_LOSS),
     Fault("csrc/cuda/pair_rows.cu", "entry(k) - radial * (static_cast<T>(x[k]) * inverse)", "entry(k)", PAIRWISE),
-    Fault("csrc/cuda/pair_rows.cu", "p.normalize ? tangential * inverse : tangential", "tangential", PAIRWISE),
+    Fault("csrc/cuda/pair_rows.cu", "p.sign * sums[k]", "sums[k]", PAIRWISE),
     Fault("csrc/cuda/nearest_positive.cu", "bits < 4", "bits < 2", NEAREST),
-    Fault("csrc/cuda/nearest_positive.cu", "beyond_positive(squared, limit)", "squared >= limit", NEAREST),
+    Fault("csrc/cuda/nearest_positive.cu", "if (near) squared = block.difference_form(r, c);", ";", NEAREST),
     Fault("csrc/cuda/triplet.cu", "signbit(d) ? -d : -kNoPair<T>", "fabs(d)", TRIPLET),
-    Fault("csrc/cuda/triplet.cu", "d > positive && d < distance", "d < distance", TRIPLET),
+    Fault("csrc/cuda/triplet.cu", "at <= label : at < label", "at < label : at < label", TRIPLET),
     Fault("csrc/cuda/triplet.cu", "positives * negatives", "negatives", TRIPLET),
     Fault("csrc/cuda/soft_triple.cu", "own ? T(loss.margin) : T(0)", "T(loss.margin)", SOFT_TRIPLE),
     Fault("csrc/cuda/soft_triple.cu", "exp(found[1][s][thread] - highest)", "T(1)", SOFT_TRIPLE),
@@ -161,12 +152,6 @@ FAULTS = [
     Fault("triton_kernels/_rows.py", "(p - along[:, None] * f) * to_norm[:, None]", "p * to_norm[:, None]", PAIRWISE),
     Fault("triton_kernels/pairwise.py", "weight = weight + weight", "weight = weight", PAIRWISE),
     Fault("triton_kernels/pairwise.py", "if i != j:", "if i > j:", PAIRWISE),
-    Fault(
-        "triton_kernels/nearest_positive.py",
-        "tl.where(other < squared, other_index, winner)",
-        "tl.where(other <= squared, other_index, winner)",
-        NEAREST,
-    ),
     Fault("triton_kernels/nearest_positive.py", "squared = -best if FARTHEST else best", "squared = best", NEAREST),
     Fault("triton_kernels/_triplet_kernels.py", "0.5 * slope * scale", "slope * scale", TRIPLET),
     Fault("triton_kernels/_triplet_kernels.py", "nonzero += costing", "nonzero += costing + 1", TRIPLET),
@@ -176,20 +161,38 @@ FAULTS = [
     Fault("triton_kernels/coding_rate.py", "0.5 * size.to(T) / M.to(T) * logdet", "0.5 / M.to(T) * logdet", RATES),
     Fault("triton_kernels/spherical_expansion.py", "(1.0 + share) * tl.sum(p * total", "tl.sum(p * total", EXPANSION),
     # The reference.
-    Fault("dmlkernels/reference/triplet.py", "members & (d_an.detach() > d_ap.detach())", "members", TRIPLET),
+    Fault("dmlkernels/reference/triplet.py", "d_ap - d_an + margin", "d_ap - d_an", TRIPLET),
     Fault("dmlkernels/reference/soft_triple.py", "similarity - margin", "similarity + margin", SOFT_TRIPLE),
     Fault("dmlkernels/reference/distance_weighted.py", "(width - 3) / 2", "(width - 2) / 2", DRAWS),
     Fault("dmlkernels/reference/coding_rate.py", "eye + a * gram", "eye + gram", RATES),
     Fault("dmlkernels/reference/spherical_expansion.py", "along - r / n", "along - r", EXPANSION),
-    Fault(
-        "dmlkernels/reference/nearest_positive.py",
-        "d.detach() > pos_distance.detach()[:, None]",
-        "d.detach() >= pos_distance.detach()[:, None]",
-        NEAREST,
-    ),
     # Operators and losses.
-    Fault("dmlkernels/losses/_rows.py", "stats.neg - torch.where(anchors, stats.pos, 0)", "stats.neg", "losses/*"),
-    Fault("dmlkernels/losses/_rows.py", "(terms.detach() > 0).sum()", "(terms.detach() >= 0).sum()", "losses/*"),
+    Fault("dmlkernels/losses/circle.py", "softplus(stats.pos + stats.neg)", "softplus(stats.pos)", "losses/*"),
+    Fault(
+        "dmlkernels/losses/multi_similarity.py", "softplus(stats.neg) / self.beta", "softplus(stats.neg)", "losses/*"
+    ),
+    Fault("dmlkernels/losses/lifted.py", "torch.where(some(stats.neg), stats.neg, 0)", "0.5 * stats.neg", "losses/*"),
+    Fault("dmlkernels/losses/supcon.py", "terms + spread", "terms", "losses/*"),
+    Fault("dmlkernels/losses/ntxent.py", "self.temperature * negatives.neg", "negatives.neg", "losses/*"),
+    Fault(
+        "dmlkernels/losses/nca.py",
+        "torch.where(there, distance, 0).square()",
+        "torch.where(there, distance, 0)",
+        "losses/*",
+    ),
+    Fault(
+        "dmlkernels/losses/anti_collapse.py",
+        "(-rate_weight * rate).exp()",
+        "(-rate).exp()",
+        "losses/*",
+    ),
+    Fault(
+        "dmlkernels/losses/cross_batch_memory.py",
+        "(self.position + count) % size",
+        "self.position + 0 * size",
+        "losses/*",
+    ),
+    Fault("dmlkernels/losses/spherical_expansion.py", "base + self.weight * synthetic", "base + synthetic", "losses/*"),
     Fault(
         "dmlkernels/ops/coding_rate.py", "return rate - class_rate", "return rate", "ops/test_coding* losses/test_mcr2*"
     ),
