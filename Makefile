@@ -18,8 +18,8 @@ OLDEST_TORCH := 2.11.0
 OLDEST_HEADERS := build/torch-$(OLDEST_TORCH)
 TRITON_OPS := pairwise ranked_list pair_loss nearest_positive triplet distance_weighted coding_rate spherical_expansion \
   proxy_anchor soft_triple
-NATIVE := CMakeLists.txt setup.py $(wildcard cmake/* csrc/*.cpp csrc/*/*.h csrc/*/*.cuh csrc/*/*.cpp csrc/*/*.cu csrc/*/*/*.h csrc/*/*/*.cpp)
-CXX_FILES := $(filter-out CMakeLists.txt setup.py %.cmake,$(NATIVE)) $(wildcard tests/*/*.cpp tests/*/*.h)
+NATIVE := CMakeLists.txt setup.py dmlkernels/_contract.py $(wildcard cmake/* csrc/*.cpp csrc/*/*.h csrc/*/*.cuh csrc/*/*.cpp csrc/*/*.cu csrc/*/*/*.h csrc/*/*/*.cpp)
+CXX_FILES := $(filter-out CMakeLists.txt %.py %.cmake,$(NATIVE)) $(wildcard tests/*/*.cpp tests/*/*.h)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # Of `make gpu`; DRY=1 runs them on the host as far as they go there.
@@ -97,8 +97,9 @@ $(OLDEST_HEADERS): | $(BIN)/python
 	mv $@.part $@
 
 compat-torch: $(OLDEST_HEADERS)
+	mkdir -p build/generated/common && $(BIN)/python cmake/contract_header.py > build/generated/common/operators.h
 	printf '%s\n' csrc/cpu/*.cpp csrc/cuda/*.cpp | xargs -P $(WORKERS) -n 1 $(CXX) -std=c++20 -fsyntax-only \
-	  -fvisibility=hidden -Icsrc -isystem $</torch/include -DTORCH_TARGET_VERSION=0x020b000000000000 -DUSE_CUDA
+	  -fvisibility=hidden -Icsrc -Ibuild/generated -isystem $</torch/include -DTORCH_TARGET_VERSION=0x020b000000000000 -DUSE_CUDA
 
 bench: setup
 	$(BIN)/python -m bench.kernels.run

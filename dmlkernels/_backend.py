@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 
+from . import _diagnose
 from ._autotable import FASTEST
 
 BACKENDS = ("auto", "native", "triton", "reference")
@@ -44,7 +45,11 @@ def get_backend() -> str:
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """`set_backend` for the length of a with-block. A backward always runs on the backend of its forward."""
+    """`set_backend` for the length of a with-block. A backward always runs on the backend of its forward.
+
+    The backend is the process's: every thread sees the switch. torch.compile guards on a module attribute, but neither
+    on a thread's own one, whose switch a compiled function would not notice, nor can it trace a ContextVar.
+    """
     previous = _backend
     set_backend(name)  # type: ignore[arg-type]
     try:
@@ -91,10 +96,8 @@ def namespace(op: str, device: torch.device) -> str | None:
 
 def _fastest_on_gpu(op: str, index: int) -> str:
     """native or triton, as `_autotable` has it for this GPU; otherwise native where it is loaded."""
-    from . import _triton
-
     usable = [name for name in ("native", "triton") if "cuda" in loaded[name]]
-    if "triton" in usable and _triton.unsupported(index):
+    if "triton" in usable and _diagnose.unsupported_by_triton(index):
         usable.remove("triton")
     listed = FASTEST.get(torch.cuda.get_device_name(index), {}).get(op)
     return listed if listed in usable else usable[0] if usable else "native"

@@ -84,11 +84,16 @@ def integers(op: str, argument: str, value: object, like: Tensor, rows: str) -> 
     return value.to(torch.int64)
 
 
+def readable(x: Tensor) -> bool:
+    """Whether the numbers of a tensor can be looked at: on a CPU, where nobody waits, and not in a graph."""
+    return type(x) is Tensor and x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def class_labels(op: str, labels: Tensor, classes: int) -> None:
     """Every label in [0, C). On a GPU, which is not waited for, the result is NaN; in a graph the operator checks."""
     if classes == 0 and len(labels) > 0:
         fail(op, "labels", "in [0, C) with C=0", f"{len(labels)} labels")
-    if labels.device.type != "cpu" or torch.compiler.is_compiling() or len(labels) == 0:
+    if len(labels) == 0 or not readable(labels):
         return
     low, high = (int(v) for v in labels.aminmax())
     if low < 0 or high >= classes:
@@ -133,7 +138,7 @@ def pair_inputs(
 def pair_namespace(op: str, inputs: PairInputs, check_finite: bool) -> str | None:
     """`_backend.namespace` for checked inputs; with `check_finite`, first raise for NaN or Inf in rows that count.
 
-    A compiled graph cannot branch on data: there the operator itself checks, and raises a RuntimeError.
+    A compiled graph cannot branch on data: there the operator itself checks.
     """
     namespace = _backend.namespace(op, inputs.embeddings.device)
     if check_finite and (namespace is None or not torch.compiler.is_compiling()):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 FROM_SOURCE = "build it from source: pip install -e . --no-build-isolation in a clone"
-OLDEST_GPU = (8, 0)  # asynchronous copies, and tensor-core products of bfloat16 and TF32
+OLDEST_GPU = (8, 0)  # asynchronous copies, and tensor-core products of bfloat16 and TF32, in CUDA as in Triton
 # e_machine of an ELF file, as `platform.machine()` calls it.
 _PROCESSORS = {21: "ppc64le", 62: "x86_64", 183: "aarch64", 243: "riscv64"}
 
@@ -70,4 +73,16 @@ def unserved_gpu(capability: tuple[int, int], architectures: Sequence[str]) -> s
     return (
         f"its compute capability is {number}, and the library has only {', '.join(architectures)}; with nvcc on the "
         f"PATH and TORCH_CUDA_ARCH_LIST={number} {FROM_SOURCE}"
+    )
+
+
+@functools.cache
+def unsupported_by_triton(index: int) -> str | None:
+    """Why the Triton kernels cannot run on this GPU, or None."""
+    capability = torch.cuda.get_device_capability(index)
+    if capability >= OLDEST_GPU:
+        return None
+    return (
+        f"{torch.cuda.get_device_name(index)} has compute capability {capability[0]}.{capability[1]}, and they need "
+        f"{OLDEST_GPU[0]}.{OLDEST_GPU[1]}"
     )

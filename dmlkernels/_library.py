@@ -1,20 +1,24 @@
-"""Loads the compiled libraries and defines every operator of `_schemas`, once per backend namespace."""
+"""Loads the compiled libraries and defines every operator of `_contract`, once per backend namespace."""
 
 from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
 
-from . import _backend, _diagnose
-from ._schemas import SCHEMAS
+from . import _backend, _contract, _diagnose
+from ._contract import OPERATORS, SCHEMAS
 
 _LIBRARY_DIR = Path(__file__).parent / "lib"
 _libraries: dict[str, torch.library.Library] = {}
-_registrations: list[Callable[[str], None]] = []  # what `register` does to a namespace, for those that come later
 
 
 def load_native() -> None:
@@ -62,18 +66,30 @@ def _built_with_cuda() -> str:
     return _C.build_info()["cuda_version"]
 
 
-def define(namespace: str) -> None:
-    """Define every schema in a namespace; the fakes, autograd and vmap of `ops` follow through `register`."""
+def define() -> None:
+    """Define the operators of every backend."""
+    for namespace in _backend.namespaces.values():
+        _define(namespace)
+
+
+def _define(namespace: str) -> None:
+    """Define every operator in a namespace, with its fake, autograd and vmap; a backward stays in its namespace."""
     library = _libraries[namespace] = torch.library.Library(namespace, "DEF")
     for name, schema in SCHEMAS.items():
         library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    overloads = {name: getattr(getattr(torch.ops, namespace), name).default for name in SCHEMAS}
+    for name, overload in overloads.items():
+        torch.library.register_fake(f"{namespace}::{name}", functools.partial(_fake, name), lib=library)
+        torch.library.register_vmap(f"{namespace}::{name}", functools.partial(_one_by_one, overload), lib=library)
+        if name.endswith("_bwd"):
+            forward = name.replace("_bwd", "_fwd")
+            for of, rule in ((forward, Gradient(forward, overload)), (name, NoGradient(name))):
+                library.impl(of, _autograd(of, overloads[of], rule), "Autograd", with_keyset=True)
 
 
 def add_backend(name: str, namespace: str) -> None:
     """Define a backend after import, for tests: who puts kernels behind its operators notes the devices as loaded."""
-    define(namespace)
-    for in_namespace in _registrations:
-        in_namespace(namespace)
+    _define(namespace)
     _backend.namespaces[name] = namespace
     _backend.loaded[name] = set()
 
@@ -83,60 +99,163 @@ def implement(namespace: str, operator: str, function: Callable, device: str) ->
     _libraries[namespace].impl(operator, function, device.upper())
 
 
-def register(
-    op: str,
-    *,
-    fake_fwd: Callable,
-    fake_bwd: Callable | None = None,
-    setup_context: Callable | None = None,
-    backward: Callable[..., Callable] | None = None,
-) -> None:
-    """Fake, autograd and vmap of `<op>_fwd` and `<op>_bwd` in every namespace.
+def _fake(operator: str, *values: Any) -> Tensor | tuple[Tensor, ...]:
+    made = [
+        like.new_empty(shape, dtype=getattr(torch, dtype))
+        for like, shape, dtype in _contract.results(operator, OPERATORS[operator].named(values))
+    ]
+    return made[0] if len(made) == 1 else tuple(made)
 
-    Args:
-        fake_bwd, setup_context, backward: for an operator whose schemas have a backward, and only for one.
-        backward: called with the namespace's `<op>_bwd`, returns the backward formula, so that a backward stays in the
-            namespace of its forward.
+
+def _autograd(name: str, operator: torch._ops.OpOverload, rule: Gradient | NoGradient) -> Callable:
+    """The Autograd kernel of an operator.
+
+    `torch.library.register_autograd` would give forward-mode derivatives of zero without a word, and fails inside
+    `torch.func`. This is what it does otherwise.
     """
-    given = [part is not None for part in (fake_bwd, setup_context, backward)]
-    if given != [f"{op}_bwd" in SCHEMAS] * 3:
-        raise TypeError(
-            f"{op}: fake_bwd, setup_context and backward must be given where there is {op}_bwd, and only there"
-        )
 
-    def in_namespace(namespace: str) -> None:
-        library, operators = _libraries[namespace], getattr(torch.ops, namespace)
-        forward_name, backward_name = f"{namespace}::{op}_fwd", f"{namespace}::{op}_bwd"
-        forward_op = getattr(operators, f"{op}_fwd")
-        torch.library.register_fake(forward_name, fake_fwd, lib=library)
-        torch.library.register_vmap(forward_name, functools.partial(_one_by_one, forward_op), lib=library)
-        if fake_bwd is None or backward is None:
-            return
-        formula = backward(getattr(operators, f"{op}_bwd"))
-        torch.library.register_fake(backward_name, fake_bwd, lib=library)
-        torch.library.register_autograd(forward_name, formula, setup_context=setup_context, lib=library)
-        # Without a formula of its own, a second derivative would silently be zero.
-        torch.library.register_autograd(backward_name, functools.partial(_no_double_backward, op), lib=library)
+    def below(keyset: torch._C.DispatchKeySet, values: tuple) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator.redispatch(keyset & torch._C._after_autograd_keyset, *values)
 
-    _registrations.append(in_namespace)
-    for namespace in _libraries:
-        in_namespace(namespace)
+    def forward(ctx: Any, keyset: torch._C.DispatchKeySet, *values: Any) -> Any:
+        if torch._C._are_functorch_transforms_active():
+            # Below are the outer transforms, which differentiate too; a Function has turned both modes off.
+            with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+                results = below(keyset, values)
+        else:
+            results = below(keyset, values)
+        rule.save(ctx, values, results)
+        return results
 
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple:
+        return None, *rule.apply(ctx, grads)
 
-def _no_double_backward(op: str, ctx: object, *grads: object) -> None:
-    raise RuntimeError(
-        f"{op}: the gradient cannot be differentiated again; for double backward use "
-        "dmlkernels.use_backend('reference')"
+    # Of a single level: the kernel of a level of `torch.func` is already below what `Function` itself would dispatch.
+    node: Any = type(
+        name, (_SingleLevelFunction,), {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     )
 
+    def kernel(keyset: torch._C.DispatchKeySet, *values: Any) -> Any:
+        if forward_ad._current_level >= 0 and any(isinstance(v, Tensor) and _has_tangent(v) for v in values):
+            raise RuntimeError(
+                f"{name.rpartition('_')[0]}: there is no forward-mode derivative (jvp, jacfwd, hessian); for one use "
+                "dmlkernels.use_backend('reference')"
+            )
+        if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*values)):
+            return below(keyset, values)
+        if not torch._C._are_functorch_transforms_active():
+            return node.apply(keyset, *values)
+        with enable_single_level_autograd_function():
+            return node.apply(keyset, *values)
 
-def _one_by_one(operator: Callable, info: object, in_dims: tuple, *args: object) -> tuple:
+    return kernel
+
+
+def _has_tangent(x: Tensor) -> bool:
+    return forward_ad.unpack_dual(x).tangent is not None
+
+
+class NoGradient:
+    """Of a backward operator: without a rule, a second derivative would silently be zero."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def save(self, ctx: Any, values: tuple, results: Any) -> None:
+        pass
+
+    def apply(self, ctx: Any, grads: tuple) -> tuple:
+        op = self.name.removesuffix("_bwd")
+        raise RuntimeError(
+            f"{op}: the gradient cannot be differentiated again; for double backward use "
+            "dmlkernels.use_backend('reference')"
+        )
+
+
+class ExtraGradient(NamedTuple):
+    """The gradient of an argument that no backward operator gives."""
+
+    argument: str
+    by: tuple[str, ...]  # results of the forward that it needs beside what the backward operator is told
+    rule: Callable[[Mapping[str, Any]], Tensor | None]
+
+
+EXTRA_GRADIENTS: dict[str, ExtraGradient] = {}
+"""By operation; filled where the mathematics of an operation stands."""
+
+
+class Gradient:
+    """Of a forward operator: keeps what its backward operator names, and calls it."""
+
+    def __init__(self, name: str, backward: torch._ops.OpOverload):
+        self.operation, self.backward = name.removesuffix("_fwd"), backward
+        self.takes, self.gives = OPERATORS[name], OPERATORS[f"{self.operation}_bwd"]
+        told = set(self.gives.names)
+        self.results = [r.name for r in self.takes.results]
+        self.incoming = {a.name: a.gradient_of for a in self.gives.arguments if a.gradient_of and a.type == "Tensor"}
+        self.needed = {a.name: a.gradient_of for a in self.gives.arguments if a.gradient_of and a.type == "bool"}
+        self.outgoing = [result.gradient_of for result in self.gives.results]
+        self.constant = [r.name for r in self.takes.results if r.name not in self.incoming.values()]
+        # Where the backward operator is not told the argument itself, nothing ties its gradient to it.
+        self.untied = [name for name in self.outgoing if name not in told]
+        kept = [r for r in self.takes.results if r.name in told]
+        self.kept = [r.name for r in kept]
+        self.flags = [r.shape.condition for r in kept if r.shape and r.shape.condition in self.takes.names]
+        self.tensors = [a.name for a in self.takes.arguments if a.type == "Tensor" and a.name in told | {*self.untied}]
+        self.options = [a.name for a in self.takes.arguments if a.type != "Tensor" and a.name in told | {*self.flags}]
+
+    def save(self, ctx: Any, values: tuple, results: Any) -> None:
+        found = results if isinstance(results, tuple) else (results,)
+        known = self.takes.named(values) | dict(zip(self.results, found, strict=True))
+        extra = EXTRA_GRADIENTS.get(self.operation)
+        ctx.names = (*self.tensors, *self.kept, *(extra.by if extra else ()))
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*(known[name] for name in self.constant))
+        ctx.save_for_backward(*(known[name] for name in ctx.names))
+        ctx.options = {name: known[name] for name in self.options}
+        ctx.shapes = {name: known[name].shape for name in self.incoming.values()}
+
+    def apply(self, ctx: Any, grads: tuple) -> tuple:
+        incoming = dict(zip(self.results, grads, strict=True))
+        some = next((grad for grad in grads if grad is not None), None)
+        if some is None:
+            return (None,) * len(self.takes.names)
+        known = ctx.options | dict(zip(ctx.names, ctx.saved_tensors, strict=True))
+        needs = dict(zip(self.takes.names, ctx.needs_input_grad[1:], strict=True))  # the first is the keyset
+        self._check_kept(known)
+        for name, of in self.incoming.items():
+            grad = incoming[of]
+            known[name] = some.new_zeros(ctx.shapes[of]) if grad is None else grad.contiguous()
+        for name, of in self.needed.items():
+            known[name] = known[of] is not None and needs[of]
+        for name in self.untied if torch.is_grad_enabled() else ():
+            # A second derivative would be a silent zero instead of an error.
+            true = torch.ones((), dtype=torch.bool, device=some.device)
+            known |= {kept: torch.where(true, known[kept], known[name]) for kept in self.kept}
+        found: dict[str, Tensor | None] = {}
+        if any(needs[name] for name in self.outgoing):
+            results = self.backward(*(known[name] for name in self.gives.names))
+            found = dict(zip(self.outgoing, results if isinstance(results, tuple) else (results,), strict=True))
+        extra = EXTRA_GRADIENTS.get(self.operation)
+        if extra is not None and needs[extra.argument]:
+            found[extra.argument] = extra.rule(known)
+        return tuple(found.get(name) if needs[name] else None for name in self.takes.names)
+
+    def _check_kept(self, known: Mapping[str, Any]) -> None:
+        for flag in self.flags:
+            if not known[flag]:
+                raise RuntimeError(
+                    f"{self.operation}: the forward kept nothing to differentiate by, its {flag} was False"
+                )
+
+
+def _one_by_one(operator: Callable, info: Any, in_dims: tuple, *values: Any) -> tuple:
     """vmap of independent problems: one kernel call each, since a kernel already fills the machine."""
-    size = info.batch_size  # type: ignore[attr-defined]
     slices = []
-    for b in range(size):
-        chosen = (a if d is None else a.select(d, b) for a, d in zip(args, in_dims, strict=True))  # type: ignore[attr-defined]
+    for b in range(info.batch_size):
+        chosen = (v if d is None else v.select(d, b) for v, d in zip(values, in_dims, strict=True))
         slices.append(operator(*chosen))
-    if isinstance(slices[0], torch.Tensor):
+    if isinstance(slices[0], Tensor):
         return torch.stack(slices), 0
     return tuple(torch.stack(outputs) for outputs in zip(*slices, strict=True)), (0,) * len(slices[0])

@@ -11,11 +11,9 @@ from typing import Any
 
 import torch
 
-from . import _backend, _library
-from ._schemas import SCHEMAS
+from . import _backend, _contract, _diagnose, _library
 
-OLDEST_GPU = (8, 0)  # tensor-core products of bfloat16 and TF32
-_SEARCH = os.environ.get("DMLKERNELS_AUTOTUNE") == "1"
+SEARCH = os.environ.get("DMLKERNELS_AUTOTUNE") == "1"
 
 
 def interpreted() -> bool:
@@ -37,7 +35,7 @@ def load() -> None:
         if why or not there:
             _backend.missing["triton", device] = why or without
             continue
-        for operator in SCHEMAS:
+        for operator in _contract.OPERATORS:
             _library.implement("dmlkernels_triton", operator, functools.partial(_launch, operator), device)
         _backend.loaded["triton"].add(device)
 
@@ -52,13 +50,20 @@ def _absent() -> str | None:
 
 
 def _launch(operator: str, *arguments: Any) -> Any:
+    named = _contract.OPERATORS[operator].named(arguments)
+    _contract.check(operator, named, read=True)
+    launch = functools.partial(_launcher(operator), **named)
     device = next(a.device for a in arguments if isinstance(a, torch.Tensor))
     if device.type != "cuda":
-        return _launcher(operator)(*arguments)
-    if why := unsupported(device.index):
+        return launch()
+    if why := _diagnose.unsupported_by_triton(device.index):
         raise RuntimeError(f'{operator}: backend "triton" is not available on this GPU: {why}')
     with torch.cuda.device(device):  # Triton launches on the current one
-        return _launcher(operator)(*arguments)
+        if not SEARCH:
+            return launch()
+        from .triton_kernels import _autotune
+
+        return _autotune.searched(launch, (), torch.cuda.get_device_name(device))
 
 
 @functools.cache
@@ -67,15 +72,3 @@ def _launcher(operator: str) -> Callable[..., Any]:
 
     module = importlib.import_module(f"dmlkernels.triton_kernels.{MODULES[operator.rpartition('_')[0]]}")
     return module.OPERATORS[operator]
-
-
-@functools.cache
-def unsupported(index: int) -> str | None:
-    """Why the kernels cannot run on this GPU, or None."""
-    capability = torch.cuda.get_device_capability(index)
-    if capability >= OLDEST_GPU:
-        return None
-    return (
-        f"{torch.cuda.get_device_name(index)} has compute capability {capability[0]}.{capability[1]}, and they need "
-        f"{OLDEST_GPU[0]}.{OLDEST_GPU[1]}"
-    )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from . import _arguments, _rows
+from . import _rows
 from ._pair import NON_FINITE
+
+PAIR = ("embeddings", "labels", "ref_emb", "ref_labels", "ids", "ref_ids", "ignore_index", "normalize")
 
 
 class Side(NamedTuple):
@@ -50,7 +52,6 @@ def prepare(op: str, pair: Sequence, precision: str, check_finite: bool = False)
             device.
     """
     embeddings, labels, ref_emb, ref_labels, ids, ref_ids, ignore_index, normalize = pair
-    _arguments.pair_arguments(op, embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
 
     def side(x: Tensor, y: Tensor, i: Tensor | None) -> tuple[_rows.Rows, Side]:
         y = y.contiguous()
@@ -66,6 +67,11 @@ def prepare(op: str, pair: Sequence, precision: str, check_finite: bool = False)
     if check_finite and bool(all_nan | (q.state == NON_FINITE.value).any()):
         raise ValueError(f"{op}: embeddings and ref_emb must be finite (check_finite=True), got NaN or Inf")
     return Problem(queries, gallery, q, g, ref_emb is None, ids is not None, all_nan)
+
+
+def of(op: str, given: Mapping[str, Any]) -> Problem:
+    """Of the arguments of an operator; `op` is for errors."""
+    return prepare(op, [given[name] for name in PAIR], given["precision"], given.get("check_finite", False))
 
 
 def empty(problem: Problem) -> bool:

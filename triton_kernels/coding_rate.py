@@ -23,7 +23,7 @@ from torch import Tensor
 
 from dmlkernels.reference.coding_rate import rate_scale
 
-from . import _arguments, _configs, _large_classes, _pair, _rows, _sweep
+from . import _configs, _large_classes, _pair, _rows, _sweep
 
 SMALL = 64  # largest matrix of one program
 # Sizes of classes, smallest and largest, of one kernel; its warps, and the columns that it reads at a time.
@@ -96,8 +96,6 @@ def _classes(
 
 def cholesky_fwd(A: Tensor, check: bool, need_inverse: bool) -> tuple[Tensor, Tensor]:
     """-> logdet (B,), inverse (B, n, n) | (0, n, n)."""
-    op = "cholesky_logdet"
-    _square(op, "A", A)
     (batch, n, _), a = A.shape, A.contiguous()
     logdet, inverse = a.new_zeros(batch), a.new_empty(batch if need_inverse else 0, n, n)
     if n > SMALL:
@@ -113,7 +111,7 @@ def cholesky_fwd(A: Tensor, check: bool, need_inverse: bool) -> tuple[Tensor, Te
         bad = logdet.isnan()
         if bool(bad.any()):
             first = int(bad.to(torch.int8).argmax())
-            raise RuntimeError(f"{op}: A must be positive definite (check=True), got A[{first}] that is not")
+            raise RuntimeError(f"cholesky_logdet: A must be positive definite (check=True), got A[{first}] that is not")
     return logdet, inverse
 
 
@@ -131,18 +129,8 @@ def _by_linalg(a: Tensor, need_inverse: bool) -> tuple[Tensor, Tensor]:
     return logdet, torch.where(good, (inverse + inverse.mT) / 2, torch.nan)
 
 
-def _square(op: str, argument: str, a: Tensor) -> None:
-    if a.ndim != 3 or a.shape[1] != a.shape[2]:
-        _arguments.fail(op, argument, "(B, n, n)", tuple(a.shape))
-    if a.dtype not in (torch.float64, torch.float32):
-        _arguments.fail(op, argument, "float64 or float32", a.dtype)
-
-
 def cholesky_bwd(grad_logdet: Tensor, inverse: Tensor) -> Tensor:
     """-> grad_A (B, n, n)."""
-    op = "cholesky_bwd"
-    _square(op, "inverse", inverse)
-    _arguments.vector(op, "grad_logdet", grad_logdet, len(inverse), inverse.dtype)
     return grad_logdet[:, None, None] * inverse
 
 
@@ -166,14 +154,7 @@ def coding_rate_fwd(
     need_grad: bool,
 ) -> tuple[Tensor, Tensor]:
     """-> rate (), rate_grad (M, D) | (0, D)."""
-    op = "coding_rate"
-    _arguments.matrix(op, "z", z)
-    _arguments.one_of(op, "scale", scale, ("mcr2", "official_proxy"))
     (m, d), dtype = z.shape, _rows.compute_dtype(z.dtype)
-    if labels is not None:
-        _arguments.vector(op, "labels", labels, m, torch.int64)
-    if not (eps_squared > 0 and gain > 0):
-        _arguments.fail(op, "eps_squared and gain", "positive", f"{eps_squared}, {gain}")
     if m == 0 or d == 0:
         return z.new_zeros((), dtype=dtype), torch.zeros_like(z if need_grad else z[:0])
     # a of a class is this over its size; the trace of a Gram matrix of unit rows is at most as much.
@@ -209,12 +190,7 @@ def coding_rate_fwd(
 
 def coding_rate_bwd(grad_rate: Tensor, rate_grad: Tensor) -> Tensor:
     """-> grad_z (M, D)."""
-    op = "coding_rate_bwd"
-    _arguments.matrix(op, "rate_grad", rate_grad)
-    dtype = _rows.compute_dtype(rate_grad.dtype)
-    if grad_rate.ndim or grad_rate.dtype != dtype:
-        _arguments.fail(op, "grad_rate", f"() {dtype}", f"{tuple(grad_rate.shape)} {grad_rate.dtype}")
-    return (grad_rate * rate_grad.to(dtype)).to(rate_grad.dtype)
+    return (grad_rate * rate_grad.to(grad_rate.dtype)).to(rate_grad.dtype)
 
 
 OPERATORS = {

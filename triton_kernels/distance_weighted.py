@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import _arguments, _configs, _pair, _problem
+from . import _configs, _pair, _problem
 from ._pair import KEPT
 
 SUMS_BYTES = 128 << 20  # largest workspace of the sums by row and column tile
@@ -172,19 +172,9 @@ def _draw_blocks(device: torch.device, width: int, block_n: int) -> dict[str, in
     return {"BLOCK_R": max(1, 128 // block_n), "BLOCK_T": 32, "BLOCK_K": 32, "num_warps": 4}
 
 
-def forward(*arguments: Any) -> Tensor:
-    *pair, uniforms, cutoff, nonzero_loss_cutoff, precision, check_finite = arguments
-    op, m = "distance_weighted", pair[0].shape[0]
-    if uniforms.ndim != 2 or uniforms.shape[0] != m:
-        _arguments.fail(op, "uniforms", f"(M, S) with M={m}", tuple(uniforms.shape))
-    if uniforms.dtype != torch.float64:
-        _arguments.fail(op, "uniforms", "torch.float64", uniforms.dtype)
-    if not nonzero_loss_cutoff <= 2:
-        _arguments.fail(op, "nonzero_loss_cutoff", "at most 2", nonzero_loss_cutoff)
-    if not 0 < cutoff < nonzero_loss_cutoff:
-        _arguments.fail(op, "cutoff", "between 0 and nonzero_loss_cutoff", cutoff)
-    p = _problem.prepare(op, pair, precision, check_finite)
-    n, samples = p.gallery.count, uniforms.shape[1]
+def forward(*, uniforms: Tensor, cutoff: float, nonzero_loss_cutoff: float, precision: str, **given: Any) -> Tensor:
+    p = _problem.of("distance_weighted", given | {"precision": precision})
+    (m, samples), n = uniforms.shape, p.gallery.count
     index = torch.empty(m, samples, dtype=torch.int64, device=uniforms.device)
     if _problem.empty(p) or samples == 0:
         return index.fill_(-1)

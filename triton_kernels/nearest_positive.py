@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import _arguments, _configs, _listed, _pair, _problem, _rows
+from . import _configs, _listed, _pair, _problem, _rows
 from ._pair import IGNORED, KEPT, NO_INDEX
 from ._problem import Problem
 
@@ -160,17 +160,13 @@ def _selection(p: Problem, squared: Tensor, index: Tensor) -> tuple[Tensor, Tens
     return distance, row
 
 
-def nearest_forward(*arguments) -> tuple[Tensor, Tensor]:
-    *pair, precision, check_finite = arguments
-    p = _problem.prepare("nearest_positive", pair, precision, check_finite)
-    return _selection(p, *choose_positives(p, False, precision))
+def nearest_forward(**given) -> tuple[Tensor, Tensor]:
+    p = _problem.of("nearest_positive", given)
+    return _selection(p, *choose_positives(p, False, given["precision"]))
 
 
-def mine_forward(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    *pair, positive, negative, precision, check_finite = arguments
-    _arguments.one_of("mine", "positive", positive, ("easy", "hard"))
-    _arguments.one_of("mine", "negative", negative, ("hard", "semihard"))
-    p = _problem.prepare("mine", pair, precision, check_finite)
+def mine_forward(*, positive: str, negative: str, precision: str, **given) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    p = _problem.of("mine", given | {"precision": precision})
     squared, index = choose_positives(p, positive == "hard", precision)
     # Nothing is farther than the positive that a row does not have: it is at +inf.
     found = choose_negatives(p, squared if negative == "semihard" else None, precision)
@@ -178,9 +174,14 @@ def mine_forward(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def nearest_backward(
-    grad: Tensor, embeddings: Tensor, ref_emb: Tensor | None, index: Tensor, normalize: bool, need_grad_ref: bool
+    grad_distance: Tensor,
+    embeddings: Tensor,
+    ref_emb: Tensor | None,
+    index: Tensor,
+    normalize: bool,
+    need_grad_ref: bool,
 ) -> tuple[Tensor, Tensor]:
-    return _backward("nearest_positive_bwd", [(index, grad)], embeddings, ref_emb, normalize, need_grad_ref)
+    return _backward([(index, grad_distance)], embeddings, ref_emb, normalize, need_grad_ref)
 
 
 def mine_backward(
@@ -194,11 +195,10 @@ def mine_backward(
     need_grad_ref: bool,
 ) -> tuple[Tensor, Tensor]:
     lists = [(pos_index, grad_pos), (neg_index, grad_neg)]
-    return _backward("mine_bwd", lists, embeddings, ref_emb, normalize, need_grad_ref)
+    return _backward(lists, embeddings, ref_emb, normalize, need_grad_ref)
 
 
 def _backward(
-    op: str,
     lists: list[tuple[Tensor, Tensor]],
     embeddings: Tensor,
     ref_emb: Tensor | None,
@@ -206,14 +206,6 @@ def _backward(
     need_grad_ref: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradient of listed distances. Rows that are not finite chose nobody, and nobody chose them: theirs is 0."""
-    _arguments.matrix(op, "embeddings", embeddings)
-    if ref_emb is not None:
-        _arguments.like(op, "ref_emb", ref_emb, embeddings)
-    elif need_grad_ref:
-        _arguments.fail(op, "need_grad_ref", "false without ref_emb", "true")
-    for index, grad in lists:
-        _arguments.per_query(op, "grad", grad, embeddings)
-        _arguments.rows_of(op, "index", index, embeddings.shape[0], (embeddings if ref_emb is None else ref_emb))
     queries = _rows.prepare(embeddings, normalize, "ieee")
     gallery = queries if ref_emb is None else _rows.prepare(ref_emb, normalize, "ieee")
     sums_q = _rows.zero_sums(queries)

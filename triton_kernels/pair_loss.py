@@ -12,7 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
-from dmlkernels._schemas import TILE
+from dmlkernels._contract import TILE
 
 from . import _arguments, _configs, _pair_loss_backward, _pair_loss_kernels, _pair_terms, _problem, _rows
 from ._problem import Problem
@@ -89,7 +89,8 @@ class Options(NamedTuple):
         }
 
 
-def forward(*arguments) -> tuple[Tensor, ...]:
+def forward(**named) -> tuple[Tensor, ...]:
+    arguments = tuple(named.values())
     *pair, check_finite = arguments
     pair, bounds, o = pair[:8], pair[8], Options(*pair[9:])
     op, normalize = "pair_loss", pair[-1]
@@ -126,7 +127,8 @@ def forward(*arguments) -> tuple[Tensor, ...]:
     return *results, active
 
 
-def backward(grad_stats: Tensor, grad_sums: Tensor, *arguments) -> tuple[Tensor, Tensor]:
+def backward(grad_stats: Tensor, grad_sums: Tensor, **named) -> tuple[Tensor, Tensor]:
+    arguments = tuple(named.values())
     pair, (stats, active, bounds), need_grad_ref = arguments[:8], arguments[8:11], arguments[-1]
     op, normalize, o = "pair_loss_bwd", arguments[7], Options(*arguments[11:-1])
     o.check(op)

@@ -5,9 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import _arguments, _configs, _pair, _rows
-
-METRICS = ("dot", "euclidean", "squared")
+from . import _configs, _pair, _rows
 
 
 @triton.jit(do_not_specialize=["M", "N", "row_tiles", "col_tiles"])
@@ -123,8 +121,6 @@ def _backward(
 
 
 def forward(x: Tensor, y: Tensor | None, metric: str, normalize: bool, precision: str) -> Tensor:
-    op = "pairwise"
-    _check(op, x, y, metric)
     q = _rows.prepare(x, normalize, precision)
     g = q if y is None else _rows.prepare(y, normalize, precision)
     out = torch.empty(q.count, g.count, dtype=x.dtype, device=x.device)
@@ -144,11 +140,6 @@ def forward(x: Tensor, y: Tensor | None, metric: str, normalize: bool, precision
 def backward(
     grad_out: Tensor, x: Tensor, y: Tensor | None, metric: str, normalize: bool, precision: str
 ) -> tuple[Tensor, Tensor]:
-    op = "pairwise_bwd"
-    _check(op, x, y, metric)
-    _arguments.matrix(op, "grad_out", grad_out, "(M, N)")
-    if grad_out.shape != (x.shape[0], (x if y is None else y).shape[0]):
-        _arguments.fail(op, "grad_out", "(M, N)", tuple(grad_out.shape))
     grad = grad_out.contiguous()
     q = _rows.prepare(x, normalize, precision)
     if y is None:
@@ -208,13 +199,6 @@ def weighted_sums(
 
 def _operands(rows: _rows.Rows) -> tuple[Tensor, ...]:
     return rows.x, rows.operand, rows.scale, rows.norms
-
-
-def _check(op: str, x: Tensor, y: Tensor | None, metric: str) -> None:
-    _arguments.matrix(op, "x", x)
-    if y is not None:
-        _arguments.like(op, "y", y, x)
-    _arguments.one_of(op, "metric", metric, METRICS)
 
 
 OPERATORS = {"pairwise_fwd": forward, "pairwise_bwd": backward}

@@ -14,7 +14,7 @@ import torch
 import triton
 from torch import Tensor
 
-from dmlkernels._schemas import ROW_STATS, TILE, TOTALS
+from dmlkernels._contract import ROW_STATS, TILE, TOTALS
 
 from . import (
     _arguments,
@@ -83,7 +83,8 @@ class Options(NamedTuple):
         }
 
 
-def forward(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def forward(**given) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    arguments = tuple(given.values())
     *pair, check_finite = arguments
     pair, o = pair[:8], Options(*pair[8:])
     op, normalize = "ranked_list", pair[-1]
@@ -126,7 +127,8 @@ def forward(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return loss, row_stats, totals.sum(0).to(like.dtype), easy_index, active
 
 
-def backward(grad_loss: Tensor, *arguments) -> tuple[Tensor, Tensor]:
+def backward(grad_loss: Tensor, **given) -> tuple[Tensor, Tensor]:
+    arguments = tuple(given.values())
     pair, (row_stats, easy_index, active), need_grad_ref = arguments[:8], arguments[8:11], arguments[-1]
     op, normalize, o = "ranked_list_bwd", arguments[7], Options(*arguments[11:-1])
     o.check(op)

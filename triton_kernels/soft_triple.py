@@ -7,7 +7,6 @@ other side is split where there are few rows; what the programs of a split find 
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -15,10 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dmlkernels import _checks
 from dmlkernels.ops.soft_triple import MAX_CENTERS_PER_CLASS
 
-from . import _arguments, _configs, _pair, _rows
+from . import _configs, _pair, _rows
 
 SPLITS = 16  # of the classes in the forward, at most
 NO_LOGIT = tl.constexpr(-3e38)  # below every logit, and finite
@@ -210,23 +208,6 @@ def _backward(
     tl.store(out_ptr + (split * count + row[:, None]) * D + k, grad, mask=there[:, None] & (k < D))
 
 
-def _check(op: str, embeddings: Tensor, labels: Tensor, centers: Tensor, per_class: int, gamma: float) -> None:
-    _arguments.matrix(op, "embeddings", embeddings)
-    _arguments.like(op, "centers", centers, embeddings)
-    _arguments.vector(op, "labels", labels, len(embeddings), torch.int64)
-    if not 0 < per_class <= MAX_CENTERS_PER_CLASS:
-        _arguments.fail(op, "centers_per_class", f"in [1, {MAX_CENTERS_PER_CLASS}]", per_class)
-    if len(centers) % per_class != 0:
-        _arguments.fail(op, "centers", f"(C*K, D) with K={per_class}", tuple(centers.shape))
-    if not 0 < gamma < math.inf:
-        _arguments.fail(op, "gamma", "a positive number", gamma)
-    try:
-        _checks.class_labels(op, labels, len(centers) // per_class)
-    except ValueError as error:
-        # Like the other backends' operators, from inside a graph too.
-        raise RuntimeError(str(error)) from None
-
-
 def _tiles(rows: _rows.Rows, per_class: int, precision: str, backward: bool) -> dict[str, Any]:
     """Constants of both kernels: 64² similarities a tile, of float64 32², with a class that is wider on fewer rows.
 
@@ -262,7 +243,6 @@ def soft_triple_fwd(
     precision: str,
 ) -> tuple[Tensor, Tensor]:
     """-> loss (M,), row_stats (2, M)."""
-    _check("soft_triple_loss", embeddings, labels, centers, centers_per_class, gamma)
     m, classes = len(embeddings), len(centers) // centers_per_class
     x, w, y = *(_rows.prepare(rows, normalize, precision) for rows in (embeddings, centers)), labels.contiguous()
     tiles = _tiles(x, centers_per_class, precision, False)
@@ -298,12 +278,7 @@ def soft_triple_bwd(
     precision: str,
 ) -> tuple[Tensor, Tensor]:
     """-> grad_embeddings (M, D), grad_centers (C*K, D)."""
-    op = "soft_triple_bwd"
-    _check(op, embeddings, labels, centers, centers_per_class, gamma)
     (m, d), classes, dtype = embeddings.shape, len(centers) // centers_per_class, _rows.compute_dtype(embeddings.dtype)
-    for name, value, shape in (("grad_loss", grad_loss, (m,)), ("row_stats", row_stats, (2, m))):
-        if tuple(value.shape) != shape or value.dtype != dtype:
-            _arguments.fail(op, name, f"{shape} {dtype}", f"{tuple(value.shape)} {value.dtype}")
     if m == 0 or classes == 0:
         # Embeddings without any class are an error, or on a GPU NaN.
         return torch.full_like(embeddings, torch.nan), torch.zeros_like(centers)

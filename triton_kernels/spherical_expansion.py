@@ -12,9 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dmlkernels._checks import fail
 from dmlkernels.reference.spherical_expansion import NO_RESIDUAL
 
-from . import _arguments, _pair, _rows
+from . import _pair, _rows
 
 LARGEST_FRAME = 32768  # entries of the padded frame: 64 registers of each of 512 threads
 NO_DIRECTION = tl.constexpr(NO_RESIDUAL)
@@ -128,7 +129,7 @@ def _tiles(op: str, z: Tensor, n: int) -> tuple[int, dict[str, object]]:
     if frame * width > LARGEST_FRAME:
         expected = f"such that n times D, both rounded up to powers of two, is at most {LARGEST_FRAME}: a frame is held"
         expected += " in registers (the native and the reference backend take more)"
-        _arguments.fail(op, "n", expected, f"{frame} x {width}")
+        fail(op, "n", expected, f"{frame} x {width}")
     # What a program costs in the interpreter hardly depends on its size.
     samples = 16 if _pair.INTERPRETED else max(1, 256 // (frame * width))
     warps = max(1, min(16, samples * frame * width // 1024))
@@ -141,22 +142,11 @@ def _tiles(op: str, z: Tensor, n: int) -> tuple[int, dict[str, object]]:
     }
 
 
-def _check(op: str, z: Tensor, proxies: Tensor, noise: Tensor, n: int) -> None:
-    _arguments.matrix(op, "z", z)
-    if not 1 <= n <= z.shape[1] - 1:
-        _arguments.fail(op, "n", "at least 1 and at most D - 1", n)
-    for name, value, shape in (("proxies", proxies, tuple(z.shape)), ("noise", noise, (len(z), n - 1, z.shape[1]))):
-        if tuple(value.shape) != shape or value.dtype != z.dtype:
-            _arguments.fail(op, name, f"{shape} {z.dtype} like z", f"{tuple(value.shape)} {value.dtype}")
-
-
 def spherical_expansion_fwd(z: Tensor, proxies: Tensor, noise: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """-> embeddings (k*n, D), valid (k,)."""
-    op = "spherical_expansion"
-    _check(op, z, proxies, noise, n)
     z, proxies, noise = z.contiguous(), proxies.contiguous(), noise.contiguous()
     k, d = z.shape
-    samples, constants = _tiles(op, z, n)
+    samples, constants = _tiles("spherical_expansion", z, n)
     out, valid = z.new_empty(k * n, d), z.new_empty(k, dtype=torch.bool)
     if k:
         grid = (triton.cdiv(k, samples),)
@@ -166,13 +156,9 @@ def spherical_expansion_fwd(z: Tensor, proxies: Tensor, noise: Tensor, n: int) -
 
 def spherical_expansion_bwd(grad: Tensor, z: Tensor, proxies: Tensor, noise: Tensor, n: int) -> Tensor:
     """-> grad_z (k, D)."""
-    op = "spherical_expansion_bwd"
-    _check(op, z, proxies, noise, n)
-    if tuple(grad.shape) != (len(z) * n, z.shape[1]) or grad.dtype != z.dtype:
-        _arguments.fail(op, "grad", f"(k*n, D) {z.dtype}", f"{tuple(grad.shape)} {grad.dtype}")
     grad, z, proxies, noise = (t.contiguous() for t in (grad, z, proxies, noise))
     (k, d), out = z.shape, torch.empty_like(z)
-    samples, constants = _tiles(op, z, n)
+    samples, constants = _tiles("spherical_expansion_bwd", z, n)
     if k:
         _backward[(triton.cdiv(k, samples),)](grad, z, proxies, noise, out, k, n, d, **constants)
     return out

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
-from dmlkernels._schemas import TILE
+from dmlkernels._contract import TILE
 
-from . import _arguments, _configs, _problem, _rows, _triplet_kernels, pairwise
+from . import _configs, _problem, _rows, _triplet_kernels, pairwise
 from ._pair import KEPT, NON_FINITE
 from ._problem import Problem
 
@@ -25,10 +25,10 @@ class Options(NamedTuple):
     margin: float
     soft: bool
     precision: str
-    deterministic: bool
 
-    def check(self, op: str) -> None:
-        _arguments.one_of(op, "negative", self.negative, ("all", "semihard"))
+    @staticmethod
+    def of(given: Mapping[str, Any]) -> Options:
+        return Options(*(given[name] for name in Options._fields))
 
     @property
     def semihard(self) -> bool:
@@ -83,12 +83,8 @@ def _stripes(p: Problem, o: Options, active: Tensor, only_active: bool) -> Itera
         yield Stripe(first, count, values)
 
 
-def forward(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    *pair, check_finite = arguments
-    pair, o = pair[:8], Options(*pair[8:])
-    op = "triplet"
-    o.check(op)
-    p = _problem.prepare(op, pair, o.precision, check_finite)
+def forward(**given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    o, p = Options.of(given), _problem.of("triplet", given)
     m, n = p.queries.count, p.gallery.count
     loss_sum = torch.zeros_like(p.q.scale)
     nonzero, count = (torch.zeros_like(p.q.labels) for _ in range(2))
@@ -119,12 +115,8 @@ def _part(rows: _rows.Rows, first: int, count: int) -> _rows.Rows:
     return _rows.Rows(*(getattr(rows, f.name)[first : first + count] for f in dataclasses.fields(rows)))
 
 
-def backward(grad_loss_sum: Tensor, *arguments) -> tuple[Tensor, Tensor]:
-    pair, active, need_grad_ref = arguments[:8], arguments[8], arguments[-1]
-    op, normalize, o = "triplet_bwd", arguments[7], Options(*arguments[9:-1])
-    o.check(op)
-    p = _problem.prepare(op, pair, o.precision)
-    _check_backward(op, p, o, grad_loss_sum, active, need_grad_ref)
+def backward(*, grad_loss_sum: Tensor, tile_active: Tensor, need_grad_ref: bool, **given: Any) -> tuple[Tensor, Tensor]:
+    o, p, normalize = Options.of(given), _problem.of("triplet_bwd", given), given["normalize"]
     queries = _without_bad_rows(p.queries)
     gallery = queries if p.own else _without_bad_rows(p.gallery)
     sums_q = _rows.zero_sums(p.queries)
@@ -132,14 +124,14 @@ def backward(grad_loss_sum: Tensor, *arguments) -> tuple[Tensor, Tensor]:
     if not _problem.empty(p):
         places = (p.q.labels, p.q.norms, p.g.labels, p.g.norms, *Classes.of(p))
         incoming, n = grad_loss_sum.contiguous(), p.gallery.count
-        for stripe in _stripes(p, o, active.contiguous(), True):
+        for stripe in _stripes(p, o, tile_active.contiguous(), True):
             weights = p.q.scale.new_empty(stripe.rows, n)
-            given = (stripe.values, *places, incoming, weights, n, stripe.first, o.margin)
+            read = (stripe.values, *places, incoming, weights, n, stripe.first, o.margin)
             constants = {"EPS": torch.finfo(weights.dtype).eps, **o.constants(p)}
             if o.semihard:
-                _triplet_kernels.semihard_weights[(stripe.rows,)](*given, **constants)
+                _triplet_kernels.semihard_weights[(stripe.rows,)](*read, **constants)
             else:
-                _triplet_kernels.weights[(stripe.rows,)](*given, **constants)
+                _triplet_kernels.weights[(stripe.rows,)](*read, **constants)
             anchors = slice(stripe.first, stripe.first + stripe.rows)
             own = _part(queries, stripe.first, stripe.rows)
             _add(sums_q, anchors, pairwise.weighted_sums(own, gallery, weights, "squared", o.precision))
@@ -156,16 +148,6 @@ def _add(total: _rows.Sums, rows: slice, added: _rows.Sums | None) -> None:
     if added is not None:
         total.rows[0, rows] += added.rows.sum(0)
         total.weights[0, rows] += added.weights.sum(0)
-
-
-def _check_backward(op: str, p: Problem, o: Options, grad: Tensor, active: Tensor, need_grad_ref: bool) -> None:
-    m, n = p.queries.count, p.gallery.count
-    _arguments.per_query(op, "grad_loss_sum", grad, p.q.x)
-    if active.shape != (o.tiles(m), o.tiles(n)) or active.dtype != torch.uint8:
-        expected = "(0, 0) uint8" if o.semihard else f"(ceil(M/{TILE}), ceil(N/{TILE})) uint8"
-        _arguments.fail(op, "tile_active", expected, f"{tuple(active.shape)} {active.dtype}")
-    if need_grad_ref and p.own:
-        _arguments.fail(op, "need_grad_ref", "false without ref_emb", "true")
 
 
 OPERATORS = {"triplet_fwd": forward, "triplet_bwd": backward}

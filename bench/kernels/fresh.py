@@ -19,7 +19,7 @@ from bench.kernels.cases import Case
 from bench.kernels.contenders import contender, products_of
 from bench.kernels.timing import take
 from dmlkernels import functional as F
-from dmlkernels._schemas import TILE
+from dmlkernels._contract import TILE
 from dmlkernels.train.measure import peak_extra_bytes
 
 T = TypeVar("T")

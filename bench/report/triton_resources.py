@@ -31,6 +31,7 @@ from triton.runtime.jit import JITFunction
 from bench.report import resources
 from bench.report.tables import write_json
 from bench.report.triton_cases import calls
+from dmlkernels import _contract
 
 ARCHITECTURES = (80, 90, 100)
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -108,7 +109,7 @@ def cases(dtypes: Sequence[torch.dtype], quick: bool, architecture: int) -> list
     try:
         for operator, arguments in calls(dtypes, quick):
             module = importlib.import_module(f"dmlkernels.triton_kernels.{MODULES[operator.rpartition('_')[0]]}")
-            module.OPERATORS[operator](*arguments)
+            module.OPERATORS[operator](**_contract.OPERATORS[operator].named(arguments))
     finally:
         JITFunction.run = launch
     return list(found)

@@ -1,7 +1,7 @@
 #pragma once
 // The arguments that every pair operator begins with, checked, contiguous.
 
-#include "common/check.h"
+#include "common/operators.h"
 
 namespace dml {
 
@@ -36,6 +36,18 @@ struct PairArguments {
     check_vector(op, "ref_labels", *ref_labels, ref_emb->size(0), ScalarType::Long);
     if (ref_ids) check_vector(op, "ref_ids", *ref_ids, ref_emb->size(0), ScalarType::Long);
   }
+  // Of what is checked.
+  template <class Taken>
+  explicit PairArguments(const Taken& t)
+      : op(Taken::subject),
+        embeddings(torch::stable::contiguous(t.embeddings)),
+        labels(torch::stable::contiguous(t.labels)),
+        ref_emb(contiguous(t.ref_emb)),
+        ref_labels(contiguous(t.ref_labels)),
+        ids(contiguous(t.ids)),
+        ref_ids(contiguous(t.ref_ids)),
+        ignore_index(t.ignore_index),
+        normalize(t.normalize) {}
   bool self() const { return !ref_emb.has_value(); }
   int64_t queries() const { return embeddings.size(0); }
   int64_t gallery() const { return ref_emb ? ref_emb->size(0) : embeddings.size(0); }

@@ -126,11 +126,9 @@ std::tuple<Tensor, Tensor> cholesky_as(const Tensor& a, bool check, bool need_in
                                    : large_matrices<T>(a, check, need_inverse);
 }
 
-std::tuple<Tensor, Tensor> cholesky_fwd(const Tensor& A, bool check, bool need_inverse) {
-  check_cholesky(A);
-  const Tensor a = torch::stable::contiguous(A);
-  return a.scalar_type() == ScalarType::Double ? cholesky_as<double>(a, check, need_inverse)
-                                               : cholesky_as<float>(a, check, need_inverse);
+std::tuple<Tensor, Tensor> cholesky_fwd(const operators::cholesky_fwd& a) {
+  const Tensor matrices = torch::stable::contiguous(a.A);
+  return in_compute_type(matrices, [&]<class T>() { return cholesky_as<T>(matrices, a.check, a.need_inverse); });
 }
 
 template <class T>
@@ -145,10 +143,9 @@ Tensor scale_matrices(const Tensor& grad, const Tensor& inverse) {
   return out;
 }
 
-Tensor cholesky_bwd(const Tensor& grad_logdet, const Tensor& inverse) {
-  check_cholesky_bwd(grad_logdet, inverse);
-  const Tensor g = torch::stable::contiguous(grad_logdet), x = torch::stable::contiguous(inverse);
-  return x.scalar_type() == ScalarType::Double ? scale_matrices<double>(g, x) : scale_matrices<float>(g, x);
+Tensor cholesky_bwd(const operators::cholesky_bwd& a) {
+  const Tensor g = torch::stable::contiguous(a.grad_logdet), x = torch::stable::contiguous(a.inverse);
+  return in_compute_type(x, [&]<class T>() { return scale_matrices<T>(g, x); });
 }
 
 // One row of the gradient: G_i, taken through the normalisation, into the caller's row.
@@ -311,23 +308,19 @@ double squared_norms(const Tensor& z, bool normalize) {
   return sum;
 }
 
-std::tuple<Tensor, Tensor> coding_rate_fwd(const Tensor& z, std::optional<Tensor> labels, double eps_squared,
-                                           double gain, std::string scale, bool normalize, std::string,
-                                           bool need_grad) {
-  const RateOptions o = check_coding_rate(z, labels, eps_squared, gain, scale, normalize, need_grad);
-  const Tensor x = torch::stable::contiguous(z);
+std::tuple<Tensor, Tensor> coding_rate_fwd(const operators::coding_rate_fwd& a) {
+  const RateOptions o = rate_options(a);
+  const Tensor x = torch::stable::contiguous(a.z);
   // Rows of one class, not normalised, can outweigh all others: their bound is not that of the whole.
-  const bool wide = compute_type(x) == ScalarType::Double || (labels && !normalize) ||
-                    condition_bound(x.size(0), x.size(1), o, squared_norms(x, normalize)) > kFloatCondition;
-  return wide ? rate_as<double>(x, labels, o) : rate_as<float>(x, labels, o);
+  const bool wide = compute_type(x) == ScalarType::Double || (a.labels && !a.normalize) ||
+                    condition_bound(x.size(0), x.size(1), o, squared_norms(x, a.normalize)) > kFloatCondition;
+  return wide ? rate_as<double>(x, a.labels, o) : rate_as<float>(x, a.labels, o);
 }
 
-Tensor coding_rate_bwd(const Tensor& grad_rate, const Tensor& rate_grad) {
-  check_coding_rate_bwd(grad_rate, rate_grad);
-  const Tensor x = torch::stable::contiguous(rate_grad);
-  const double g = grad_rate.scalar_type() == ScalarType::Double
-                       ? *static_cast<const double*>(grad_rate.const_data_ptr())
-                       : *static_cast<const float*>(grad_rate.const_data_ptr());
+Tensor coding_rate_bwd(const operators::coding_rate_bwd& a) {
+  const Tensor x = torch::stable::contiguous(a.rate_grad);
+  const double g = in_compute_type(
+      x, [&]<class T>() { return static_cast<double>(*static_cast<const T*>(a.grad_rate.const_data_ptr())); });
   Tensor out = torch::stable::empty_like(x);
   torch::stable::parallel_for(0, x.size(0), 64, [&](int64_t begin, int64_t end) {
     std::vector<double> row(static_cast<size_t>(x.size(1)));
@@ -344,8 +337,8 @@ Tensor coding_rate_bwd(const Tensor& grad_rate, const Tensor& rate_grad) {
 }  // namespace dml
 
 STABLE_TORCH_LIBRARY_IMPL(dmlkernels, CPU, m) {
-  m.impl("cholesky_fwd", TORCH_BOX(&dml::cholesky_fwd));
-  m.impl("cholesky_bwd", TORCH_BOX(&dml::cholesky_bwd));
-  m.impl("coding_rate_fwd", TORCH_BOX(&dml::coding_rate_fwd));
-  m.impl("coding_rate_bwd", TORCH_BOX(&dml::coding_rate_bwd));
+  m.impl("cholesky_fwd", dml::boxed<&dml::cholesky_fwd, dml::Read::numbers>);
+  m.impl("cholesky_bwd", dml::boxed<&dml::cholesky_bwd, dml::Read::numbers>);
+  m.impl("coding_rate_fwd", dml::boxed<&dml::coding_rate_fwd, dml::Read::numbers>);
+  m.impl("coding_rate_bwd", dml::boxed<&dml::coding_rate_bwd, dml::Read::numbers>);
 }

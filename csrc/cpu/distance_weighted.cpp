@@ -4,7 +4,8 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "common/distance_weighted_operator.h"
+#include "common/distance_weighted.h"
+#include "common/pair_arguments.h"
 #include "common/tile_schedule.h"
 #include "cpu/dispatch.h"
 #include "cpu/distance_weighted_kernels.h"
@@ -63,49 +64,51 @@ void draw(const DistanceWeightedProblem<T>& problem, int64_t row, const T* large
   }
 }
 
-struct DistanceWeightedOnCpu {
-  template <class T>
-  static Tensor forward(const PairArguments& a, const Tensor& uniforms, const DistanceDensity& density,
-                        const std::string&, bool check) {
-    const int64_t m = a.queries(), samples = uniforms.size(1);
-    const double* u = uniforms.const_data_ptr<double>();
-    for (int64_t k = 0; k < m * samples; ++k)
-      DML_CHECK(u[k] >= 0 && u[k] < 1, a.op, "uniforms", "in [0, 1)", std::to_string(u[k]));
-    Tensor index = filled(a.embeddings, {m, samples}, ScalarType::Long, -1);
-    const PairRows<T> rows = prepare_pairs<T>(a, Layout::panels, RowOrder::given);
-    if (check) check_finite(a.op, rows.queries.any_non_finite || rows.gallery().any_non_finite);
-    const RowsView<T>&q = rows.queries.view, &g = rows.gallery().view;
-    if (rows.gallery().any_non_finite || g.n == 0 || samples == 0) return index;
+template <class T>
+Tensor forward_as(const PairArguments& a, const Tensor& uniforms, const DistanceDensity& density, bool check) {
+  const int64_t m = a.queries(), samples = uniforms.size(1);
+  const double* u = uniforms.const_data_ptr<double>();
+  Tensor index = filled(a.embeddings, {m, samples}, ScalarType::Long, -1);
+  const PairRows<T> rows = prepare_pairs<T>(a, Layout::panels, RowOrder::given);
+  if (check) check_finite(a.op, rows.queries.any_non_finite || rows.gallery().any_non_finite);
+  const RowsView<T>&q = rows.queries.view, &g = rows.gallery().view;
+  if (rows.gallery().any_non_finite || g.n == 0 || samples == 0) return index;
 
-    const DistanceWeightedProblem<T> problem{q, g, rows.self, density};
-    const int64_t row_tiles = (q.n + kTile - 1) / kTile, col_tiles = (g.n + kTile - 1) / kTile;
-    const int64_t group = std::min(row_tiles, kGroup);
-    const TileSums<T> kept(group * kTile, col_tiles);
-    const auto& kernel = kernels<DistanceWeightedKernels<T>>();
-    int64_t* to = index.mutable_data_ptr<int64_t>();
-    for (int64_t first = 0; first < row_tiles; first += group) {
-      const int64_t tiles = std::min(group, row_tiles - first), end = std::min(q.n, (first + tiles) * kTile);
-      torch::stable::parallel_for(0, tiles * col_tiles, 1, [&](int64_t begin, int64_t last) {
-        for (int64_t k = begin; k < last; ++k) {
-          const int64_t i = k / col_tiles, j = k % col_tiles, at = i * kTile * col_tiles + j;
-          kernel.tile_sums(problem, first + i, j, kept.largest.data() + at, kept.sums.data() + at, col_tiles);
-        }
-      });
-      torch::stable::parallel_for(first * kTile, end, 16, [&](int64_t begin, int64_t last) {
-        for (int64_t row = begin; row < last; ++row) {
-          const int64_t at = (row - first * kTile) * col_tiles, i = q.index[row];
-          draw(problem, row, kept.largest.data() + at, kept.sums.data() + at, col_tiles, u + i * samples, samples,
-               to + i * samples);
-        }
-      });
-    }
-    return index;
+  const DistanceWeightedProblem<T> problem{q, g, rows.self, density};
+  const int64_t row_tiles = (q.n + kTile - 1) / kTile, col_tiles = (g.n + kTile - 1) / kTile;
+  const int64_t group = std::min(row_tiles, kGroup);
+  const TileSums<T> kept(group * kTile, col_tiles);
+  const auto& kernel = kernels<DistanceWeightedKernels<T>>();
+  int64_t* to = index.mutable_data_ptr<int64_t>();
+  for (int64_t first = 0; first < row_tiles; first += group) {
+    const int64_t tiles = std::min(group, row_tiles - first), end = std::min(q.n, (first + tiles) * kTile);
+    torch::stable::parallel_for(0, tiles * col_tiles, 1, [&](int64_t begin, int64_t last) {
+      for (int64_t k = begin; k < last; ++k) {
+        const int64_t i = k / col_tiles, j = k % col_tiles, at = i * kTile * col_tiles + j;
+        kernel.tile_sums(problem, first + i, j, kept.largest.data() + at, kept.sums.data() + at, col_tiles);
+      }
+    });
+    torch::stable::parallel_for(first * kTile, end, 16, [&](int64_t begin, int64_t last) {
+      for (int64_t row = begin; row < last; ++row) {
+        const int64_t at = (row - first * kTile) * col_tiles, i = q.index[row];
+        draw(problem, row, kept.largest.data() + at, kept.sums.data() + at, col_tiles, u + i * samples, samples,
+             to + i * samples);
+      }
+    });
   }
-};
+  return index;
+}
+
+Tensor distance_weighted_fwd(const operators::distance_weighted_fwd& taken) {
+  const PairArguments a(taken);
+  const auto density = DistanceDensity::make(a.embeddings.size(1), taken.cutoff, taken.nonzero_loss_cutoff);
+  const Tensor u = torch::stable::contiguous(taken.uniforms);
+  return in_compute_type(a.embeddings, [&]<class T>() { return forward_as<T>(a, u, density, taken.check_finite); });
+}
 
 }  // namespace
 }  // namespace dml
 
 STABLE_TORCH_LIBRARY_IMPL(dmlkernels, CPU, m) {
-  m.impl("distance_weighted_fwd", TORCH_BOX(&dml::distance_weighted_fwd<dml::DistanceWeightedOnCpu>));
+  m.impl("distance_weighted_fwd", dml::boxed<&dml::distance_weighted_fwd, dml::Read::numbers>);
 }

@@ -7,7 +7,7 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "common/nearest_positive_operator.h"
+#include "common/nearest_positive_arguments.h"
 #include "cpu/dispatch.h"
 #include "cpu/nearest_positive_kernels.h"
 #include "cpu/rows_kernels.h"
@@ -171,26 +171,27 @@ Selected listed_bwd_as(const Tensor& embeddings, const std::optional<Tensor>& re
   return {grad_emb, finish_gradient<T>(*ref_emb, *own_gallery, sums_g, weights_g, 1, T(-1), normalize)};
 }
 
-struct NearestPositiveOnCpu {
-  template <class T>
-  static Selected nearest_positive(const PairArguments& a, const std::string&, bool check) {
-    return nearest_positive_as<T>(a, check);
-  }
-  template <class T>
-  static Mined mine(const PairArguments& a, bool farthest, bool semihard, const std::string&, bool check) {
-    return mine_as<T>(a, farthest, semihard, check);
-  }
-  template <class T>
-  static Selected listed_backward(const char* op, const Tensor& embeddings, const std::optional<Tensor>& ref_emb,
-                                  const std::vector<Listed>& lists, bool normalize, bool need_grad_ref) {
-    const int64_t m = embeddings.size(0), n = ref_emb ? ref_emb->size(0) : m;
-    for (const Listed& list : lists) {
-      const int64_t* index = list.index.const_data_ptr<int64_t>();
-      for (int64_t i = 0; i < m; ++i) DML_CHECK(index[i] >= -1 && index[i] < n, op, "index", "in [-1, N)", index[i]);
-    }
-    return listed_bwd_as<T>(embeddings, ref_emb, lists, normalize, need_grad_ref);
-  }
-};
+Selected nearest_positive_fwd(const operators::nearest_positive_fwd& t) {
+  const PairArguments a(t);
+  return in_compute_type(a.embeddings, [&]<class T>() { return nearest_positive_as<T>(a, t.check_finite); });
+}
+
+Mined mine_fwd(const operators::mine_fwd& t) {
+  const PairArguments a(t);
+  return in_compute_type(a.embeddings, [&]<class T>() {
+    return mine_as<T>(a, t.positive == "hard", t.negative == "semihard", t.check_finite);
+  });
+}
+
+template <class Taken>
+Selected listed_bwd(const Taken& t) {
+  const Tensor x = torch::stable::contiguous(t.embeddings);
+  return in_compute_type(x, [&]<class T>() {
+    return listed_bwd_as<T>(x, contiguous(t.ref_emb), lists_of(t), t.normalize, t.need_grad_ref);
+  });
+}
+Selected nearest_positive_bwd(const operators::nearest_positive_bwd& t) { return listed_bwd(t); }
+Selected mine_bwd(const operators::mine_bwd& t) { return listed_bwd(t); }
 
 }  // namespace
 
@@ -253,8 +254,8 @@ DML_INSTANTIATE(double)
 }  // namespace dml
 
 STABLE_TORCH_LIBRARY_IMPL(dmlkernels, CPU, m) {
-  m.impl("nearest_positive_fwd", TORCH_BOX(&dml::nearest_positive_fwd<dml::NearestPositiveOnCpu>));
-  m.impl("nearest_positive_bwd", TORCH_BOX(&dml::nearest_positive_bwd<dml::NearestPositiveOnCpu>));
-  m.impl("mine_fwd", TORCH_BOX(&dml::mine_fwd<dml::NearestPositiveOnCpu>));
-  m.impl("mine_bwd", TORCH_BOX(&dml::mine_bwd<dml::NearestPositiveOnCpu>));
+  m.impl("nearest_positive_fwd", dml::boxed<&dml::nearest_positive_fwd, dml::Read::numbers>);
+  m.impl("nearest_positive_bwd", dml::boxed<&dml::nearest_positive_bwd, dml::Read::numbers>);
+  m.impl("mine_fwd", dml::boxed<&dml::mine_fwd, dml::Read::numbers>);
+  m.impl("mine_bwd", dml::boxed<&dml::mine_bwd, dml::Read::numbers>);
 }

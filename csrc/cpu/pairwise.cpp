@@ -88,30 +88,22 @@ std::tuple<Tensor, Tensor> backward_as(const Tensor& grad_out, const Tensor& x, 
   return {grad_x, finish_gradient<T>(*y, rows.y(), sums_g, weights_g, 1, sign, normalize)};
 }
 
-Tensor pairwise_fwd(const Tensor& x, std::optional<Tensor> y, std::string metric, bool normalize, std::string) {
-  const char* op = "pairwise";
-  check_pairwise(op, x, y);
-  const Metric m = metric_of(op, metric);
-  const Tensor left = torch::stable::contiguous(x);
-  return compute_type(x) == ScalarType::Double ? forward_as<double>(left, contiguous(y), m, normalize)
-                                               : forward_as<float>(left, contiguous(y), m, normalize);
+Tensor pairwise_fwd(const operators::pairwise_fwd& a) {
+  const Tensor x = torch::stable::contiguous(a.x);
+  return in_compute_type(
+      x, [&]<class T>() { return forward_as<T>(x, contiguous(a.y), metric_of(a.metric), a.normalize); });
 }
 
-std::tuple<Tensor, Tensor> pairwise_bwd(const Tensor& grad_out, const Tensor& x, std::optional<Tensor> y,
-                                        std::string metric, bool normalize, std::string) {
-  const char* op = "pairwise_bwd";
-  check_pairwise(op, x, y);
-  const Metric m = metric_of(op, metric);
-  check_pairwise_gradient(op, grad_out, x, y);
-  const Tensor grad = torch::stable::contiguous(grad_out), left = torch::stable::contiguous(x);
-  return compute_type(x) == ScalarType::Double ? backward_as<double>(grad, left, contiguous(y), m, normalize)
-                                               : backward_as<float>(grad, left, contiguous(y), m, normalize);
+std::tuple<Tensor, Tensor> pairwise_bwd(const operators::pairwise_bwd& a) {
+  const Tensor grad = torch::stable::contiguous(a.grad_out), x = torch::stable::contiguous(a.x);
+  return in_compute_type(
+      x, [&]<class T>() { return backward_as<T>(grad, x, contiguous(a.y), metric_of(a.metric), a.normalize); });
 }
 
 }  // namespace
 }  // namespace dml
 
 STABLE_TORCH_LIBRARY_IMPL(dmlkernels, CPU, m) {
-  m.impl("pairwise_fwd", TORCH_BOX(&dml::pairwise_fwd));
-  m.impl("pairwise_bwd", TORCH_BOX(&dml::pairwise_bwd));
+  m.impl("pairwise_fwd", dml::boxed<&dml::pairwise_fwd, dml::Read::numbers>);
+  m.impl("pairwise_bwd", dml::boxed<&dml::pairwise_bwd, dml::Read::numbers>);
 }

@@ -111,43 +111,24 @@ std::tuple<Tensor, Tensor> backward_as(const Tensor& grad, const Tensor& embeddi
   return {grad_x, finish_gradient<T>(centers, rows.centers, rows_c, weights_c, 1, T(1), normalize)};
 }
 
-void check_labels(const char* op, const Tensor& labels, int64_t classes) {
-  for (int64_t i = 0; i < labels.size(0); ++i) {
-    const int64_t label = labels.const_data_ptr<int64_t>()[i];
-    DML_CHECK(label >= 0 && label < classes, op, "labels", "in [0, C) with C=" + text(classes), label);
-  }
+std::tuple<Tensor, Tensor> soft_triple_fwd(const operators::soft_triple_fwd& a) {
+  using torch::stable::contiguous;
+  const Tensor x = contiguous(a.embeddings), y = contiguous(a.labels), c = contiguous(a.centers);
+  return in_compute_type(x, [&]<class T>() { return forward_as<T>(x, y, c, soft_triple_of(a), a.normalize); });
 }
 
-std::tuple<Tensor, Tensor> soft_triple_fwd(const Tensor& embeddings, const Tensor& labels, const Tensor& centers,
-                                           int64_t centers_per_class, double la, double gamma, double margin,
-                                           bool normalize, std::string) {
+std::tuple<Tensor, Tensor> soft_triple_bwd(const operators::soft_triple_bwd& a) {
   using torch::stable::contiguous;
-  const char* op = "soft_triple_loss";
-  const SoftTriple loss = check_soft_triple(op, embeddings, labels, centers, centers_per_class, la, gamma, margin);
-  const Tensor x = contiguous(embeddings), y = contiguous(labels), c = contiguous(centers);
-  check_labels(op, y, centers.size(0) / centers_per_class);
-  return compute_type(x) == ScalarType::Double ? forward_as<double>(x, y, c, loss, normalize)
-                                               : forward_as<float>(x, y, c, loss, normalize);
-}
-
-std::tuple<Tensor, Tensor> soft_triple_bwd(const Tensor& grad_loss, const Tensor& embeddings, const Tensor& labels,
-                                           const Tensor& centers, const Tensor& row_stats, int64_t centers_per_class,
-                                           double la, double gamma, double margin, bool normalize, std::string) {
-  using torch::stable::contiguous;
-  const char* op = "soft_triple_bwd";
-  const SoftTriple loss = check_soft_triple(op, embeddings, labels, centers, centers_per_class, la, gamma, margin);
-  check_soft_triple_state(op, grad_loss, row_stats, embeddings);
-  const Tensor grad = contiguous(grad_loss), x = contiguous(embeddings), y = contiguous(labels),
-               c = contiguous(centers), stats = contiguous(row_stats);
-  check_labels(op, y, centers.size(0) / centers_per_class);
-  return compute_type(x) == ScalarType::Double ? backward_as<double>(grad, x, y, c, stats, loss, normalize)
-                                               : backward_as<float>(grad, x, y, c, stats, loss, normalize);
+  const Tensor grad = contiguous(a.grad_loss), x = contiguous(a.embeddings), y = contiguous(a.labels),
+               c = contiguous(a.centers), stats = contiguous(a.row_stats);
+  return in_compute_type(
+      x, [&]<class T>() { return backward_as<T>(grad, x, y, c, stats, soft_triple_of(a), a.normalize); });
 }
 
 }  // namespace
 }  // namespace dml
 
 STABLE_TORCH_LIBRARY_IMPL(dmlkernels, CPU, m) {
-  m.impl("soft_triple_fwd", TORCH_BOX(&dml::soft_triple_fwd));
-  m.impl("soft_triple_bwd", TORCH_BOX(&dml::soft_triple_bwd));
+  m.impl("soft_triple_fwd", dml::boxed<&dml::soft_triple_fwd, dml::Read::numbers>);
+  m.impl("soft_triple_bwd", dml::boxed<&dml::soft_triple_bwd, dml::Read::numbers>);
 }

@@ -8,7 +8,7 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "common/spherical_expansion_arguments.h"
+#include "common/operators.h"
 #include "cpu/dispatch.h"
 #include "cpu/rows.h"
 #include "cpu/rows_kernels.h"
@@ -136,30 +136,25 @@ Tensor backward_as(const Tensor& grad, const Tensor& z, const Tensor& proxies, c
   return out;
 }
 
-std::tuple<Tensor, Tensor> spherical_expansion_fwd(const Tensor& z, const Tensor& proxies, const Tensor& noise,
-                                                   int64_t n) {
-  check_spherical_expansion("spherical_expansion", z, proxies, noise, n);
+std::tuple<Tensor, Tensor> spherical_expansion_fwd(const operators::spherical_expansion_fwd& a) {
   using torch::stable::contiguous;
-  return compute_type(z) == ScalarType::Double
-             ? forward_as<double>(contiguous(z), contiguous(proxies), flat(noise), static_cast<int>(n))
-             : forward_as<float>(contiguous(z), contiguous(proxies), flat(noise), static_cast<int>(n));
+  return in_compute_type(a.z, [&]<class T>() {
+    return forward_as<T>(contiguous(a.z), contiguous(a.proxies), flat(a.noise), static_cast<int>(a.n));
+  });
 }
 
-Tensor spherical_expansion_bwd(const Tensor& grad, const Tensor& z, const Tensor& proxies, const Tensor& noise,
-                               int64_t n) {
-  check_spherical_expansion_bwd("spherical_expansion_bwd", grad, z, proxies, noise, n);
+Tensor spherical_expansion_bwd(const operators::spherical_expansion_bwd& a) {
   using torch::stable::contiguous;
-  return compute_type(z) == ScalarType::Double
-             ? backward_as<double>(contiguous(grad), contiguous(z), contiguous(proxies), flat(noise),
-                                   static_cast<int>(n))
-             : backward_as<float>(contiguous(grad), contiguous(z), contiguous(proxies), flat(noise),
-                                  static_cast<int>(n));
+  return in_compute_type(a.z, [&]<class T>() {
+    return backward_as<T>(contiguous(a.grad), contiguous(a.z), contiguous(a.proxies), flat(a.noise),
+                          static_cast<int>(a.n));
+  });
 }
 
 }  // namespace
 }  // namespace dml
 
 STABLE_TORCH_LIBRARY_IMPL(dmlkernels, CPU, m) {
-  m.impl("spherical_expansion_fwd", TORCH_BOX(&dml::spherical_expansion_fwd));
-  m.impl("spherical_expansion_bwd", TORCH_BOX(&dml::spherical_expansion_bwd));
+  m.impl("spherical_expansion_fwd", dml::boxed<&dml::spherical_expansion_fwd, dml::Read::numbers>);
+  m.impl("spherical_expansion_bwd", dml::boxed<&dml::spherical_expansion_bwd, dml::Read::numbers>);
 }

@@ -8,7 +8,7 @@
 #include "cpu/triplet_passes.h"
 
 #include "common/triplet.h"
-#include "common/triplet_operator.h"
+#include "common/triplet_arguments.h"
 
 namespace dml {
 namespace {
@@ -94,7 +94,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward_as(const PairArguments& a, co
   if (!all_nan) {
     TripletPasses<T> passes(rows, o);
     Totals totals(passes.problem.q.padded);
-    if (o.semihard()) {
+    if (o.semihard) {
       semihard_negatives(passes, totals);
     } else {
       all_negatives(passes, out.active.template mutable_data_ptr<uint8_t>(), totals);
@@ -123,7 +123,7 @@ std::tuple<Tensor, Tensor> backward_as(const PairArguments& a, const TripletOpti
   p.grad = incoming.data();
   // The kernels only read the bitmap here.
   p.active = static_cast<unsigned char*>(const_cast<void*>(active.const_data_ptr()));
-  passes.for_each([&] { o.semihard() ? sums.add_semihard() : sums.add_all(); });
+  passes.for_each([&] { o.semihard ? sums.add_semihard() : sums.add_all(); });
   Tensor grad_emb =
       finish_gradient<T>(a.embeddings, rows.queries, sums.rows_q, sums.weights_q, passes.parts, T(-1), a.normalize);
   if (!need_grad_ref) return {grad_emb, filled(a.embeddings, {0, d}, type, 0)};
@@ -131,22 +131,23 @@ std::tuple<Tensor, Tensor> backward_as(const PairArguments& a, const TripletOpti
           finish_gradient<T>(*a.ref_emb, rows.own_gallery, sums.rows_g, sums.weights_g, 1, T(-1), a.normalize)};
 }
 
-struct TripletOnCpu {
-  template <class T>
-  static auto forward(const PairArguments& a, const TripletOptions& o, const std::string&, bool check) {
-    return forward_as<T>(a, o, check);
-  }
-  template <class T>
-  static auto backward(const PairArguments& a, const TripletOptions& o, const Tensor& grad, const Tensor& active,
-                       const std::string&, bool need_grad_ref) {
-    return backward_as<T>(a, o, grad, active, need_grad_ref);
-  }
-};
+std::tuple<Tensor, Tensor, Tensor, Tensor> triplet_fwd(const operators::triplet_fwd& t) {
+  const PairArguments a(t);
+  return in_compute_type(a.embeddings, [&]<class T>() { return forward_as<T>(a, TripletOptions(t), t.check_finite); });
+}
+
+std::tuple<Tensor, Tensor> triplet_bwd(const operators::triplet_bwd& t) {
+  using torch::stable::contiguous;
+  const PairArguments a(t);
+  const Tensor grad = contiguous(t.grad_loss_sum), active = contiguous(t.tile_active);
+  return in_compute_type(
+      a.embeddings, [&]<class T>() { return backward_as<T>(a, TripletOptions(t), grad, active, t.need_grad_ref); });
+}
 
 }  // namespace
 }  // namespace dml
 
 STABLE_TORCH_LIBRARY_IMPL(dmlkernels, CPU, m) {
-  m.impl("triplet_fwd", TORCH_BOX(&dml::triplet_fwd<dml::TripletOnCpu>));
-  m.impl("triplet_bwd", TORCH_BOX(&dml::triplet_bwd<dml::TripletOnCpu>));
+  m.impl("triplet_fwd", dml::boxed<&dml::triplet_fwd, dml::Read::numbers>);
+  m.impl("triplet_bwd", dml::boxed<&dml::triplet_bwd, dml::Read::numbers>);
 }

@@ -61,12 +61,11 @@ std::tuple<Tensor, Tensor> cholesky_as(const Tensor& a, bool check, bool need_in
   return {logdet, inverse};
 }
 
-std::tuple<Tensor, Tensor> cholesky_fwd(const Tensor& A, bool check, bool need_inverse) {
-  check_cholesky(A);
-  const OnDevice device(A);
-  const Tensor a = contiguous(A);
-  return a.scalar_type() == ScalarType::Double ? cholesky_as<double>(a, check, need_inverse, device.stream)
-                                               : cholesky_as<float>(a, check, need_inverse, device.stream);
+std::tuple<Tensor, Tensor> cholesky_fwd(const operators::cholesky_fwd& a) {
+  const OnDevice device(a.A);
+  const Tensor matrices = contiguous(a.A);
+  return in_compute_type(matrices,
+                         [&]<class T>() { return cholesky_as<T>(matrices, a.check, a.need_inverse, device.stream); });
 }
 
 template <class T>
@@ -77,12 +76,10 @@ Tensor cholesky_bwd_as(const Tensor& grad, const Tensor& inverse, Stream stream)
   return out;
 }
 
-Tensor cholesky_bwd(const Tensor& grad_logdet, const Tensor& inverse) {
-  check_cholesky_bwd(grad_logdet, inverse);
-  const OnDevice device(inverse);
-  const Tensor grad = contiguous(grad_logdet), x = contiguous(inverse);
-  return x.scalar_type() == ScalarType::Double ? cholesky_bwd_as<double>(grad, x, device.stream)
-                                               : cholesky_bwd_as<float>(grad, x, device.stream);
+Tensor cholesky_bwd(const operators::cholesky_bwd& a) {
+  const OnDevice device(a.inverse);
+  const Tensor grad = contiguous(a.grad_logdet), x = contiguous(a.inverse);
+  return in_compute_type(x, [&]<class T>() { return cholesky_bwd_as<T>(grad, x, device.stream); });
 }
 
 // What a rate is computed from: the caller's rows, the factors that scale them, and where its gradient goes.
@@ -162,26 +159,24 @@ std::tuple<Tensor, Tensor> rate_as(const Tensor& z, const std::optional<Tensor>&
   return {problem.rate, problem.grad};
 }
 
-std::tuple<Tensor, Tensor> coding_rate_fwd(const Tensor& z, std::optional<Tensor> labels, double eps_squared,
-                                           double gain, std::string scale, bool normalize, std::string,
-                                           bool need_grad) {
-  const RateOptions o = check_coding_rate(z, labels, eps_squared, gain, scale, normalize, need_grad);
-  const int64_t n = z.size(0), d = z.size(1);
-  if (n == 0 || d == 0) return {filled(z, {}, compute_type(z), 0), empty(z, {need_grad ? n : 0, d}, z.scalar_type())};
-  const OnDevice device(z);
-  const Tensor x = contiguous(z);
+std::tuple<Tensor, Tensor> coding_rate_fwd(const operators::coding_rate_fwd& a) {
+  const RateOptions o = rate_options(a);
+  const int64_t n = a.z.size(0), d = a.z.size(1);
+  if (n == 0 || d == 0)
+    return {filled(a.z, {}, compute_type(a.z), 0), empty(a.z, {a.need_grad ? n : 0, d}, a.z.scalar_type())};
+  const OnDevice device(a.z);
+  const Tensor x = contiguous(a.z);
   // Without normalising nothing bounds the condition number that the host knows of.
-  const bool wide = compute_type(x) == ScalarType::Double || !normalize ||
+  const bool wide = compute_type(x) == ScalarType::Double || !a.normalize ||
                     condition_bound(n, d, o, static_cast<double>(n)) > kFloatCondition;
-  return wide ? rate_as<double>(x, labels, o, device.stream) : rate_as<float>(x, labels, o, device.stream);
+  return wide ? rate_as<double>(x, a.labels, o, device.stream) : rate_as<float>(x, a.labels, o, device.stream);
 }
 
-Tensor coding_rate_bwd(const Tensor& grad_rate, const Tensor& rate_grad) {
-  check_coding_rate_bwd(grad_rate, rate_grad);
-  const OnDevice device(rate_grad);
-  const Tensor x = contiguous(rate_grad);
+Tensor coding_rate_bwd(const operators::coding_rate_bwd& a) {
+  const OnDevice device(a.rate_grad);
+  const Tensor x = contiguous(a.rate_grad);
   Tensor out = empty(x, {x.size(0), x.size(1)}, x.scalar_type());
-  scale_rate_gradient(stored(grad_rate), stored(x), x.size(0) * x.size(1), stored(out), device.stream);
+  scale_rate_gradient(stored(a.grad_rate), stored(x), x.size(0) * x.size(1), stored(out), device.stream);
   return out;
 }
 
@@ -189,8 +184,8 @@ Tensor coding_rate_bwd(const Tensor& grad_rate, const Tensor& rate_grad) {
 }  // namespace dml
 
 STABLE_TORCH_LIBRARY_IMPL(DML_OPERATORS, DML_DEVICE_KEY, m) {
-  m.impl("cholesky_fwd", TORCH_BOX(&dml::cholesky_fwd));
-  m.impl("cholesky_bwd", TORCH_BOX(&dml::cholesky_bwd));
-  m.impl("coding_rate_fwd", TORCH_BOX(&dml::coding_rate_fwd));
-  m.impl("coding_rate_bwd", TORCH_BOX(&dml::coding_rate_bwd));
+  m.impl("cholesky_fwd", dml::boxed<&dml::cholesky_fwd>);
+  m.impl("cholesky_bwd", dml::boxed<&dml::cholesky_bwd>);
+  m.impl("coding_rate_fwd", dml::boxed<&dml::coding_rate_fwd>);
+  m.impl("coding_rate_bwd", dml::boxed<&dml::coding_rate_bwd>);
 }

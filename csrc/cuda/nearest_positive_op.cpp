@@ -1,6 +1,6 @@
 #include <tuple>
 
-#include "common/nearest_positive_operator.h"
+#include "common/nearest_positive_arguments.h"
 #include "cuda/nearest_positive_launcher.h"
 
 namespace dml {
@@ -84,28 +84,35 @@ Selected listed_bwd_as(const Tensor& x, const std::optional<Tensor>& ref_emb, co
           need_grad_ref ? finish(gallery, sums_y, weights_y) : empty(x, {0, d}, x.scalar_type())};
 }
 
-struct NearestPositiveOnCuda {
-  template <class T>
-  static Selected nearest_positive(const PairArguments& a, const std::string& precision, bool check) {
-    return nearest_positive_as<T>(a, precision, check);
-  }
-  template <class T>
-  static Mined mine(const PairArguments& a, bool farthest, bool semihard, const std::string& precision, bool check) {
-    return mine_as<T>(a, farthest, semihard, precision, check);
-  }
-  template <class T>
-  static Selected listed_backward(const char*, const Tensor& embeddings, const std::optional<Tensor>& ref_emb,
-                                  const std::vector<Listed>& lists, bool normalize, bool need_grad_ref) {
-    return listed_bwd_as<T>(embeddings, ref_emb, lists, normalize, need_grad_ref);
-  }
-};
+Selected nearest_positive_fwd(const operators::nearest_positive_fwd& t) {
+  const PairArguments a(t);
+  return in_compute_type(a.embeddings,
+                         [&]<class T>() { return nearest_positive_as<T>(a, t.precision, t.check_finite); });
+}
+
+Mined mine_fwd(const operators::mine_fwd& t) {
+  const PairArguments a(t);
+  return in_compute_type(a.embeddings, [&]<class T>() {
+    return mine_as<T>(a, t.positive == "hard", t.negative == "semihard", t.precision, t.check_finite);
+  });
+}
+
+template <class Taken>
+Selected listed_bwd(const Taken& t) {
+  const Tensor x = torch::stable::contiguous(t.embeddings);
+  return in_compute_type(x, [&]<class T>() {
+    return listed_bwd_as<T>(x, contiguous(t.ref_emb), lists_of(t), t.normalize, t.need_grad_ref);
+  });
+}
+Selected nearest_positive_bwd(const operators::nearest_positive_bwd& t) { return listed_bwd(t); }
+Selected mine_bwd(const operators::mine_bwd& t) { return listed_bwd(t); }
 
 }  // namespace
 }  // namespace dml
 
 STABLE_TORCH_LIBRARY_IMPL(DML_OPERATORS, DML_DEVICE_KEY, m) {
-  m.impl("nearest_positive_fwd", TORCH_BOX(&dml::nearest_positive_fwd<dml::NearestPositiveOnCuda>));
-  m.impl("nearest_positive_bwd", TORCH_BOX(&dml::nearest_positive_bwd<dml::NearestPositiveOnCuda>));
-  m.impl("mine_fwd", TORCH_BOX(&dml::mine_fwd<dml::NearestPositiveOnCuda>));
-  m.impl("mine_bwd", TORCH_BOX(&dml::mine_bwd<dml::NearestPositiveOnCuda>));
+  m.impl("nearest_positive_fwd", dml::boxed<&dml::nearest_positive_fwd>);
+  m.impl("nearest_positive_bwd", dml::boxed<&dml::nearest_positive_bwd>);
+  m.impl("mine_fwd", dml::boxed<&dml::mine_fwd>);
+  m.impl("mine_bwd", dml::boxed<&dml::mine_bwd>);
 }

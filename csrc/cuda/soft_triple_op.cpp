@@ -57,35 +57,25 @@ std::tuple<Tensor, Tensor> backward_as(const Tensor& grad, const Tensor& x, cons
   return {gradient(problem.x, problem.centers, false), gradient(problem.centers, problem.x, true)};
 }
 
-std::tuple<Tensor, Tensor> soft_triple_fwd(const Tensor& embeddings, const Tensor& labels, const Tensor& centers,
-                                           int64_t centers_per_class, double la, double gamma, double margin,
-                                           bool normalize, std::string precision) {
+std::tuple<Tensor, Tensor> soft_triple_fwd(const operators::soft_triple_fwd& a) {
   using torch::stable::contiguous;
-  const char* op = "soft_triple_loss";
-  const SoftTriple loss = check_soft_triple(op, embeddings, labels, centers, centers_per_class, la, gamma, margin);
-  const Tensor x = contiguous(embeddings), y = contiguous(labels), c = contiguous(centers);
-  return compute_type(x) == ScalarType::Double ? forward_as<double>(x, y, c, loss, normalize, precision)
-                                               : forward_as<float>(x, y, c, loss, normalize, precision);
+  const Tensor x = contiguous(a.embeddings), y = contiguous(a.labels), c = contiguous(a.centers);
+  return in_compute_type(
+      x, [&]<class T>() { return forward_as<T>(x, y, c, soft_triple_of(a), a.normalize, a.precision); });
 }
 
-std::tuple<Tensor, Tensor> soft_triple_bwd(const Tensor& grad_loss, const Tensor& embeddings, const Tensor& labels,
-                                           const Tensor& centers, const Tensor& row_stats, int64_t centers_per_class,
-                                           double la, double gamma, double margin, bool normalize,
-                                           std::string precision) {
+std::tuple<Tensor, Tensor> soft_triple_bwd(const operators::soft_triple_bwd& a) {
   using torch::stable::contiguous;
-  const char* op = "soft_triple_bwd";
-  const SoftTriple loss = check_soft_triple(op, embeddings, labels, centers, centers_per_class, la, gamma, margin);
-  check_soft_triple_state(op, grad_loss, row_stats, embeddings);
-  const Tensor grad = contiguous(grad_loss), x = contiguous(embeddings), y = contiguous(labels),
-               c = contiguous(centers), stats = contiguous(row_stats);
-  return compute_type(x) == ScalarType::Double ? backward_as<double>(grad, x, y, c, stats, loss, normalize, precision)
-                                               : backward_as<float>(grad, x, y, c, stats, loss, normalize, precision);
+  const Tensor grad = contiguous(a.grad_loss), x = contiguous(a.embeddings), y = contiguous(a.labels),
+               c = contiguous(a.centers), stats = contiguous(a.row_stats);
+  return in_compute_type(
+      x, [&]<class T>() { return backward_as<T>(grad, x, y, c, stats, soft_triple_of(a), a.normalize, a.precision); });
 }
 
 }  // namespace
 }  // namespace dml
 
 STABLE_TORCH_LIBRARY_IMPL(DML_OPERATORS, DML_DEVICE_KEY, m) {
-  m.impl("soft_triple_fwd", TORCH_BOX(&dml::soft_triple_fwd));
-  m.impl("soft_triple_bwd", TORCH_BOX(&dml::soft_triple_bwd));
+  m.impl("soft_triple_fwd", dml::boxed<&dml::soft_triple_fwd>);
+  m.impl("soft_triple_bwd", dml::boxed<&dml::soft_triple_bwd>);
 }

@@ -2,7 +2,7 @@
 
 #include <tuple>
 
-#include "common/spherical_expansion_arguments.h"
+#include "common/operators.h"
 #include "cuda/launcher.h"
 #include "cuda/spherical_expansion.h"
 
@@ -16,8 +16,9 @@ struct Samples {
   Tensor z, proxies, noise, frames;
   int n;
 
-  Samples(const Tensor& z, const Tensor& proxies, const Tensor& noise, int64_t n)
-      : z(contiguous(z)), proxies(contiguous(proxies)), noise(contiguous(noise)), n(static_cast<int>(n)) {
+  template <class Taken>
+  explicit Samples(const Taken& a)
+      : z(contiguous(a.z)), proxies(contiguous(a.proxies)), noise(contiguous(a.noise)), n(static_cast<int>(a.n)) {
     const int64_t width = z.size(1);
     const bool wide = is_double();
     const bool in_shared = wide ? frame_in_shared<double>(width, this->n) : frame_in_shared<float>(width, this->n);
@@ -30,24 +31,20 @@ struct Samples {
   }
 };
 
-std::tuple<Tensor, Tensor> spherical_expansion_fwd(const Tensor& z, const Tensor& proxies, const Tensor& noise,
-                                                   int64_t n) {
-  check_spherical_expansion("spherical_expansion", z, proxies, noise, n);
-  const OnDevice device(z);
-  const Samples samples(z, proxies, noise, n);
-  const Tensor out = empty(z, {z.size(0) * n, z.size(1)}, z.scalar_type());
-  const Tensor valid = empty(z, {z.size(0)}, ScalarType::Bool);
+std::tuple<Tensor, Tensor> spherical_expansion_fwd(const operators::spherical_expansion_fwd& a) {
+  const OnDevice device(a.z);
+  const Samples samples(a);
+  const Tensor out = empty(a.z, {a.z.size(0) * a.n, a.z.size(1)}, a.z.scalar_type());
+  const Tensor valid = empty(a.z, {a.z.size(0)}, ScalarType::Bool);
   const auto kernel = samples.is_double() ? expand<double> : expand<float>;
   kernel(samples.expansion(), stored(out), data<bool>(valid), device.stream);
   return {out, valid};
 }
 
-Tensor spherical_expansion_bwd(const Tensor& grad, const Tensor& z, const Tensor& proxies, const Tensor& noise,
-                               int64_t n) {
-  check_spherical_expansion_bwd("spherical_expansion_bwd", grad, z, proxies, noise, n);
-  const OnDevice device(z);
-  const Samples samples(z, proxies, noise, n);
-  const Tensor g = contiguous(grad), out = empty(z, {z.size(0), z.size(1)}, z.scalar_type());
+Tensor spherical_expansion_bwd(const operators::spherical_expansion_bwd& a) {
+  const OnDevice device(a.z);
+  const Samples samples(a);
+  const Tensor g = contiguous(a.grad), out = empty(a.z, {a.z.size(0), a.z.size(1)}, a.z.scalar_type());
   const auto kernel = samples.is_double() ? expand_backward<double> : expand_backward<float>;
   kernel(samples.expansion(), stored(g), stored(out), device.stream);
   return out;
@@ -57,6 +54,6 @@ Tensor spherical_expansion_bwd(const Tensor& grad, const Tensor& z, const Tensor
 }  // namespace dml
 
 STABLE_TORCH_LIBRARY_IMPL(DML_OPERATORS, DML_DEVICE_KEY, m) {
-  m.impl("spherical_expansion_fwd", TORCH_BOX(&dml::spherical_expansion_fwd));
-  m.impl("spherical_expansion_bwd", TORCH_BOX(&dml::spherical_expansion_bwd));
+  m.impl("spherical_expansion_fwd", dml::boxed<&dml::spherical_expansion_fwd>);
+  m.impl("spherical_expansion_bwd", dml::boxed<&dml::spherical_expansion_bwd>);
 }

@@ -1,6 +1,6 @@
 #include <tuple>
 
-#include "common/triplet_operator.h"
+#include "common/triplet_arguments.h"
 #include "cuda/pair_launcher.h"
 #include "cuda/triplet.h"
 
@@ -35,7 +35,7 @@ struct TripletPairs {
     stripe_rows = std::min(anchors, std::max<int64_t>(fit, 1) * kTile);
     distances = empty(a.embeddings, {stripe_rows, padded}, compute_type(a.embeddings));
     problem = TripletProblem{o.margin, o.soft, a.normalize, padded / kTile,
-                             o.semihard() ? nullptr : data<unsigned char>(active)};
+                             o.semihard ? nullptr : data<unsigned char>(active)};
   }
 
   // Calls back with the distances of each stripe of anchors.
@@ -72,7 +72,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward_as(const PairArguments& a, co
   const Tensor nonzero = empty(a.embeddings, {m}, ScalarType::Long), count = empty(a.embeddings, {m}, ScalarType::Long);
   const TripletPairs<T> on_device(a, o, precision, check, active, device.stream);
   on_device.for_each(false, [&](const TripletStripe<T>& stripe) {
-    triplet_sums<T>(on_device.problem, stripe, o.semihard(),
+    triplet_sums<T>(on_device.problem, stripe, o.semihard,
                     TripletRows<T>{data<T>(loss_sum), data<int64_t>(nonzero), data<int64_t>(count)}, device.stream);
   });
   return {loss_sum, nonzero, count, active};
@@ -116,7 +116,7 @@ std::tuple<Tensor, Tensor> backward_as(const PairArguments& a, const TripletOpti
   transpose_rows(precision, gallery.x.const_data_ptr(), gallery.states(), n, d, padded, others.mutable_data_ptr(),
                  stream);
   on_device.for_each(true, [&](const TripletStripe<T>& s) {
-    triplet_weights<T>(problem, s, o.semihard(), data<T>(grad), data<T>(weights), stream);
+    triplet_weights<T>(problem, s, o.semihard, data<T>(grad), data<T>(weights), stream);
     const Stripe rows{s.first, s.count, padded, precision, by_rows.mutable_data_ptr(), problem.active, col_tiles, 1};
     triplet_round_rows<T>(problem, s, data<T>(weights), data<T>(gallery.inverse), rows, data<T>(of_queries.weights),
                           stream);
@@ -152,22 +152,25 @@ std::tuple<Tensor, Tensor> backward_as(const PairArguments& a, const TripletOpti
           need_grad_ref ? finish(gallery, of_gallery) : empty(a.embeddings, {0, d}, a.embeddings.scalar_type())};
 }
 
-struct TripletOnCuda {
-  template <class T>
-  static auto forward(const PairArguments& a, const TripletOptions& o, const std::string& precision, bool check) {
-    return forward_as<T>(a, o, precision, check);
-  }
-  template <class T>
-  static auto backward(const PairArguments& a, const TripletOptions& o, const Tensor& grad, const Tensor& active,
-                       const std::string& precision, bool need_grad_ref) {
-    return backward_as<T>(a, o, grad, active, precision, need_grad_ref);
-  }
-};
+std::tuple<Tensor, Tensor, Tensor, Tensor> triplet_fwd(const operators::triplet_fwd& t) {
+  const PairArguments a(t);
+  return in_compute_type(a.embeddings,
+                         [&]<class T>() { return forward_as<T>(a, TripletOptions(t), t.precision, t.check_finite); });
+}
+
+std::tuple<Tensor, Tensor> triplet_bwd(const operators::triplet_bwd& t) {
+  using torch::stable::contiguous;
+  const PairArguments a(t);
+  const Tensor grad = contiguous(t.grad_loss_sum), active = contiguous(t.tile_active);
+  return in_compute_type(a.embeddings, [&]<class T>() {
+    return backward_as<T>(a, TripletOptions(t), grad, active, t.precision, t.need_grad_ref);
+  });
+}
 
 }  // namespace
 }  // namespace dml
 
 STABLE_TORCH_LIBRARY_IMPL(DML_OPERATORS, DML_DEVICE_KEY, m) {
-  m.impl("triplet_fwd", TORCH_BOX(&dml::triplet_fwd<dml::TripletOnCuda>));
-  m.impl("triplet_bwd", TORCH_BOX(&dml::triplet_bwd<dml::TripletOnCuda>));
+  m.impl("triplet_fwd", dml::boxed<&dml::triplet_fwd>);
+  m.impl("triplet_bwd", dml::boxed<&dml::triplet_bwd>);
 }

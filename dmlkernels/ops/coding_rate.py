@@ -3,73 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .. import _backend, _checks, _library
+from .. import _backend, _checks
 from ..reference import coding_rate as reference
 from ..reference.pairwise import compute_dtype
-
-
-def _fake_cholesky_fwd(A: Tensor, check: bool, need_inverse: bool) -> tuple[Tensor, Tensor]:
-    batch, n, _ = A.shape
-    return A.new_empty(batch), A.new_empty(batch if need_inverse else 0, n, n)
-
-
-def _fake_cholesky_bwd(grad_logdet: Tensor, inverse: Tensor) -> Tensor:
-    return inverse.new_empty(inverse.shape)
-
-
-def _fake_rate_fwd(
-    z: Tensor,
-    labels: Tensor | None,
-    eps_squared: float,
-    gain: float,
-    scale: str,
-    normalize: bool,
-    precision: str,
-    need_grad: bool,
-) -> tuple[Tensor, Tensor]:
-    rows, width = z.shape
-    return z.new_empty((), dtype=compute_dtype(z.dtype)), z.new_empty(rows if need_grad else 0, width)
-
-
-def _fake_rate_bwd(grad_rate: Tensor, rate_grad: Tensor) -> Tensor:
-    return rate_grad.new_empty(rate_grad.shape)
-
-
-def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(inputs[0], output[1])
-    ctx.kept, ctx.arguments = inputs[-1], len(inputs)
-
-
-def _backward(bwd: Callable) -> Callable:
-    def backward(ctx: Any, grad: Tensor | None, unused: None) -> tuple:
-        none = (None,) * (ctx.arguments - 1)
-        if grad is None:
-            return None, *none
-        if not ctx.kept:
-            raise RuntimeError(f"{bwd}: the forward kept nothing to differentiate by, its last argument was False")
-        x, by = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            # Nothing else ties the gradient to x, and a second derivative would be a silent zero instead of an error.
-            by = torch.where(torch.ones((), dtype=torch.bool, device=x.device), by, x)
-        return bwd(grad.contiguous(), by), *none
-
-    return backward
-
-
-def register() -> None:
-    for op, fake_fwd, fake_bwd in (
-        ("cholesky", _fake_cholesky_fwd, _fake_cholesky_bwd),
-        ("coding_rate", _fake_rate_fwd, _fake_rate_bwd),
-    ):
-        _library.register(op, fake_fwd=fake_fwd, fake_bwd=fake_bwd, setup_context=_setup_context, backward=_backward)
 
 
 def _needs_grad(x: Tensor) -> bool:

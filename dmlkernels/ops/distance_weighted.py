@@ -5,16 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import _backend, _checks, _library
+from .. import _backend, _checks
 from ..reference import distance_weighted as reference
-
-
-def _fake_fwd(embeddings: Tensor, *arguments: Tensor) -> Tensor:
-    return embeddings.new_empty(arguments[7].shape, dtype=torch.int64)
-
-
-def register() -> None:
-    _library.register("distance_weighted", fake_fwd=_fake_fwd)
 
 
 def _check_uniforms(op: str, uniforms: object, like: Tensor) -> Tensor:
@@ -29,7 +21,7 @@ def _check_uniforms(op: str, uniforms: object, like: Tensor) -> Tensor:
         _checks.fail(op, "uniforms", f"on {like.device} like the embeddings", uniforms.device)
     # Exact: in float32 the largest float64 below 1 would become 1.
     u = uniforms.detach().double()
-    if u.device.type == "cpu" and not torch.compiler.is_compiling() and u.numel() > 0:
+    if _checks.readable(u) and u.numel() > 0:
         outside = ~((u >= 0) & (u < 1))
         if bool(outside.any()):
             _checks.fail(op, "uniforms", "in [0, 1)", float(u[outside][0]))

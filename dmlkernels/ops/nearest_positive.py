@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .. import _backend, _checks, _library
+from .. import _backend, _checks
 from ..reference import nearest_positive as reference
-from ..reference.pairwise import compute_dtype
 
 
 class NearestPositive(NamedTuple):
@@ -23,76 +21,6 @@ class Mined(NamedTuple):
     pos_index: Tensor  # (M,) int64; -1 where there is none
     neg_distance: Tensor
     neg_index: Tensor
-
-
-def _selection(embeddings: Tensor) -> tuple[Tensor, Tensor]:
-    m = embeddings.shape[0]
-    distance = embeddings.new_empty(m, dtype=compute_dtype(embeddings.dtype))
-    return distance, embeddings.new_empty(m, dtype=torch.int64)
-
-
-def _fake_nearest_fwd(embeddings: Tensor, *arguments: object) -> tuple[Tensor, Tensor]:
-    return _selection(embeddings)
-
-
-def _fake_mine_fwd(embeddings: Tensor, *arguments: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return (*_selection(embeddings), *_selection(embeddings))
-
-
-def _grads(embeddings: Tensor, ref_emb: Tensor | None, need_grad_ref: bool) -> tuple[Tensor, Tensor]:
-    ref_rows = 0 if ref_emb is None or not need_grad_ref else ref_emb.shape[0]
-    return embeddings.new_empty(embeddings.shape), embeddings.new_empty(ref_rows, embeddings.shape[1])
-
-
-def _fake_nearest_bwd(
-    grad: Tensor, embeddings: Tensor, ref_emb: Tensor | None, index: Tensor, normalize: bool, need_grad_ref: bool
-) -> tuple[Tensor, Tensor]:
-    return _grads(embeddings, ref_emb, need_grad_ref)
-
-
-def _fake_mine_bwd(
-    grad_pos: Tensor,
-    grad_neg: Tensor,
-    embeddings: Tensor,
-    ref_emb: Tensor | None,
-    pos_index: Tensor,
-    neg_index: Tensor,
-    normalize: bool,
-    need_grad_ref: bool,
-) -> tuple[Tensor, Tensor]:
-    return _grads(embeddings, ref_emb, need_grad_ref)
-
-
-def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-    indices = output[1::2]
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*indices)
-    ctx.save_for_backward(inputs[0], inputs[2], *indices)
-    ctx.normalize, ctx.arguments = inputs[7], len(inputs)
-
-
-def _backward(bwd: Callable) -> Callable:
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple:
-        embeddings, ref_emb, *indices = ctx.saved_tensors
-        none = (None,) * (ctx.arguments - 3)
-        distances = grads[::2]
-        if all(grad is None for grad in distances):
-            return None, None, None, *none
-        like = next(grad for grad in distances if grad is not None)
-        dense = [torch.zeros_like(like) if grad is None else grad.contiguous() for grad in distances]
-        need_grad_ref = ref_emb is not None and ctx.needs_input_grad[2]
-        grad_emb, grad_ref = bwd(*dense, embeddings, ref_emb, *indices, ctx.normalize, need_grad_ref)
-        return grad_emb, None, grad_ref if need_grad_ref else None, *none
-
-    return backward
-
-
-def register() -> None:
-    for op, fake_fwd, fake_bwd in (
-        ("nearest_positive", _fake_nearest_fwd, _fake_nearest_bwd),
-        ("mine", _fake_mine_fwd, _fake_mine_bwd),
-    ):
-        _library.register(op, fake_fwd=fake_fwd, fake_bwd=fake_bwd, setup_context=_setup_context, backward=_backward)
 
 
 def nearest_positive(

@@ -5,14 +5,13 @@ A loss of the family is a few lines of PyTorch on (M,) statistics; autograd take
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import _backend, _checks, _library
-from .._schemas import TILE
 from ..reference import pair_loss as reference
 from ..reference.pairwise import compute_dtype
 
@@ -55,61 +54,15 @@ class Statistics(NamedTuple):
     neg_slope: Tensor
 
 
-def _fake_fwd(embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None, *arguments: Any) -> tuple[Tensor, ...]:
-    m, n = embeddings.shape[0], (embeddings if ref_emb is None else ref_emb).shape[0]
-    dtype = compute_dtype(embeddings.dtype)
-    return (
-        *(embeddings.new_empty(2, m, dtype=dtype) for _ in range(4)),
-        embeddings.new_empty((m + TILE - 1) // TILE, (n + TILE - 1) // TILE, dtype=torch.uint8),
-    )
+def _bounds_gradient(known: Mapping[str, Any]) -> Tensor | None:
+    """(2, M): x falls by scale where a bound rises by 1; those of "exp" mine, and have no gradient."""
+    if known["term"] == "exp":
+        return None
+    by_side = (-known[scale] * grad for scale, grad in zip(("pos_scale", "neg_scale"), known["grad_stats"]))
+    return (torch.stack(tuple(by_side)) * known["slopes"]).to(known["bounds"].dtype)
 
 
-def _fake_bwd(
-    grad_stats: Tensor, grad_sums: Tensor, embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None, *arguments: Any
-) -> tuple[Tensor, Tensor]:
-    ref_rows = ref_emb.shape[0] if ref_emb is not None and arguments[-1] else 0
-    return embeddings.new_empty(embeddings.shape), embeddings.new_empty(ref_rows, embeddings.shape[1])
-
-
-def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-    embeddings, labels, ref_emb, ref_labels, ids, ref_ids, ignore_index, normalize, bounds, *options, _ = inputs
-    stats, _, _, slopes, tile_active = output
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*output[2:])
-    ctx.save_for_backward(embeddings, labels, ref_emb, ref_labels, ids, ref_ids, bounds, stats, slopes, tile_active)
-    ctx.rows, ctx.options, ctx.arguments = (ignore_index, normalize), options, len(inputs)
-
-
-_TERM, _POS_SCALE, _NEG_SCALE = 1, 3, 7  # places among the options
-_BOUNDS = 8  # place among the inputs
-
-
-def _backward(bwd: Callable) -> Callable:
-    def backward(ctx: Any, grad_stats: Tensor | None, grad_sums: Tensor | None, *unused: None) -> tuple:
-        grads: list[Tensor | None] = [None] * ctx.arguments
-        if grad_stats is None and grad_sums is None:
-            return tuple(grads)
-        *pair, bounds, stats, slopes, tile_active = ctx.saved_tensors
-        grad_stats, grad_sums = (
-            torch.zeros_like(stats) if grad is None else grad.contiguous() for grad in (grad_stats, grad_sums)
-        )
-        if bounds is not None and ctx.needs_input_grad[_BOUNDS] and ctx.options[_TERM] != "exp":
-            by_side = [-ctx.options[scale] * grad_stats[k] for k, scale in enumerate((_POS_SCALE, _NEG_SCALE))]
-            grads[_BOUNDS] = (torch.stack(by_side) * slopes).to(bounds.dtype)
-        if ctx.needs_input_grad[0] or ctx.needs_input_grad[2]:
-            need_grad_ref = pair[2] is not None and ctx.needs_input_grad[2]
-            state = (stats, tile_active, bounds)
-            grads[0], grad_ref = bwd(grad_stats, grad_sums, *pair, *ctx.rows, *state, *ctx.options, need_grad_ref)
-            grads[2] = grad_ref if need_grad_ref else None
-        return tuple(grads)
-
-    return backward
-
-
-def register() -> None:
-    _library.register(
-        "pair_loss", fake_fwd=_fake_fwd, fake_bwd=_fake_bwd, setup_context=_setup_context, backward=_backward
-    )
+_library.EXTRA_GRADIENTS["pair_loss"] = _library.ExtraGradient("bounds", ("slopes",), _bounds_gradient)
 
 
 def statistics(

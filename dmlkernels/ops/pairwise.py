@@ -2,47 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from .. import _backend, _checks, _library
+from .. import _backend, _checks
 from ..reference import pairwise as reference
-
-
-def _fake_fwd(x: Tensor, y: Tensor | None, metric: str, normalize: bool, precision: str) -> Tensor:
-    return x.new_empty(x.shape[0], (x if y is None else y).shape[0])
-
-
-def _fake_bwd(
-    grad_out: Tensor, x: Tensor, y: Tensor | None, metric: str, normalize: bool, precision: str
-) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty((0, x.shape[1]) if y is None else y.shape)
-
-
-def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    x, y, ctx.metric, ctx.normalize, ctx.precision = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, y)
-
-
-def _backward(bwd: Callable) -> Callable:
-    def backward(ctx: Any, grad_out: Tensor | None) -> tuple:
-        if grad_out is None:
-            return (None,) * 5
-        x, y = ctx.saved_tensors
-        grad_x, grad_y = bwd(grad_out.contiguous(), x, y, ctx.metric, ctx.normalize, ctx.precision)
-        return grad_x, None if y is None else grad_y, None, None, None
-
-    return backward
-
-
-def register() -> None:
-    _library.register(
-        "pairwise", fake_fwd=_fake_fwd, fake_bwd=_fake_bwd, setup_context=_setup_context, backward=_backward
-    )
 
 
 def _pairwise(op: str, x: Tensor, y: Tensor | None, metric: str, normalize: bool) -> Tensor:

@@ -2,52 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from .. import _backend, _checks, _library
+from .. import _backend, _checks
 from ..reference import proxy_anchor as reference
-from ..reference.pairwise import compute_dtype
-
-
-def _fake_fwd(
-    embeddings: Tensor, labels: Tensor, proxies: Tensor, margin: float, alpha: float, normalize: bool, precision: str
-) -> tuple[Tensor, Tensor]:
-    dtype = compute_dtype(embeddings.dtype)
-    return embeddings.new_empty((), dtype=dtype), embeddings.new_empty(2, proxies.shape[0], dtype=dtype)
-
-
-def _fake_bwd(
-    grad_loss: Tensor, embeddings: Tensor, labels: Tensor, proxies: Tensor, *arguments: object
-) -> tuple[Tensor, Tensor]:
-    return embeddings.new_empty(embeddings.shape), proxies.new_empty(proxies.shape)
-
-
-def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    embeddings, labels, proxies, *ctx.options = inputs
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(embeddings, labels, proxies, output[1])
-
-
-def _backward(bwd: Callable) -> Callable:
-    def backward(ctx: Any, grad_loss: Tensor | None, unused: None) -> tuple:
-        none = (None,) * len(ctx.options)
-        if grad_loss is None:
-            return None, None, None, *none
-        grad_emb, grad_proxies = bwd(grad_loss.contiguous(), *ctx.saved_tensors, *ctx.options)
-        return grad_emb, None, grad_proxies, *none
-
-    return backward
-
-
-def register() -> None:
-    _library.register(
-        "proxy_anchor", fake_fwd=_fake_fwd, fake_bwd=_fake_bwd, setup_context=_setup_context, backward=_backward
-    )
 
 
 def proxy_anchor_and_stats(

@@ -2,68 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .. import _backend, _checks, _library
-from .._schemas import ROW_STATS, TILE, TOTALS
+from .. import _backend, _checks
 from ..reference import ranked_list as reference
-from ..reference.pairwise import compute_dtype
 
 _NAME = "ranked_list_loss"
-_POSITIVE_ARGUMENT = 16  # place of `positive` in the schema of ranked_list_fwd
-
-
-def _fake_fwd(embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None, *arguments: Any) -> tuple[Tensor, ...]:
-    m, n = embeddings.shape[0], (embeddings if ref_emb is None else ref_emb).shape[0]
-    easy = arguments[_POSITIVE_ARGUMENT - 3] == "easy"
-    dtype = compute_dtype(embeddings.dtype)
-    return (
-        embeddings.new_empty(m, dtype=dtype),
-        embeddings.new_empty(len(ROW_STATS), m, dtype=dtype),
-        embeddings.new_empty(len(TOTALS), dtype=dtype),
-        embeddings.new_empty(m if easy else 0, dtype=torch.int64),
-        embeddings.new_empty((m + TILE - 1) // TILE, (n + TILE - 1) // TILE, dtype=torch.uint8),
-    )
-
-
-def _fake_bwd(
-    grad_loss: Tensor, embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None, *arguments: Any
-) -> tuple[Tensor, Tensor]:
-    ref_rows = ref_emb.shape[0] if ref_emb is not None and arguments[-1] else 0
-    return embeddings.new_empty(embeddings.shape), embeddings.new_empty(ref_rows, embeddings.shape[1])
-
-
-def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-    embeddings, labels, ref_emb, ref_labels, ids, ref_ids, ignore_index, normalize, *options, _ = inputs
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*output[1:])
-    row_stats, _, *selected = output[1:]
-    ctx.save_for_backward(embeddings, labels, ref_emb, ref_labels, ids, ref_ids, row_stats, *selected)
-    ctx.rows, ctx.options, ctx.arguments = (ignore_index, normalize), options, len(inputs)
-
-
-def _backward(bwd: Callable) -> Callable:
-    def backward(ctx: Any, grad_loss: Tensor | None, *unused: None) -> tuple:
-        none = (None,) * (ctx.arguments - 3)
-        if grad_loss is None:
-            return None, None, None, *none
-        *pair, row_stats, easy_index, tile_active = ctx.saved_tensors
-        need_grad_ref = pair[2] is not None and ctx.needs_input_grad[2]
-        state = (row_stats, easy_index, tile_active)
-        grad_emb, grad_ref = bwd(grad_loss.contiguous(), *pair, *ctx.rows, *state, *ctx.options, need_grad_ref)
-        return grad_emb, None, grad_ref if need_grad_ref else None, *none
-
-    return backward
-
-
-def register() -> None:
-    _library.register(
-        "ranked_list", fake_fwd=_fake_fwd, fake_bwd=_fake_bwd, setup_context=_setup_context, backward=_backward
-    )
 
 
 class Options(NamedTuple):
@@ -121,7 +68,7 @@ def resolve_options(
 def loss_and_totals(
     inputs: _checks.PairInputs, options: Options, reduction: str, check_finite: bool
 ) -> tuple[Tensor, Tensor]:
-    """The reduced loss and the totals (4,) of all queries, entries as `_schemas.TOTALS` names them."""
+    """The reduced loss and the totals (4,) of all queries, entries as `_contract.TOTALS` names them."""
     _checks.one_of(_NAME, "reduction", reduction, ("mean", "sum", "none"))
     namespace = _checks.pair_namespace(_NAME, inputs, check_finite)
     if namespace is None:

@@ -2,53 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from .. import _backend, _checks, _library
+from .. import _backend, _checks
 from ..reference import soft_triple as reference
-from ..reference.pairwise import compute_dtype
 
 MAX_CENTERS_PER_CLASS = 128
 """What the kernels take: the centers of a class stand in one tile."""
-
-
-def _fake_fwd(embeddings: Tensor, labels: Tensor, centers: Tensor, *arguments: object) -> tuple[Tensor, Tensor]:
-    dtype, rows = compute_dtype(embeddings.dtype), embeddings.shape[0]
-    return embeddings.new_empty(rows, dtype=dtype), embeddings.new_empty(2, rows, dtype=dtype)
-
-
-def _fake_bwd(
-    grad_loss: Tensor, embeddings: Tensor, labels: Tensor, centers: Tensor, *arguments: object
-) -> tuple[Tensor, Tensor]:
-    return embeddings.new_empty(embeddings.shape), centers.new_empty(centers.shape)
-
-
-def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    embeddings, labels, centers, *ctx.options = inputs
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(embeddings, labels, centers, output[1])
-
-
-def _backward(bwd: Callable) -> Callable:
-    def backward(ctx: Any, grad_loss: Tensor | None, unused: None) -> tuple:
-        none = (None,) * len(ctx.options)
-        if grad_loss is None:
-            return None, None, None, *none
-        grad_emb, grad_centers = bwd(grad_loss.contiguous(), *ctx.saved_tensors, *ctx.options)
-        return grad_emb, None, grad_centers, *none
-
-    return backward
-
-
-def register() -> None:
-    _library.register(
-        "soft_triple", fake_fwd=_fake_fwd, fake_bwd=_fake_bwd, setup_context=_setup_context, backward=_backward
-    )
 
 
 def soft_triple_rows(
@@ -74,13 +35,15 @@ def soft_triple_rows(
         _checks.fail(op, "centers", f"(C*K, D) with K={k}", tuple(c.shape))
     gamma = _checks.positive(op, "gamma", gamma)
     la, margin = _checks.number(op, "la", la), _checks.number(op, "margin", margin)
-    _checks.class_labels(op, y, len(c) // k)
+    if len(c) == 0 and len(y) > 0:
+        _checks.fail(op, "labels", "in [0, C) with C=0", f"{len(y)} labels")
     namespace = _backend.namespace(op, x.device)
     if namespace is not None and k > MAX_CENTERS_PER_CLASS:
         _checks.fail(op, "centers_per_class", f"at most {MAX_CENTERS_PER_CLASS} (the reference backend takes more)", k)
     common = torch.promote_types(x.dtype, c.dtype)
     arguments = (x.to(common), y, c.to(common), k, la, gamma, margin, normalize)
     if namespace is None:
+        _checks.class_labels(op, y, len(c) // k)
         return reference.soft_triple(*arguments)
     return getattr(torch.ops, namespace).soft_triple_fwd(*arguments, _backend.get_float32_precision())
 

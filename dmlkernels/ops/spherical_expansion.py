@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .. import _backend, _checks, _library
+from .. import _backend, _checks
 from ..reference import spherical_expansion as reference
 from ..reference.pairwise import compute_dtype, rows
 
@@ -17,35 +16,6 @@ class Expansion(NamedTuple):
     embeddings: Tensor  # (M*n, D), the n synthetics of row 0, then those of row 1, …
     labels: Tensor  # (M*n,)
     valid: Tensor  # (M,) bool; False where z = p: its rows are copies of z
-
-
-def _fake_fwd(z: Tensor, proxies: Tensor, noise: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    return z.new_empty(z.shape[0] * n, z.shape[1]), z.new_empty(z.shape[0], dtype=torch.bool)
-
-
-def _fake_bwd(grad: Tensor, z: Tensor, proxies: Tensor, noise: Tensor, n: int) -> Tensor:
-    return z.new_empty(z.shape)
-
-
-def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.n = inputs
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(*tensors)
-
-
-def _backward(bwd: Callable) -> Callable:
-    def backward(ctx: Any, grad: Tensor | None, unused: None) -> tuple:
-        grad_z = None if grad is None else bwd(grad.contiguous(), *ctx.saved_tensors, ctx.n)
-        return grad_z, None, None, None
-
-    return backward
-
-
-def register() -> None:
-    _library.register(
-        "spherical_expansion", fake_fwd=_fake_fwd, fake_bwd=_fake_bwd, setup_context=_setup_context, backward=_backward
-    )
 
 
 def max_mahalanobis_centers(n: int) -> Tensor:
@@ -178,7 +148,7 @@ def _row_index(op: str, index: object, z: Tensor) -> Tensor:
             op, "index", "a (k,) tensor of row numbers", index if not isinstance(index, Tensor) else _name(index)
         )
     assert isinstance(index, Tensor)
-    if index.device.type == "cpu" and len(index) and not torch.compiler.is_compiling():
+    if len(index) and _checks.readable(index):
         low, high = (int(v) for v in index.aminmax())
         if low < 0 or high >= len(z):
             _checks.fail(op, "index", f"in [0, M) with M={len(z)}", low if low < 0 else high)

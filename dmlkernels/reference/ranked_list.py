@@ -48,7 +48,7 @@ def ranked_list(
     positive: str,
     eps_mode: str,
 ) -> tuple[Tensor, Tensor]:
-    """loss (M,), totals (4,) as `_schemas.TOTALS` names them."""
+    """loss (M,), totals (4,) as `_contract.TOTALS` names them."""
     p = pairs(inputs)
     g = p.g.detach() if grad == "query" else p.g
     d = distance(p.f, g, p.positive | p.negative)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support.sources import CSRC, reachable_includes, registered
 
-from dmlkernels._schemas import SCHEMAS
+from dmlkernels._contract import SCHEMAS
 
 SOURCES = sorted((CSRC / "cuda").iterdir())
 KERNELS = [path for path in SOURCES if path.suffix == ".cu"]

@@ -61,7 +61,7 @@ def test_same_name_in_every_layer(op, layer):
 
 @pytest.mark.parametrize("op", OPS)
 def test_operators_are_registered_in_their_file(op):
-    from dmlkernels._schemas import SCHEMAS
+    from dmlkernels._contract import SCHEMAS
 
     own = {name for name in (f"{op}_fwd", f"{op}_bwd") if name in SCHEMAS}
     assert f"{op}_fwd" in own
@@ -69,7 +69,7 @@ def test_operators_are_registered_in_their_file(op):
 
 
 def test_every_schema_is_registered_and_nothing_else():
-    from dmlkernels._schemas import SCHEMAS
+    from dmlkernels._contract import SCHEMAS
 
     assert set().union(*map(registered, CSRC.glob("cpu/*.cpp"))) == set(SCHEMAS)
 

@@ -18,7 +18,7 @@ from support.contract import assert_identical
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dmlkernels import use_backend
-from dmlkernels._schemas import SCHEMAS
+from dmlkernels._contract import SCHEMAS
 
 SOURCES = Path(__file__).resolve().parents[1] / "cuda_host"
 SEEDS = range(8)

@@ -11,7 +11,7 @@ from support.ranked_list import OPTIONS, arguments, draw, loss, match
 import dmlkernels
 from dmlkernels import functional as F
 from dmlkernels import losses
-from dmlkernels._schemas import TILE
+from dmlkernels._contract import TILE
 from dmlkernels.testing import Pairs, assert_matches, evaluate, make_pairs
 
 # Shapes. Labels are unsorted: a kernel that sorts them must put results back in place.

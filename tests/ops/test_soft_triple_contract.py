@@ -7,6 +7,7 @@ import torch
 from support import contract
 from support.contract import VIEWS, assert_close, assert_identical, strided
 from support.soft_triple import Problem
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import dmlkernels
 from dmlkernels import functional as F
@@ -46,7 +47,7 @@ def test_compile(kernel, device):
     if kernel.asynchronous:
         assert bool(compiled(problem.embeddings, problem.labels + 1, problem.centers, centers_per_class=3).isnan())
     else:
-        with pytest.raises(RuntimeError, match=r"labels must be in \[0, C\) with C=9, got 9"):
+        with pytest.raises(ValueError, match=r"labels must be in \[0, C\) with C=9, got 9"):
             compiled(problem.embeddings, problem.labels + 1, problem.centers, centers_per_class=3)
 
 
@@ -138,19 +139,26 @@ def test_messages(backend, device):
 
 
 def test_labels_outside(backend, device):
-    """An error where tensors are on the CPU."""
-    problem = Problem(12, 5, 3, 6, device="cpu")
-    x, y, w = problem.embeddings, problem.labels, problem.centers
+    """The operator's own error on a CPU, in the words of the function; NaN where nobody waits for the kernel."""
+    problem = Problem(12, 5, 3, 6, device=device)
+    y, w = problem.labels, problem.centers
+    good = {"embeddings": problem.embeddings, "labels": y, "centers": w, "centers_per_class": 3}
     op = "soft_triple_loss: labels must be in [0, C) with "
-    contract.check_messages(
-        F.soft_triple_loss,
-        {"embeddings": x, "labels": y, "centers": w, "centers_per_class": 3},
-        [
-            ({"labels": y + 1}, op + "C=5, got 5"),
-            ({"labels": y - 1}, op + "C=5, got -1"),
-            ({"centers": w[:0]}, op + "C=0, got 12 labels"),
-        ],
-    )
+    contract.check_messages(F.soft_triple_loss, good, [({"centers": w[:0]}, op + "C=0, got 12 labels")])
+    if backend.asynchronous:
+        assert all(bool(F.soft_triple_loss(**good | {"labels": labels}).isnan()) for labels in (y + 1, y - 1))
+        return
+    outside = [({"labels": y + 1}, op + "C=5, got 5"), ({"labels": y - 1}, op + "C=5, got -1")]
+    contract.check_messages(F.soft_triple_loss, good, outside)
+
+
+@pytest.mark.parametrize("name", ["native", "reference"])
+def test_fake_tensors(name):
+    """Nothing in Python reads the labels where there are none to read."""
+    with FakeTensorMode(), dmlkernels.use_backend(name):
+        x, w = torch.randn(12, 6, requires_grad=True), torch.randn(15, 6, requires_grad=True)
+        F.soft_triple_loss(x, torch.arange(12) % 5, w, centers_per_class=3).backward()
+        assert (x.grad.shape, w.grad.shape) == ((12, 6), (15, 6))
 
 
 def test_more_centers_than_a_tile_has(kernel, device):

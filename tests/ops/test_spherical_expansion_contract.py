@@ -221,25 +221,3 @@ def test_messages(backend, device):
         {"n": 2},
         [({"n": 0}, "max_mahalanobis_centers: n must be an integer of at least 1, got 0")],
     )
-
-
-def test_direct_calls_are_checked(kernel, device):
-    problem = Problem(12, 6, 3, torch.float32, device=device)
-    z, own, noise = problem.z, problem.proxies[problem.labels], problem.noise
-    bad = {
-        "vector": {"z": z[0]},
-        "integers": {"z": z.long()},
-        "fewer proxies": {"proxies": own[:11]},
-        "narrow proxies": {"proxies": own[:, :5].contiguous()},
-        "proxies of another dtype": {"proxies": own.double()},
-        "no noise": {"noise": noise[:, :1]},
-        "flat noise": {"noise": noise[:, 0]},
-        "noise of another dtype": {"noise": noise.double()},
-        "n of 0": {"n": 0},
-        "n of D": {"n": 6, "noise": torch.randn(12, 5, 6, device=device)},
-    }
-    good = {"z": z, "proxies": own, "noise": noise, "n": 3}
-    contract.check_rejects(kernel.operators.spherical_expansion_fwd, good, bad)
-    grad = torch.ones(36, 6, device=device)
-    bad |= {"short grad": {"grad": grad[:35]}, "grad of another dtype": {"grad": grad.double()}}
-    contract.check_rejects(kernel.operators.spherical_expansion_bwd, {"grad": grad, **good}, bad)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from dmlkernels import _backend, _schemas
+from dmlkernels import _backend, _contract
 
 pytestmark = pytest.mark.skipif("cpu" not in _backend.loaded["native"], reason="the planner is in the native part")
 
-TILE = _schemas.TILE
+TILE = _contract.TILE
 SIZES = [0, 1, TILE - 1, TILE, TILE + 1, 2 * TILE, 3 * TILE, 5 * TILE + 7, 8 * TILE, 17 * TILE]
 
 

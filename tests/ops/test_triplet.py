@@ -12,7 +12,7 @@ from support.triplet import OPTIONS, by_hand, draw, found, loss, match
 
 import dmlkernels
 from dmlkernels import _checks, losses
-from dmlkernels._schemas import TILE
+from dmlkernels._contract import TILE
 from dmlkernels.reference.pairwise import distance
 from dmlkernels.reference.pairwise import rows as unit_rows
 from dmlkernels.testing import Pairs, evaluate, make_pairs

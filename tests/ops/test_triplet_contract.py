@@ -121,52 +121,6 @@ def test_swap_is_the_references(kernel, device, negative):
         assert bool(F.triplet_loss(*pairs[:2], **options) > 0)
 
 
-@pytest.mark.parametrize("n", [None, 9], ids=["self", "reference"])
-@pytest.mark.parametrize("negative", ["all", "semihard"])
-def test_direct_calls_are_checked(kernel, device, negative, n):
-    """torch.ops skips the public function; the operator still has to hold its ground."""
-    pairs = make_pairs("random", 12, n, 4, 3, device=device)
-    x, y = pairs.embeddings, pairs.labels
-    fwd, bwd = kernel.operators.triplet_fwd, kernel.operators.triplet_bwd
-    forward = arguments(pairs, negative=negative)
-    good = dict(zip([a.name for a in fwd.default._schema.arguments], forward, strict=True))
-    bad = {
-        "vector": {"embeddings": x[0]},
-        "integers": {"embeddings": x.long()},
-        "short labels": {"labels": y[:11]},
-        "int32 labels": {"labels": y.int()},
-        "short ids": {"ids": y[:3], "ref_ids": None if n is None else pairs.ref_labels},
-        "unknown negative": {"negative": "hard"},
-    }
-    if n is None:
-        bad |= {"ref_labels alone": {"ref_labels": y}, "ref_ids alone": {"ref_ids": y}, "ref_emb alone": {"ref_emb": x}}
-    else:
-        g, h = pairs.ref_emb, pairs.ref_labels
-        bad |= {
-            "no ref_labels": {"ref_labels": None},
-            "other width": {"ref_emb": g[:, :3].contiguous()},
-            "other dtype": {"ref_emb": g.double()},
-            "short ref_labels": {"ref_labels": h[:4]},
-            "ids alone": {"ids": y},
-            "ref_ids alone": {"ref_ids": h},
-        }
-    contract.check_rejects(fwd, good, bad)
-
-    names = [a.name for a in bwd.default._schema.arguments]
-    good = dict(zip(names, backward_arguments(kernel.operators, forward, n is not None), strict=True))
-    grad, tiles = good["grad_loss_sum"], good["tile_active"]
-    bad |= {
-        "short grad": {"grad_loss_sum": grad[:5]},
-        "grad of another dtype": {"grad_loss_sum": grad.double()},
-        "scalar grad": {"grad_loss_sum": grad.sum()},
-        "tiles of another shape": {"tile_active": tiles.new_zeros(2, 3)},
-        "tiles of another dtype": {"tile_active": tiles.long()},
-    }
-    if n is None:
-        bad["gradient of no gallery"] = {"need_grad_ref": True}
-    contract.check_rejects(bwd, good, bad)
-
-
 def test_counts_are_not_differentiable(kernel, device):
     pairs = make_pairs("random", 12, d=4, device=device)
     rows = found(pairs, pairs.embeddings.requires_grad_())

@@ -13,10 +13,10 @@ import torch
 from support.contract import Recorder
 
 import dmlkernels
-from dmlkernels import _backend, _triton
+from dmlkernels import _backend, _diagnose
 from dmlkernels import functional as F
 from dmlkernels._autotable import FASTEST
-from dmlkernels._schemas import SCHEMAS
+from dmlkernels._contract import SCHEMAS
 
 PACKAGE = Path(dmlkernels.__file__).parent
 
@@ -139,13 +139,13 @@ print(dmlkernels._backend.missing["triton", "cpu"])
 @pytest.fixture
 def gpu(monkeypatch):
     """Looks like a GPU to the choice of a backend."""
-    _triton.unsupported.cache_clear()
+    _diagnose.unsupported_by_triton.cache_clear()
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Some GPU")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
     monkeypatch.setitem(_backend.loaded, "native", {"cuda"})
     monkeypatch.setitem(_backend.loaded, "triton", {"cuda"})
     yield torch.device("cuda", 0)
-    _triton.unsupported.cache_clear()
+    _diagnose.unsupported_by_triton.cache_clear()
 
 
 def test_auto_takes_the_faster_one(gpu, monkeypatch):
@@ -159,7 +159,7 @@ def test_auto_takes_the_faster_one(gpu, monkeypatch):
 
 def test_a_gpu_that_triton_does_not_support(gpu, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 0))
-    assert _triton.unsupported(0) == "Some GPU has compute capability 7.0, and they need 8.0"
+    assert _diagnose.unsupported_by_triton(0) == "Some GPU has compute capability 7.0, and they need 8.0"
     monkeypatch.setitem(FASTEST, "Some GPU", {"mine": "triton"})
     assert _backend.namespace("mine", gpu) == "dmlkernels"
     monkeypatch.setitem(_backend.loaded, "native", set())

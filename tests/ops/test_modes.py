@@ -1,0 +1,140 @@
+"""Modes of differentiation of every operator: each is right, or raises and names the reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support import operators as calls
+from torch.autograd import forward_ad
+
+from dmlkernels import functional as F
+from dmlkernels import use_backend
+
+REFERENCE = r"dmlkernels\.use_backend\('reference'\)"
+LOSSES = [op for op in calls.FORWARDS if calls.differentiable(op)]
+
+
+def function(op, kernel, dtype=torch.float64, reference=True):
+    """A number as a function of the operator's differentiable arguments, and these."""
+    known = calls.arguments(op, kernel, dtype, reference)
+    names = [name for name in calls.differentiable(op) if known[name] is not None]
+    return lambda *xs: calls.value(op, kernel, known | dict(zip(names, xs, strict=True))), [
+        known[name] for name in names
+    ]
+
+
+def gradients(f, xs):
+    leaves = [x.clone().requires_grad_() for x in xs]
+    return torch.autograd.grad(f(*leaves), leaves)
+
+
+@pytest.mark.parametrize("reference", [True, False], ids=["reference", "self"])
+@pytest.mark.parametrize("op", LOSSES)
+def test_reverse(kernel, op, reference):
+    """Along a direction the gradient is what the value changes by."""
+    f, xs = function(op, kernel, reference=reference)
+    generator = torch.Generator().manual_seed(1)
+    along = [torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device) for x in xs]
+    along = [(v + v.mT) / 2 if op == "cholesky_fwd" else v for v in along]
+    h = 1e-6
+    change = f(*(x + h * v for x, v in zip(xs, along))) - f(*(x - h * v for x, v in zip(xs, along)))
+    slope = sum((g * v).sum() for g, v in zip(gradients(f, xs), along))
+    if op == "spherical_expansion_fwd":  # its frames are constants of the gradient
+        assert bool(slope.isfinite())
+        return
+    torch.testing.assert_close(slope, change / (2 * h), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("op", LOSSES)
+def test_reverse_of_torch_func(kernel, op):
+    f, xs = function(op, kernel)
+    expected = gradients(f, xs)
+    every = tuple(range(len(xs)))
+    for got in (
+        torch.func.grad(f, every)(*xs),
+        torch.func.vjp(f, *xs)[1](torch.ones((), dtype=xs[0].dtype, device=kernel.device)),
+    ):
+        for a, b in zip(got, expected, strict=True):
+            assert torch.equal(a, b)
+    with torch.no_grad():
+        assert torch.equal(torch.func.jacrev(f)(*xs), expected[0])
+
+
+@pytest.mark.parametrize("op", LOSSES)
+def test_vmap_of_grad(kernel, op):
+    f, xs = function(op, kernel)
+    first = lambda x: f(x, *xs[1:])  # noqa: E731
+    batch = torch.stack([xs[0], 1.25 * xs[0]])
+    expected = torch.stack([gradients(f, [x, *xs[1:]])[0] for x in batch])
+    assert torch.equal(torch.vmap(torch.func.grad(first))(batch), expected)
+    assert torch.equal(torch.func.grad(lambda b: torch.vmap(first)(b).sum())(batch), expected)
+
+
+SECOND = {
+    "backward": lambda f, x: torch.autograd.grad(torch.autograd.grad(f(x), x, create_graph=True)[0].sum(), x),
+    "grad of grad": lambda f, x: torch.func.grad(lambda y: torch.func.grad(f)(y).sum())(x.detach()),
+    "jacrev of jacrev": lambda f, x: torch.func.jacrev(torch.func.jacrev(f))(x.detach()),
+}
+
+
+@pytest.mark.parametrize("way", SECOND)
+@pytest.mark.parametrize("op", LOSSES)
+def test_second_derivatives_raise(kernel, op, way):
+    f, (x, *others) = function(op, kernel)
+    with pytest.raises(RuntimeError, match=f"{op[:-4]}: the gradient cannot be differentiated again; .*{REFERENCE}"):
+        SECOND[way](lambda y: f(y, *others), x.clone().requires_grad_())
+
+
+def dual(f, x):
+    with forward_ad.dual_level():
+        f(forward_ad.make_dual(x, x))
+
+
+FORWARD = {
+    "jvp": lambda f, x: torch.func.jvp(f, (x,), (x,)),
+    "jacfwd": lambda f, x: torch.func.jacfwd(f)(x),
+    "linearize": lambda f, x: torch.func.linearize(f, x),
+    "hessian": lambda f, x: torch.func.hessian(f)(x),
+    "jacfwd of grad": lambda f, x: torch.func.jacfwd(torch.func.grad(f))(x),
+    "grad of jvp": lambda f, x: torch.func.grad(lambda y: torch.func.jvp(f, (y,), (x,))[1])(x),
+    "dual": dual,
+    "dual without grad": torch.no_grad()(dual),
+    "dual that requires grad": lambda f, x: dual(f, x.clone().requires_grad_()),
+}
+
+
+@pytest.mark.parametrize("way", FORWARD)
+@pytest.mark.parametrize("op", LOSSES)
+def test_forward_mode_raises(kernel, op, way):
+    f, (x, *others) = function(op, kernel)
+    with pytest.raises(RuntimeError, match=f"{op[:-4]}: there is no forward-mode derivative .*{REFERENCE}"):
+        FORWARD[way](lambda y: f(y, *others), x)
+
+
+@pytest.mark.parametrize("op", calls.BACKWARDS)
+def test_forward_mode_of_a_backward_raises(kernel, op):
+    known = calls.arguments(op, kernel)
+    for name in calls.tensors(known):
+        with pytest.raises(RuntimeError, match=f"{op[:-4]}: there is no forward-mode derivative .*{REFERENCE}"):
+            dual(lambda x, name=name: getattr(kernel.operators, op)(**known | {name: x}), known[name])
+
+
+def test_what_is_drawn_has_no_derivative(kernel):
+    known = calls.arguments("distance_weighted_fwd", kernel)
+    draw = lambda x: kernel.operators.distance_weighted_fwd(**known | {"embeddings": x})  # noqa: E731
+    index, tangent = torch.func.jvp(draw, (known["embeddings"],), (known["embeddings"],))
+    assert index.dtype == tangent.dtype == torch.int64
+    assert not tangent.any()
+
+
+@pytest.mark.parametrize("name", ["supcon_loss", "multi_similarity_loss", "ranked_list_loss", "coding_rate_reduction"])
+def test_the_reference_has_every_mode(name):
+    """What the sentence promises: forward mode is the gradient along the direction."""
+    generator = torch.Generator().manual_seed(2)
+    x, v = torch.randn(2, 24, 16, generator=generator, dtype=torch.float64)
+    f = lambda x: getattr(F, name)(x, torch.arange(24) // 4)  # noqa: E731
+    with use_backend("reference"):
+        _, slope = torch.func.jvp(f, (x,), (v,))
+        torch.testing.assert_close(slope, (torch.func.grad(f)(x) * v).sum())
+        torch.testing.assert_close(torch.func.jacfwd(f)(x), torch.func.grad(f)(x))
+        assert bool(slope != 0)
