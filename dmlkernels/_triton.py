@@ -68,7 +68,7 @@ def _launch(operator: str, *arguments: Any) -> Any:
 
 @functools.cache
 def _launcher(operator: str) -> Callable[..., Any]:
-    from .triton_kernels import MODULES  # type: ignore[import-not-found]  # the folder stands elsewhere in a clone
+    from .triton_kernels import MODULES
 
     module = importlib.import_module(f"dmlkernels.triton_kernels.{MODULES[operator.rpartition('_')[0]]}")
     return module.OPERATORS[operator]
