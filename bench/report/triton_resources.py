@@ -23,7 +23,7 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # Triton 3.10 changes th
 
 import torch
 import triton
-from dmlkernels.triton_kernels import MODULES, _configs
+from dmlkernels.triton_kernels import MODULES, _configs  # type: ignore[import-not-found]
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
