@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +26,14 @@ class PairInputs(NamedTuple):
 
 def fail(op: str, argument: str, expected: str, got: object) -> None:
     raise ValueError(f"{op}: {argument} must be {expected}, got {got}")
+
+
+def renamed(op: str, operator: Callable[..., Any], *arguments: Any) -> Any:
+    """What the operator gives; what it refuses is said in the name of the public function `op`."""
+    try:
+        return operator(*arguments)
+    except ValueError as error:
+        raise ValueError(f"{op}: {str(error).partition(': ')[2]}") from None
 
 
 def one_of(op: str, argument: str, value: object, choices: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ CLAUSE  a|b             one of these strings
         in [0, N)       every number of it. Those of a tensor are looked at where nobody has to wait for them, on a CPU
         with x and y    given where all of these are, and only there
         N = M without   what a size is where this optional argument is None
+        is N            the number is this size; without it nothing is held against the size
         gradient of x   the incoming gradient of a result, or the outgoing one of an argument; of a bool: whether it is
                         needed
 
@@ -30,12 +31,6 @@ from typing import Any, NamedTuple
 
 TILE = 128
 """Side of the tiles of pairs of which `tile_active` keeps one byte each; the same in every backend."""
-
-ROW_STATS = ("log_denom_pos", "log_denom_neg", "loss_pos", "loss_neg")
-"""Rows of ranked_list's `row_stats (4, M)`: log of the weights' denominators, and the losses of the two sets."""
-
-TOTALS = ("count_pos", "count_neg", "dist_pos", "dist_neg")
-"""Entries of ranked_list's `totals (4,)`: ordered pairs in the non-trivial sets, and their summed distances."""
 
 _ROWS = """
 Tensor embeddings (M, D) floating
@@ -56,36 +51,31 @@ bool need_grad_ref; gradient of ref_emb
 
 _TILES = f"(ceil(M/{TILE}), ceil(N/{TILE}))"
 
-_RANKED_LIST = f"""
-float alpha
-float margin
-float pos_temperature
-float neg_temperature
-float pos_weight
-float neg_weight
+# x = scale * (v - base) of a pair's value v, or scale * (v - bounds[side, i]). ramp and origin: of term "exp";
+# temperature: of term "moment".
+_SIDE = """
+str {0}_term; none|hinge|softplus|exp|moment
+float {0}_scale
+float {0}_base
+float {0}_ramp
+float {0}_origin
+float {0}_temperature"""
+
+# weight_grad: the softmax weights of a moment are differentiated. grad: to both ends of a pair, or to the query only.
+# apart: coincident pairs are excluded.
+_PAIR_LOSS = f"""
+Tensor? bounds (2, M) compute embeddings
+int? classes; is C
+str value; similarity|distance|squared{_SIDE.format("pos")}{_SIDE.format("neg")}
 bool weight_grad
 str grad; full|query
-str positive; all|easy
-str eps_mode; none|pml
+bool apart
 {_PRECISION}
 bool deterministic"""
 
-# x = scale * (v - base) of a pair's value v, with bounds scale * (v - bounds[side, i]); ramp, origin: of term "exp".
-_PAIR_LOSS = f"""
-Tensor? bounds (2, M) compute embeddings
-str value; similarity|distance|squared
-str term; hinge|softplus|exp
-str sides; both|positive|negative
-float pos_scale
-float pos_base
-float pos_ramp
-float pos_origin
-float neg_scale
-float neg_base
-float neg_ramp
-float neg_origin
-{_PRECISION}
-bool deterministic"""
+_CLASSED_ROWS = _ROWS.replace("labels (M,) int64", "labels (M,) int64; in [0, C)").replace(
+    "int64; with ref_emb\n", "int64; with ref_emb; in [0, C)\n"
+)
 
 # Of every positive: with all negatives, or with the nearest one that is farther.
 _TRIPLET = f"""
@@ -94,12 +84,6 @@ float margin
 bool soft
 {_PRECISION}
 bool deterministic"""
-
-_PROXY_ANCHOR = f"""
-float margin
-float alpha
-bool normalize
-{_PRECISION}"""
 
 _SOFT_TRIPLE = f"""
 int centers_per_class; in [1, 128]
@@ -128,24 +112,11 @@ bool normalize
 -> Tensor grad_x (M, D) like x; gradient of x
 -> Tensor grad_y (N, D) if y else (0, D) like x; gradient of y
 """,
-    "ranked_list_fwd": f"""{_ROWS}{_RANKED_LIST}
-bool check_finite
--> Tensor loss (M,) compute embeddings
--> Tensor row_stats ({len(ROW_STATS)}, M) compute embeddings
--> Tensor totals ({len(TOTALS)},) compute embeddings
--> Tensor easy_index (M,) if positive = easy else (0,) int64
--> Tensor tile_active {_TILES} uint8
-""",
-    "ranked_list_bwd": f"""
-Tensor grad_loss (M,) compute embeddings; gradient of loss{_ROWS}
-Tensor row_stats ({len(ROW_STATS)}, M) compute embeddings
-Tensor easy_index (M,) if positive = easy else (0,) int64; in [-1, N)
-Tensor tile_active {_TILES} uint8{_RANKED_LIST}{_PAIR_GRADIENTS}
-""",
-    # stats, sums, members and slopes: of the positives and of the negatives of each query
-    "pair_loss_fwd": f"""{_ROWS}{_PAIR_LOSS}
+    # all but the last: of the positives and of the negatives of each query
+    "pair_loss_fwd": f"""{_CLASSED_ROWS}{_PAIR_LOSS}
 bool check_finite
 -> Tensor stats (2, M) compute embeddings
+-> Tensor log_sums (2, M) compute embeddings
 -> Tensor sums (2, M) compute embeddings
 -> Tensor members (2, M) compute embeddings
 -> Tensor slopes (2, M) compute embeddings
@@ -153,8 +124,10 @@ bool check_finite
 """,
     "pair_loss_bwd": f"""
 Tensor grad_stats (2, M) compute embeddings; gradient of stats
-Tensor grad_sums (2, M) compute embeddings; gradient of sums{_ROWS}
+Tensor grad_log_sums (2, M) compute embeddings; gradient of log_sums
+Tensor grad_sums (2, M) compute embeddings; gradient of sums{_CLASSED_ROWS}
 Tensor stats (2, M) compute embeddings
+Tensor log_sums (2, M) compute embeddings
 Tensor tile_active {_TILES} uint8{_PAIR_LOSS}{_PAIR_GRADIENTS}
 """,
     # loss_sum, nonzero and count: of the triplets of each query
@@ -258,23 +231,6 @@ Tensor noise (k, n-1, D) like z
 int n; in [1, D-1]
 -> Tensor grad_z (k, D) like z; gradient of z
 """,
-    # proxy_stats: log(1 + sum) of the positives and of the negatives
-    "proxy_anchor_fwd": f"""
-Tensor embeddings (M, D) floating
-Tensor labels (M,) int64; in [0, C)
-Tensor proxies (C, D) like embeddings{_PROXY_ANCHOR}
--> Tensor loss () compute embeddings
--> Tensor proxy_stats (2, C) compute embeddings
-""",
-    "proxy_anchor_bwd": f"""
-Tensor grad_loss () compute embeddings; gradient of loss
-Tensor embeddings (M, D) floating
-Tensor labels (M,) int64; in [0, C)
-Tensor proxies (C, D) like embeddings
-Tensor proxy_stats (2, C) compute embeddings{_PROXY_ANCHOR}
--> Tensor grad_embeddings (M, D) like embeddings; gradient of embeddings
--> Tensor grad_proxies (C, D) like embeddings; gradient of proxies
-""",
     # centers class by class; row_stats: log of the sum of e^logit over the classes, and the probability of those not
     # its own
     "soft_triple_fwd": f"""
@@ -367,6 +323,7 @@ class Argument(NamedTuple):
     partners: tuple[str, ...]
     without: tuple[str, str] | None  # a size, and what it is without this argument
     gradient_of: str
+    size: str  # that this number is
 
     @property
     def like(self) -> str:
@@ -390,7 +347,7 @@ _HEAD = re.compile(
 )
 _CLAUSES = re.compile(
     r"(?:in (?P<interval>[\[(](?P<low>.+), (?P<high>.+)[\])])|with (?P<partners>\w+(?: and \w+)*)"
-    r"|(?P<size>\w+) = (?P<instead>\w+) without|gradient of (?P<gradient_of>\w+)|(?P<choices>\w+(?:\|\w+)+))"
+    r"|(?P<size>\w+) = (?P<instead>\w+) without|is (?P<number>\w+)|gradient of (?P<gradient_of>\w+)|(?P<choices>\w+(?:\|\w+)+))"
 )
 
 
@@ -423,6 +380,7 @@ def _argument(line: str) -> Argument:
         partners=tuple(said["partners"].split(" and ")) if "partners" in said else (),
         without=(said["size"], said["instead"]) if "size" in said else None,
         gradient_of=said.get("gradient_of", ""),
+        size=said.get("number", ""),
     )
 
 
@@ -488,7 +446,7 @@ class _Check:
 
     def __init__(self, operator: Operator, given: Mapping[str, Any]):
         self.operator, self.given = operator, given
-        self.sizes = {a.name: given[a.name] for a in operator.arguments if a.type in ("int", "float")}
+        self.sizes = {a.size or a.name: given[a.name] for a in operator.arguments if a.type in ("int", "float")}
         self.first = next(a.name for a in operator.in_order if a.type == "Tensor")
 
     def fail(self, argument: str, expected: str, got: object, names: Sequence[str] = ()) -> None:

@@ -8,14 +8,14 @@ from .losses.margin import margin_loss
 from .losses.multi_similarity import multi_similarity_loss
 from .losses.nca import nca_loss
 from .losses.ntxent import ntxent_loss
+from .losses.proxy_anchor import proxy_anchor_loss
 from .losses.proxy_nca import proxy_nca_loss
+from .losses.ranked_list import ranked_list_loss
 from .losses.supcon import supcon_loss
 from .losses.triplet import triplet_loss
 from .ops.coding_rate import cholesky_logdet, class_coding_rate, coding_rate, coding_rate_reduction
 from .ops.nearest_positive import Mined, NearestPositive, mine, nearest_positive
 from .ops.pairwise import pairwise_distance, pairwise_similarity
-from .ops.proxy_anchor import proxy_anchor_loss
-from .ops.ranked_list import ranked_list_loss
 from .ops.soft_triple import soft_triple_loss
 from .ops.spherical_expansion import Expansion, max_mahalanobis_centers, spherical_expansion
 

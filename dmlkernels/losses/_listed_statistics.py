@@ -10,8 +10,8 @@ from torch import Tensor
 
 from .. import _checks
 from ..ops.nearest_positive import NearestPositive
-from ..ops.pair_loss import Options, Side, Statistics, statistics
-from ..reference.pairwise import rows
+from ..ops.pair_loss import OneSide, Options, Side, Statistics, statistics
+from ..reference.pairwise import compute_dtype, rows
 from ._listed import every_listed_pair, listed_distance, listed_pairs
 
 
@@ -45,44 +45,57 @@ def side_statistics(
     row: Tensor,
     count: int,
     side: Side,
-    term: str,
     bound: Tensor | None = None,
     present: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """stat, sum, members and slope (count,) of one side from values v (L,), of which row (L,) are the queries.
+    weight_grad: bool = False,
+) -> OneSide:
+    """The statistics (count,) of one side from values v (L,), of which row (L,) are the queries.
 
     Args:
         bound: (count,), differentiable but for "exp".
         present: (L,) bool, which of the values there are; None: all.
+        weight_grad: the weights of a "moment" are differentiated.
     """
-    scale, base, ramp, origin = side
     present = torch.ones_like(row, dtype=torch.bool) if present is None else present
     v = torch.where(present, v, 0)
+    nothing = v.new_full((count,), -torch.inf)
 
     def total(values: Tensor) -> Tensor:
         return v.new_zeros(count).index_add(0, row, values.to(v.dtype))
 
-    if term == "exp":
-        # Written so that NaN is kept, and reaches the loss.
-        kept = present if bound is None else present & ~(scale * (v.detach() - bound.detach()[row]) <= 0)
-        factor = scale * (ramp * (v.detach() - origin)).clamp_min(0) if ramp else scale
-        score = torch.where(kept, factor * (v - base), -torch.inf)
-        top = row_extreme(score.detach(), row, count, "amax")
+    def log_sum_exp(scores: Tensor, kept: Tensor) -> Tensor:
+        scores = torch.where(kept, scores, -torch.inf)
+        top = row_extreme(scores.detach(), row, count, "amax")
         top = torch.where(top == -torch.inf, 0, top)
-        sums = total((score - top[row]).exp())
+        sums = total((scores - top[row]).exp())
         # A row without a pair is computed on 1: the logarithm of 0 has no gradient.
         some = ~(sums.detach() == 0)
-        stat = torch.where(some, torch.where(some, sums, 1).log() + top, -torch.inf)
-        taking_part, slope = kept, kept
+        return torch.where(some, torch.where(some, sums, 1).log() + top, -torch.inf)
+
+    x = side.scale * (v - (side.base if bound is None else bound.to(v.dtype)[row]))
+    violating = present & ~(x.detach() <= 0)  # NaN must reach the loss
+    taking_part, slope, log_sum = violating, violating, nothing
+    if side.term == "exp":
+        taking_part = slope = present if bound is None else violating
+        factor = side.scale * (side.ramp * (v.detach() - side.origin)).clamp_min(0) if side.ramp else side.scale
+        stat = log_sum_exp(factor * (v - side.base), taking_part)
+    elif side.term == "moment":
+        scores = side.temperature * x
+        log_sum = log_sum_exp(scores, violating)
+        logits = scores - torch.where(log_sum.isinf(), 0, log_sum)[row]
+        weights = torch.where(violating, logits if weight_grad else logits.detach(), -torch.inf).exp()
+        stat = total(torch.where(violating, weights * x, 0))
+    elif side.term == "hinge":
+        stat = total(torch.where(violating, x, 0))
     else:
-        x = scale * (v - (base if bound is None else bound.to(v.dtype)[row]))
-        if term == "hinge":
-            taking_part = slope = present & ~(x.detach() <= 0)
-            stat = total(torch.where(taking_part, x, 0))
-        else:
-            taking_part, slope = present, torch.where(present, x.detach().sigmoid(), 0)
-            stat = total(torch.where(present, torch.logaddexp(x, torch.zeros_like(x)), 0))
-    return stat, total(torch.where(taking_part, v, 0)), total(present), total(slope)
+        taking_part, slope = present, torch.where(present, x.detach().sigmoid(), 0)
+        stat = total(torch.where(present, torch.logaddexp(x, torch.zeros_like(x)), 0))
+    return OneSide(stat, log_sum, total(torch.where(taking_part, v, 0)), total(present), total(slope))
+
+
+def no_statistics(like: Tensor, count: int) -> OneSide:
+    """Of a side that does not take part."""
+    return side_statistics(like[:0], torch.zeros(0, dtype=torch.int64, device=like.device), count, Side("hinge", 1.0))
 
 
 def listed_statistics(
@@ -114,14 +127,18 @@ def listed_statistics(
         with torch.no_grad():
             place = nearest_listed(listed_distance(embeddings[a1], gallery[p], normalize), a1, count)
         a1, p = a1[place], p[place]
-    results = []
+    sides = []
     for k, (side, anchor, other) in enumerate(((options.pos, a1, p), (options.neg, a2, n))):
         if side is None:
-            anchor, other, side = anchor[:0], other[:0], Side(1.0)
-        v = _values(embeddings[anchor], gallery[other], options.value, normalize)
+            sides.append(no_statistics(embeddings.new_zeros(0, dtype=compute_dtype(embeddings.dtype)), count))
+            continue
+        end = gallery.detach() if options.grad == "query" else gallery
+        v = _values(embeddings[anchor], end[other], options.value, normalize)
+        # Listed pairs have no exclusions but these; a NaN is kept, and reaches the loss.
+        present = ~(v.detach() <= 0) if options.apart else None
         bound = None if bounds is None else bounds[k].to(v.dtype)
-        results.append(side_statistics(v, anchor, count, side, options.term, bound))
-    return Statistics(*(side for result in zip(*results) for side in result))
+        sides.append(side_statistics(v, anchor, count, side, bound, present, options.weight_grad))
+    return Statistics.of(*sides)
 
 
 def rows_at(gallery: Tensor, index: Tensor) -> Tensor:
@@ -148,16 +165,18 @@ def easy_statistics(
     assert options.pos is not None
     v, index = nearest
     present = (index >= 0) | v.isnan()
-    if options.value != "distance":
+    if options.value != "distance" or options.grad == "query":
         gallery = inputs.embeddings if inputs.ref_emb is None else inputs.ref_emb
+        end = gallery.detach() if options.grad == "query" else gallery
         left = torch.where((index >= 0)[:, None], inputs.embeddings, 0)
-        value = _values(left, rows_at(gallery, index), options.value, inputs.normalize)
+        value = _values(left, rows_at(end, index), options.value, inputs.normalize)
         v = torch.where(v.isnan(), torch.nan, value)
+    if options.apart:
+        present = present & ~(v.detach() <= 0)
     row = torch.arange(len(index), device=index.device)
     bound = None if bounds is None else bounds[0].to(v.dtype)
-    pos = side_statistics(v, row, len(index), options.pos, options.term, bound, present)
+    pos = side_statistics(v, row, len(index), options.pos, bound, present, options.weight_grad)
     if options.neg is None:
-        none = side_statistics(v[:0], row[:0], len(index), Side(1.0), options.term)
-        return Statistics(*(side for sides in zip(pos, none) for side in sides))
+        return Statistics.of(pos, no_statistics(v, len(index)))
     negative = statistics(op, inputs, options._replace(pos=None), bounds, check_finite)
-    return negative._replace(pos=pos[0], pos_sum=pos[1], pos_members=pos[2], pos_slope=pos[3])
+    return Statistics.of(pos, negative.negatives())

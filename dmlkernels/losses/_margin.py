@@ -50,7 +50,7 @@ class Settings(NamedTuple):
     def hinges(self, beta: float | Tensor) -> Options:
         """[margin + d − β]₊ and [margin + β − d]₊; a tensor's boundaries come from `bounds`."""
         at = 0.0 if isinstance(beta, Tensor) else beta
-        return Options("distance", "hinge", Side(1.0, at - self.margin), Side(-1.0, at + self.margin))
+        return Options("distance", Side("hinge", 1.0, at - self.margin), Side("hinge", -1.0, at + self.margin))
 
     def bounds(self, beta: float | Tensor) -> Tensor | None:
         """(2, M) of a tensor β (M,)."""
@@ -153,6 +153,6 @@ def drawn_statistics(
     row = torch.arange(m, device=device).repeat_interleave(draws)
     d, present = sampled_distance(inputs, index).flatten(), (index >= 0).flatten()
     assert hinges.neg is not None
-    drawn = side_statistics(d, row, m, hinges.neg, "hinge", None if bounds is None else bounds[1], present)
-    found = found._replace(neg=drawn[0], neg_sum=drawn[1], neg_members=drawn[2], neg_slope=drawn[3])
+    drawn = side_statistics(d, row, m, hinges.neg, None if bounds is None else bounds[1], present)
+    found = Statistics.of(found.positives(), drawn)
     return Weighted.of(found, "pairs")

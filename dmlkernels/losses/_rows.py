@@ -51,6 +51,14 @@ class Source:
             return torch.full((), labels.shape[0], device=labels.device)
         return (labels != ignored).sum()
 
+    def gallery_rows(self) -> Tensor:
+        """() how many gallery rows there are, without those that ignore_index takes out (lists name their rows)."""
+        _, labels, _, ref_labels, _, _, ignored, _ = self.inputs
+        labels = labels if ref_labels is None else ref_labels
+        if ignored is None or self.indices_tuple is not None:
+            return torch.full((), labels.shape[0], device=labels.device)
+        return (labels != ignored).sum()
+
 
 def some(log_sum: Tensor) -> Tensor:
     """Of which rows a log-sum-exp is one of something; a NaN is, for it must reach the loss."""

@@ -24,9 +24,9 @@ class Settings(NamedTuple):
         return Settings(_checks.number(name, "m", m), _checks.positive(name, "gamma", gamma), positive)
 
     def loss(self, source: Source) -> tuple[Tensor, Statistics]:
-        pos = Side(-self.gamma, base=1 - self.m, ramp=-1.0, origin=1 + self.m)
-        neg = Side(self.gamma, base=self.m, ramp=1.0, origin=-self.m)
-        stats = source.statistics(Options("similarity", "exp", pos, neg))
+        pos = Side("exp", -self.gamma, base=1 - self.m, ramp=-1.0, origin=1 + self.m)
+        neg = Side("exp", self.gamma, base=self.m, ramp=1.0, origin=-self.m)
+        stats = source.statistics(Options("similarity", pos, neg))
         return nonzero_mean(softplus(stats.pos + stats.neg)), stats
 
 

@@ -32,7 +32,7 @@ class Settings(NamedTuple):
     def hinges(self) -> Options:
         """[d − pos_margin]₊ and [neg_margin − d]₊; of a similarity the other way round."""
         sign, value = (1.0, "distance") if self.metric == "euclidean" else (-1.0, "similarity")
-        return Options(value, "hinge", Side(sign, self.pos_margin), Side(-sign, self.neg_margin))
+        return Options(value, Side("hinge", sign, self.pos_margin), Side("hinge", -sign, self.neg_margin))
 
     def reduce(self, found: Statistics) -> Tensor:
         if self.reduction == "none":

@@ -29,7 +29,7 @@ class Settings(NamedTuple):
         return Settings(neg_margin, pos_margin, positive)
 
     def loss(self, source: Source) -> tuple[Tensor, Statistics]:
-        options = Options("distance", "exp", Side(1.0, self.pos_margin), Side(-1.0, self.neg_margin))
+        options = Options("distance", Side("exp", 1.0, self.pos_margin), Side("exp", -1.0, self.neg_margin))
         stats = source.statistics(options)
         anchors = some(stats.pos)
         rows = torch.where(anchors, stats.pos, 0) + torch.where(some(stats.neg), stats.neg, 0)

@@ -45,9 +45,9 @@ class Settings(NamedTuple):
         """(2, M): positives below the first and negatives above the second are kept."""
         assert self.epsilon is not None
         sharp = _sharp(source.inputs.embeddings.dtype)
-        neg = None if self.positive == "easy" else Side(sharp)
+        neg = None if self.positive == "easy" else Side("exp", sharp)
         with torch.no_grad():
-            extreme = source.statistics(Options("similarity", "exp", Side(-sharp), neg))
+            extreme = source.statistics(Options("similarity", Side("exp", -sharp), neg))
         # Of no positive the least is +inf and of no negative the largest −inf: then the other side keeps nothing.
         least, largest = extreme.pos / -sharp, extreme.neg / sharp
         if self.positive == "easy":
@@ -55,7 +55,7 @@ class Settings(NamedTuple):
         return torch.stack([largest + self.epsilon, least - self.epsilon])
 
     def loss(self, source: Source) -> tuple[Tensor, Statistics]:
-        options = Options("similarity", "exp", Side(-self.alpha, self.base), Side(self.beta, self.base))
+        options = Options("similarity", Side("exp", -self.alpha, self.base), Side("exp", self.beta, self.base))
         stats = source.statistics(options, None if self.epsilon is None else self.bounds(source))
         rows = softplus(stats.pos) / self.alpha + softplus(stats.neg) / self.beta
         if self.positive == "easy":

@@ -38,9 +38,9 @@ class Settings(NamedTuple):
 
     def statistics(self, source: Source) -> Statistics:
         """Log-sum-exps of −d²/(2τ)."""
-        side = Side(-1 / (2 * self.temperature))
+        side = Side("exp", -1 / (2 * self.temperature))
         if self.negative == "all":
-            return source.statistics(Options("squared", "exp", side, side))
+            return source.statistics(Options("squared", side, side))
         if source.indices_tuple is not None:
             _checks.fail(
                 source.op, "indices_tuple", f"None with negative={self.negative!r}: a list has its negatives", "a list"
@@ -48,7 +48,7 @@ class Settings(NamedTuple):
         mined = mine_pairs(source.inputs, "easy", self.negative, source.check_finite)
         neg, neg_sum, neg_count = _of_one(mined.neg_distance, side)
         if self.positive == "all":
-            positives = source.statistics(Options("squared", "exp", side, None))
+            positives = source.statistics(Options("squared", side, None))
             return positives._replace(neg=neg, neg_sum=neg_sum, neg_members=neg_count, neg_slope=neg_count)
         pos, pos_sum, pos_count = _of_one(mined.pos_distance, side)
         return Statistics(pos, neg, pos_sum, neg_sum, pos_count, neg_count, pos_count, neg_count)

@@ -24,15 +24,15 @@ class Settings(NamedTuple):
         return Settings(_checks.positive(name, "temperature", temperature), positive)
 
     def loss(self, source: Source) -> tuple[Tensor, Statistics]:
-        side = Side(1 / self.temperature)
+        side = Side("exp", 1 / self.temperature)
         if self.positive == "easy":
-            stats = source.statistics(Options("similarity", "exp", side, side))
+            stats = source.statistics(Options("similarity", side, side))
             terms, anchors = softmax_cost(stats)
             return mean(terms, anchors.sum()), stats
-        negatives = source.statistics(Options("similarity", "exp", None, side))
+        negatives = source.statistics(Options("similarity", None, side))
         # −log e^{s_p/τ}/(e^{s_p/τ} + e^L) = log(1 + e^{L − s_p/τ}), L the log-sum-exp of the negatives.
         bound = self.temperature * negatives.neg
-        options = Options("similarity", "softplus", Side(-1 / self.temperature), None)
+        options = Options("similarity", Side("softplus", -1 / self.temperature), None)
         positives = source.statistics(options, torch.stack([bound, torch.zeros_like(bound)]))
         count = positives.pos_members
         stats = negatives._replace(pos_slope=count, pos_sum=positives.pos_sum)

@@ -1,12 +1,76 @@
-"""Proxy-Anchor loss as a module, with its proxies."""
+"""Proxy-Anchor: a loss of pairs whose queries are the proxies, and whose gallery is the batch."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..ops.proxy_anchor import proxy_anchor_and_stats
+from .. import _checks
+from ..ops.pair_loss import Options, Side, statistics
 from ._base import refuse_pairs
+from ._rows import mean, softplus, some
+
+
+class Terms(NamedTuple):
+    """() terms of the loss, which is their sum."""
+
+    pos: Tensor
+    neg: Tensor
+
+
+def _terms(
+    op: str, embeddings: Tensor, labels: Tensor, proxies: Tensor, margin: float, alpha: float, normalize: bool
+) -> Terms:
+    x = _checks.matrix(op, "embeddings", embeddings)
+    y = _checks.integers(op, "labels", labels, x, "M")
+    p = _checks.matrix(op, "proxies", proxies, "(C, D)")
+    _checks.same_width(op, x, p, "proxies", "(C, D)")
+    alpha, margin = _checks.positive(op, "alpha", alpha), _checks.number(op, "margin", margin)
+    inputs = _checks.pair_inputs(op, p, torch.arange(len(p), device=p.device), x, y, normalize=normalize)
+    sides = Side("exp", -alpha, margin), Side("exp", alpha, -margin)
+    stats = statistics(op, inputs, Options("similarity", *sides, classes=len(p)))
+    return Terms(mean(softplus(stats.pos), some(stats.pos).sum()), softplus(stats.neg).sum() / max(len(p), 1))
+
+
+def proxy_anchor_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    proxies: Tensor,
+    *,
+    margin: float = 0.1,
+    alpha: float = 32.0,
+    normalize: bool = True,
+) -> Tensor:
+    """Proxy-Anchor loss: each proxy is an anchor that pulls the embeddings of its class and pushes all others.
+
+    With the proxies P, of which P⁺ have positives: Σ_{P⁺} log(1 + Σ_x e^{−α(s − δ)})/|P⁺| + Σ_P log(1 + Σ_x e^{α(s + δ)})/|P|.
+
+    Args:
+        embeddings: (M, D) floating.
+        labels: (M,) integers in [0, C): rows of `proxies`.
+        proxies: (C, D), one for each class; differentiated.
+        margin: δ, added to the similarity of negatives and taken from that of positives.
+        alpha: α, the scale of the exponents.
+        normalize: L2-normalise embeddings and proxies.
+
+    Returns:
+        () loss, float32 (float64 for float64). The positive term averages over the proxies that have positives, the
+        negative term over all.
+
+    Raises:
+        ValueError: for a wrong shape, dtype, device or option, or a label outside [0, C) (on a GPU: a NaN loss).
+
+    Source:
+        Kim et al., "Proxy anchor loss for deep metric learning", CVPR 2020, eq. 4.
+
+    Example:
+        >>> proxies = torch.randn(10, 16, requires_grad=True)
+        >>> F.proxy_anchor_loss(torch.randn(64, 16), torch.arange(64) % 10, proxies).backward()
+    """
+    terms = _terms("proxy_anchor_loss", embeddings, labels, proxies, margin, alpha, normalize)
+    return terms.pos + terms.neg
 
 
 class ProxyAnchorLoss(nn.Module):
@@ -71,9 +135,6 @@ class ProxyAnchorLoss(nn.Module):
         """() loss of embeddings (M, D) and labels (M,) in [0, C)."""
         op = "ProxyAnchorLoss"
         refuse_pairs(op, indices_tuple=indices_tuple, ref_emb=ref_emb, ref_labels=ref_labels, ids=ids, ref_ids=ref_ids)
-        loss, stats = proxy_anchor_and_stats(
-            op, embeddings, labels, self.proxies, self.margin, self.alpha, self.normalize
-        )
-        neg_term = stats[1].sum() / max(len(self.proxies), 1)
-        self.last_stats = {"pos_term": loss.detach() - neg_term, "neg_term": neg_term}
-        return loss
+        terms = _terms(op, embeddings, labels, self.proxies, self.margin, self.alpha, self.normalize)
+        self.last_stats = {"pos_term": terms.pos.detach(), "neg_term": terms.neg.detach()}
+        return terms.pos + terms.neg

@@ -18,14 +18,11 @@ def _loss_and_statistics(
     y = _checks.integers(op, "labels", labels, x, "M")
     gallery = _checks.matrix(op, "proxies", proxies, "(C, D)")
     _checks.same_width(op, x, gallery, "proxies", "(C, D)")
-    _checks.class_labels(op, y, len(gallery))
     classes = torch.arange(len(gallery), device=x.device)
     inputs = _checks.pair_inputs(op, x, y, gallery, classes, normalize=normalize)
-    side = Side(-_checks.positive(op, "softmax_scale", softmax_scale))
-    stats = statistics(op, inputs, Options("squared", "exp", side, side))
-    cost, found = softmax_cost(stats)
-    # A label without a proxy, where nobody waits to look at the labels.
-    cost = torch.where(found, cost, torch.nan)
+    side = Side("exp", -_checks.positive(op, "softmax_scale", softmax_scale))
+    stats = statistics(op, inputs, Options("squared", side, side, classes=len(gallery)))
+    cost, _ = softmax_cost(stats)
     return cost.sum() / max(len(y), 1), stats
 
 

@@ -24,8 +24,8 @@ class Settings(NamedTuple):
         return Settings(_checks.positive(name, "temperature", temperature), positive)
 
     def loss(self, source: Source) -> tuple[Tensor, Statistics]:
-        side = Side(1 / self.temperature)
-        stats = source.statistics(Options("similarity", "exp", side, side))
+        side = Side("exp", 1 / self.temperature)
+        stats = source.statistics(Options("similarity", side, side))
         # log(e^{L_P} + e^{L_N}) − mean s_p/τ as two terms that are never negative. The second, L_P − mean s_p/τ, is at
         # least log K, and 0 for one positive: nothing cancels in a converged batch.
         terms, anchors = softmax_cost(stats)

@@ -91,18 +91,19 @@ def _one_side(inputs: _checks.PairInputs, options: Options, check_finite: bool) 
     if options.positive == "all":
         mined = mine_pairs(inputs, "easy", options.negative, check_finite)
         chosen, index, shift = mined.neg_distance, mined.neg_index, -options.margin
-        sums = PairOptions("distance", h, Side(1.0), None)
+        sums = PairOptions("distance", Side(h, 1.0), None)
     else:
         if options.positive == "easy":
             chosen, index = find_nearest(op, inputs, check_finite)
         else:
             chosen, index = mine_pairs(inputs, "hard", "hard", check_finite)[:2]
-        shift, sums = options.margin, PairOptions("distance", h, None, Side(-1.0))
+        shift, sums = options.margin, PairOptions("distance", None, Side(h, -1.0))
     found = (index >= 0) | chosen.isnan()
     # With a bound of 0 no negative of an anchor without a positive costs anything.
     bound = torch.where(found, chosen + shift, 0)
     stats = statistics(op, inputs, sums, bound.expand(2, -1), check_finite)
-    stat, _, members, cost = (torch.where(found, side, 0) for side in (stats[::2] if sums.pos else stats[1::2]))
+    side = stats.positives() if sums.pos else stats.negatives()
+    stat, members, cost = (torch.where(found, rows, 0) for rows in (side.stat, side.members, side.slope))
     triplets = members.sum()
     return Summed(stat.sum(), triplets, triplets if options.soft else cost.sum())
 

@@ -19,47 +19,76 @@ from ..reference.pairwise import compute_dtype
 class Side(NamedTuple):
     """One side of the pairs: x = scale · (value − base), or − the bound of the query."""
 
+    term: str  # exp | hinge | softplus | moment
     scale: float
     base: float = 0.0
     ramp: float = 0.0  # "exp": 0, or a factor [ramp · (value − origin)]₊ that is a constant of the gradient
     origin: float = 0.0
+    temperature: float = 0.0  # "moment": T of the weights e^{T·x}
 
 
 class Options(NamedTuple):
     """What is summed up; see `reference.pair_loss`."""
 
     value: str  # similarity | distance | squared
-    term: str  # exp | hinge | softplus
     pos: Side | None  # None: the side does not take part
     neg: Side | None
+    classes: int | None = None  # labels lie in [0, classes)
+    weight_grad: bool = False  # the weights of a moment are differentiated
+    grad: str = "full"  # a pair's gradient goes to both ends; "query": to the query only
+    apart: bool = False  # coincident pairs are excluded
+
+    def sides(self) -> tuple[reference.Side, reference.Side]:
+        """Both sides as the operator takes them."""
+        pos, neg = (side or Side("none", 0.0) for side in (self.pos, self.neg))
+        return reference.Side(pos[0], *map(float, pos[1:])), reference.Side(neg[0], *map(float, neg[1:]))
 
     def arguments(self) -> tuple[Any, ...]:
         """As the operator takes them."""
-        sides = "both" if self.pos and self.neg else "positive" if self.pos else "negative"
-        nothing = Side(0.0)
-        numbers = (float(v) for v in (*(self.pos or nothing), *(self.neg or nothing)))
-        return self.value, self.term, sides, *numbers
+        pos, neg = self.sides()
+        return self.classes, self.value, *pos, *neg, self.weight_grad, self.grad, self.apart
+
+
+class OneSide(NamedTuple):
+    """The statistics of one side; see `Statistics`."""
+
+    stat: Tensor
+    log_sum: Tensor
+    sum: Tensor
+    members: Tensor
+    slope: Tensor
 
 
 class Statistics(NamedTuple):
-    """Of each query (M,), float32 (float64 for float64): pos and neg are differentiable, and so are their sums."""
+    """Of each query (M,), float32 (float64 for float64): all but members and slopes are differentiable."""
 
-    pos: Tensor  # log-sum-exp (−inf of none), or sum of the term
+    pos: Tensor  # log-sum-exp (−inf of none), sum of the term, or moment
     neg: Tensor
+    pos_log_sum: Tensor  # "moment": log of the sum of its weights (−inf of none)
+    neg_log_sum: Tensor
     pos_sum: Tensor  # sum of the values that take part
     neg_sum: Tensor
     pos_members: Tensor  # how many positives there are
     neg_members: Tensor
-    pos_slope: Tensor  # "exp": how many are kept; else the sum of the term's derivative by x ("hinge": how many cost)
+    pos_slope: Tensor  # "softplus": the sum of the term's derivative by x; else how many take part
     neg_slope: Tensor
 
+    @staticmethod
+    def of(pos: OneSide, neg: OneSide) -> Statistics:
+        return Statistics(*(tensor for both in zip(pos, neg) for tensor in both))
 
-def _bounds_gradient(known: Mapping[str, Any]) -> Tensor | None:
+    def positives(self) -> OneSide:
+        return OneSide(*self[::2])
+
+    def negatives(self) -> OneSide:
+        return OneSide(*self[1::2])
+
+
+def _bounds_gradient(known: Mapping[str, Any]) -> Tensor:
     """(2, M): x falls by scale where a bound rises by 1; those of "exp" mine, and have no gradient."""
-    if known["term"] == "exp":
-        return None
-    by_side = (-known[scale] * grad for scale, grad in zip(("pos_scale", "neg_scale"), known["grad_stats"]))
-    return (torch.stack(tuple(by_side)) * known["slopes"]).to(known["bounds"].dtype)
+    factors = [-known[f"{side}_scale"] * (known[f"{side}_term"] in ("hinge", "softplus")) for side in ("pos", "neg")]
+    by_side = torch.stack([factor * grad for factor, grad in zip(factors, known["grad_stats"])])
+    return (by_side * known["slopes"]).to(known["bounds"].dtype)
 
 
 _library.EXTRA_GRADIENTS["pair_loss"] = _library.ExtraGradient("bounds", ("slopes",), _bounds_gradient)
@@ -73,15 +102,19 @@ def statistics(
     Args:
         op: the public function, for errors.
         bounds: (2, M) of the positives and of the negatives; differentiable for "hinge" and "softplus", whose base they
-            replace. For "exp" they mine.
+            replace. For "exp" they mine; a "moment" takes none.
     """
     namespace = _checks.pair_namespace(op, inputs, check_finite)
     if bounds is not None:
         bounds = bounds.to(compute_dtype(inputs.embeddings.dtype)).contiguous()
     if namespace is None:
-        results = reference.pair_loss(inputs, bounds, *options.arguments())
+        pos, neg = options.sides()
+        fixed = (options.weight_grad, options.grad, options.apart)
+        arguments = (inputs, bounds, options.classes, options.value, pos, neg, *fixed)
+        results = _checks.renamed(op, reference.pair_loss, *arguments)
     else:
         forward = getattr(torch.ops, namespace).pair_loss_fwd
         precision, deterministic = _backend.get_float32_precision(), torch.are_deterministic_algorithms_enabled()
-        *results, _ = forward(*inputs, bounds, *options.arguments(), precision, deterministic, check_finite)
+        arguments = (*inputs, bounds, *options.arguments(), precision, deterministic, check_finite)
+        results = _checks.renamed(op, forward, *arguments)[:-1]
     return Statistics(*(side for result in results for side in result.unbind(0)))

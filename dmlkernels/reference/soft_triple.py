@@ -15,7 +15,13 @@ from torch import Tensor
 
 from ._precision import without_autocast
 from .pairwise import rows
-from .proxy_anchor import log_one_plus_sum
+
+
+def _log_one_plus_sum(scores: Tensor, members: Tensor) -> Tensor:
+    """log(1 + Σ e^score) (M,) over the members of each row of scores (M, C), exact where the sum is small."""
+    scores = torch.where(members, scores, -torch.inf)
+    shift = torch.cat([scores.detach(), torch.zeros_like(scores[:, :1])], 1).amax(1) if len(scores) else scores.sum(1)
+    return shift + torch.log1p((scores - shift[:, None]).exp().sum(1) + torch.expm1(-shift))
 
 
 @without_autocast
@@ -37,7 +43,7 @@ def soft_triple(
     own = labels[:, None] == torch.arange(classes, device=w.device)[None, :]
     logits = la * torch.where(own, similarity - margin, similarity)
     own_logit = torch.where(own, logits, 0).sum(1)
-    loss = log_one_plus_sum((logits - own_logit[:, None]).T, ~own.T)
+    loss = _log_one_plus_sum(logits - own_logit[:, None], ~own)
 
     norms = [torch.linalg.vector_norm(x.detach().to(f.dtype), dim=1) for x in (embeddings, centers)]
     good = torch.isfinite(norms[0]) & torch.isfinite(norms[1]).all() & ((labels >= 0) & (labels < classes))
