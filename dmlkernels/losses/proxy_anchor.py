@@ -45,7 +45,8 @@ def proxy_anchor_loss(
 ) -> Tensor:
     """Proxy-Anchor loss: each proxy is an anchor that pulls the embeddings of its class and pushes all others.
 
-    With the proxies P, of which P⁺ have positives: Σ_{P⁺} log(1 + Σ_x e^{−α(s − δ)})/|P⁺| + Σ_P log(1 + Σ_x e^{α(s + δ)})/|P|.
+    Of all proxies P and those P⁺ that have positives:
+    Σ_{P⁺} log(1 + Σ_x e^{−α(s − δ)})/|P⁺| + Σ_P log(1 + Σ_x e^{α(s + δ)})/|P|.
 
     Args:
         embeddings: (M, D) floating.

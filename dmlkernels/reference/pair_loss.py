@@ -101,7 +101,8 @@ def pair_loss(
     log_sums: of a "moment"; −∞ otherwise.
     sums: of the values of the pairs that take part: those kept ("exp"), with x > 0 ("hinge", "moment"), all
         ("softplus").
-    members: pairs of the side. slopes: the sum of the term's derivative by x ("softplus"), otherwise how many take part.
+    members: pairs of the side.
+    slopes: the sum of the term's derivative by x ("softplus"), otherwise how many take part.
 
     Args:
         bounds: (2, M) or None, of a side that is no "moment".
@@ -112,10 +113,10 @@ def pair_loss(
     p = pairs(inputs)
     bad = p.bad
     if classes is not None:
-        _checks.class_labels("pair_loss", inputs.labels, classes)
-        outside = [
-            (labels < 0) | (labels >= classes) for labels in (inputs.labels, inputs.ref_labels) if labels is not None
-        ]
+        labels = [labels for labels in (inputs.labels, inputs.ref_labels) if labels is not None]
+        for given in labels:
+            _checks.class_labels("pair_loss", given, classes)
+        outside = [(given < 0) | (given >= classes) for given in labels]
         bad = bad | torch.cat(outside).any()
     if grad == "query":
         p = p._replace(g=p.g.detach())

@@ -14,32 +14,50 @@ from torch import Tensor
 from dmlkernels.ops.pair_loss import Options, Side
 from dmlkernels.testing import KINDS, Pairs, assert_matches, evaluate, make_pairs
 
-BOUNDED = ("softmax", "circle", "nca", "contrastive", "cosine_hinge", "hinge_negatives", "softplus_positives")
+BOUNDED = ("softmax", "circle", "nca", "contrastive", "cosine_hinge", "hinge_negatives", "softplus_positives", "query")
 
 
-def side_by_loops(options: Options, side: Side | None, values: list[float], bound: float | None) -> list[float]:
-    """stat, sum, members, slope of one side of one row."""
+def has_moment(options: Options) -> bool:
+    return any(side is not None and side.term == "moment" for side in (options.pos, options.neg))
+
+
+def nothing(options: Options) -> list[float]:
+    """Statistics of a query without pairs."""
+    stats = [-math.inf if side is not None and side.term == "exp" else 0.0 for side in (options.pos, options.neg)]
+    return [*stats, -math.inf, -math.inf, *[0.0] * 6]
+
+
+def log_sum_exp(scores: list[float]) -> float:
+    top = max(scores, default=0.0)
+    return top + math.log(sum(math.exp(s - top) for s in scores)) if scores else -math.inf
+
+
+def side_by_loops(side: Side | None, values: list[float], bound: float | None) -> list[float]:
+    """stat, log_sum, sum, members, slope of one side of one row."""
     if side is None:
-        return [-math.inf if options.term == "exp" else 0.0, 0.0, 0.0, 0.0]
-    stat, total, slope, scores = 0.0, 0.0, 0.0, []
-    for v in values:
-        x = side.scale * (v - (side.base if bound is None else bound))
-        if options.term == "hinge" and x > 0:
-            stat, total, slope = stat + x, total + v, slope + 1
-        elif options.term == "softplus":
-            stat, total, slope = stat + math.log1p(math.exp(x)), total + v, slope + 1 / (1 + math.exp(-x))
-        elif options.term == "exp" and (bound is None or x > 0):
-            ramp = max(side.ramp * (v - side.origin), 0) if side.ramp else 1.0
-            scores.append(side.scale * ramp * (v - side.base))
-            total, slope = total + v, slope + 1
-    if options.term == "exp":
-        top = max(scores, default=0.0)
-        stat = top + math.log(sum(math.exp(s - top) for s in scores)) if scores else -math.inf
-    return [stat, total, float(len(values)), slope]
+        return [0.0, -math.inf, 0.0, 0.0, 0.0]
+    x_of = {v: side.scale * (v - (side.base if bound is None else bound)) for v in values}
+    cost = [v for v in values if x_of[v] > 0]
+    if side.term == "hinge":
+        return [sum(x_of[v] for v in cost), -math.inf, sum(cost), float(len(values)), float(len(cost))]
+    if side.term == "softplus":
+        stat, slope = (
+            sum(f(x_of[v]) for v in values)
+            for f in (lambda x: math.log1p(math.exp(x)), lambda x: 1 / (1 + math.exp(-x)))
+        )
+        return [stat, -math.inf, sum(values), float(len(values)), slope]
+    if side.term == "moment":
+        log_sum = log_sum_exp([side.temperature * x_of[v] for v in cost])
+        stat = sum(math.exp(side.temperature * x_of[v] - log_sum) * x_of[v] for v in cost)
+        return [stat, log_sum, sum(cost), float(len(values)), float(len(cost))]
+    kept = values if bound is None else cost
+    ramp = {v: max(side.ramp * (v - side.origin), 0) if side.ramp else 1.0 for v in kept}
+    stat = log_sum_exp([side.scale * ramp[v] * (v - side.base) for v in kept])
+    return [stat, -math.inf, sum(kept), float(len(values)), float(len(kept))]
 
 
 def by_loops(case: Case) -> Tensor:
-    """(8, M) in the order of Statistics."""
+    """(10, M) in the order of Statistics."""
     (x, labels, g, ref_labels), rows, own = case.pairs, case.rows, case.pairs.ref_emb is None
     g, h = (x, labels) if own else (g, ref_labels)
     if case.rows.get("normalize", True):
@@ -53,10 +71,12 @@ def by_loops(case: Case) -> Tensor:
             if (own and i == j) or ignored or (ids is not None and ids[i] == ref_ids[j]):
                 continue
             squared = float((x[i] - g[j]).square().sum())
+            if case.options.apart and squared == 0:
+                continue
             value = {"similarity": float(x[i] @ g[j]), "distance": math.sqrt(squared), "squared": squared}
             values[bool(labels[i] == h[j])].append(value[case.options.value])
         sides = [
-            side_by_loops(case.options, side, values[k == 0], None if case.bounds is None else float(case.bounds[k, i]))
+            side_by_loops(side, values[k == 0], None if case.bounds is None else float(case.bounds[k, i]))
             for k, side in enumerate((case.options.pos, case.options.neg))
         ]
         out.append([v for of_both in zip(*sides) for v in of_both])
@@ -68,7 +88,10 @@ def by_loops(case: Case) -> Tensor:
 @pytest.mark.parametrize("name", OPTIONS)
 def test_brute_force(backend, device, name, n, extra):
     options = OPTIONS[name]
+    if extra == "bounds" and has_moment(options):
+        pytest.skip("a moment takes no bounds")
     pairs = make_pairs("random", 13, n, 5, 3, torch.float64, seed=4)
+    pairs.embeddings[5] = pairs.embeddings[2]
     rows: dict = {}
     if extra == "ids":
         rows = {"ids": torch.arange(13) // 2} | ({} if n is None else {"ref_ids": torch.arange(n) // 3})
@@ -86,8 +109,8 @@ def test_brute_force(backend, device, name, n, extra):
     got = torch.stack(list(call(moved, *tensors(moved.pairs)))).cpu()
     ignored = torch.zeros(13, dtype=torch.bool) if extra != "ignore_index" else pairs.labels == 1
     torch.testing.assert_close(got[:, ~ignored], expected[:, ~ignored], rtol=1e-11, atol=1e-12)
-    empty = torch.tensor([-math.inf if options.term == "exp" else 0.0] * 2 + [0.0] * 6, dtype=torch.float64)
-    assert torch.equal(got[:, ignored], empty[:, None].expand(8, int(ignored.sum())))
+    empty = torch.tensor(nothing(options), dtype=torch.float64)
+    assert torch.equal(got[:, ignored], empty[:, None].expand(10, int(ignored.sum())))
 
 
 @pytest.mark.parametrize("bounded", [False, True], ids=["base", "bounds"])
@@ -95,12 +118,16 @@ def test_brute_force(backend, device, name, n, extra):
 @pytest.mark.parametrize("name", thinned(OPTIONS, "softmax", "circle", "contrastive", "softplus_positives"))
 def test_gradcheck(kernel, device, name, n, bounded):
     options = OPTIONS[name]
+    if bounded and has_moment(options):
+        pytest.skip("a moment takes no bounds")
     pairs = make_pairs("random", 7, n, 3, 2, torch.float64, seed=1, device=device)
     case = Case(pairs, options, bounds_for(options, 7).to(device) if bounded else None, {})
     # Where bounds mine, their gradient is zero, and differences agree only where nothing crosses a bound.
-    if name != "circle":  # its ramp is a constant of the gradient
-        torch.autograd.gradcheck(differentiable(case), [t.clone().requires_grad_() for t in tensors(pairs)], atol=1e-6)
-    if not bounded or options.term == "exp":
+    # The ramp of circle loss and the weights of "ranked" are constants of the gradient, and "query" lacks half of it.
+    if name not in ("circle", "ranked", "cosine_moment") and (options.grad == "full" or n is not None):
+        leaves = [t.clone().requires_grad_(options.grad == "full" or t is pairs.embeddings) for t in tensors(pairs)]
+        torch.autograd.gradcheck(differentiable(case), leaves, atol=1e-6)
+    if not bounded or "exp" in {side.term for side in (options.pos, options.neg) if side}:
         return
     bounds = case.bounds.clone().requires_grad_()
 
@@ -125,16 +152,21 @@ def test_gradients_of_the_reference(kernel, device, name, n):
 def test_data(kernel, device, name, kind):
     options = OPTIONS[name]
     hinges = [
-        s.base for s in (options.pos, options.neg) if s and options.term == "hinge" and options.value == "distance"
+        s.base
+        for s in (options.pos, options.neg)
+        if s and s.term in ("hinge", "moment") and options.value == "distance"
     ]
     pairs = make_pairs(kind, 130, None, 16, 12, torch.float32, avoid=hinges, device=device)
-    steepest = max(abs(s.scale) * (2.4 if s.ramp else 1.0) for s in (options.pos, options.neg) if s)
+    steepest = max(
+        max(abs(s.scale) * (2.4 if s.ramp else 1.0), abs(s.temperature)) for s in (options.pos, options.neg) if s
+    )
     shifted = []
-    if options.term == "hinge" and options.value != "distance":
+    if options.value != "distance" and any(s.term in ("hinge", "moment") for s in (options.pos, options.neg) if s):
         band = 4e-6
         for move in (-band, band):
             sides = [None if s is None else s._replace(base=s.base + move) for s in (options.pos, options.neg)]
-            shifted.append(differentiable(Case(pairs, Options(*options[:2], *sides), None, {})))
+            moved = options._replace(pos=sides[0], neg=sides[1])
+            shifted.append(differentiable(Case(pairs, moved, None, {})))
     # A statistic is a sum over up to 130 pairs, or as large as a score.
     assert_matches(
         differentiable(Case(pairs, options, None, {})),
@@ -146,10 +178,10 @@ def test_data(kernel, device, name, kind):
     )
 
 
-@pytest.mark.parametrize("name", thinned(["softmax", "contrastive", "softplus"], "softmax"))
+@pytest.mark.parametrize("name", thinned(["softmax", "contrastive", "softplus", "ranked"], "softmax", "ranked"))
 def test_dtypes(kernel, device, dtype, name):
     options = OPTIONS[name]
-    hinges = [s.base for s in (options.pos, options.neg)] if options.term == "hinge" else []
+    hinges = [s.base for s in (options.pos, options.neg) if s.term in ("hinge", "moment")]
     pairs = make_pairs("random", 130, 70, 16, 12, dtype, avoid=hinges, device=device)
     function = differentiable(Case(pairs, options, None, {}))
     assert_matches(function, tensors(pairs), scale=130.0, exponent=60.0, max_quiet=1.0)
@@ -159,7 +191,7 @@ def test_dtypes(kernel, device, dtype, name):
     [(0, None, 3), (1, None, 3), (0, 5, 3), (5, 0, 3), (1, 300, 1), (129, None, 4), (257, 1, 33), (260, None, 5)],
     (0, None, 3), (5, 0, 3), (129, None, 4),
 ))  # fmt: skip
-@pytest.mark.parametrize("name", ["softmax", "contrastive", "softplus_positives"])
+@pytest.mark.parametrize("name", ["softmax", "contrastive", "softplus_positives", "ranked"])
 def test_sizes(kernel, device, name, m, n, d):
     pairs = make_pairs("random", m, n, d, 4, torch.float64, device=device)
     case = Case(pairs, OPTIONS[name], None, {})
@@ -167,7 +199,7 @@ def test_sizes(kernel, device, name, m, n, d):
 
 
 @pytest.mark.parametrize("labels", thinned(["one_class", "distinct", "sorted", "ragged", "wide"], "ragged"))
-@pytest.mark.parametrize("name", ["softmax", "contrastive"])
+@pytest.mark.parametrize("name", ["softmax", "contrastive", "ranked_steep"])
 def test_labels(kernel, device, name, labels):
     pairs = make_pairs("random", 140, None, 6, 9, torch.float64, labels=labels, device=device)
     case = Case(pairs, OPTIONS[name], None, {})
@@ -176,7 +208,7 @@ def test_labels(kernel, device, name, labels):
 
 @pytest.mark.parametrize("where", ["query", "gallery"])
 @pytest.mark.parametrize("n", [None, 20], ids=["self", "reference"])
-@pytest.mark.parametrize("name", ["softmax", "contrastive"])
+@pytest.mark.parametrize("name", ["softmax", "contrastive", "ranked"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_non_finite_rows(backend, device, name, n, where, bad):
     pairs = make_pairs("random", 12, n, 4, 3, device=device)
@@ -191,17 +223,18 @@ def test_non_finite_rows(backend, device, name, n, where, bad):
 
 
 @pytest.mark.parametrize("side", ["positive", "negative"])
-@pytest.mark.parametrize("name", ["softmax", "contrastive", "softplus"])
+@pytest.mark.parametrize("name", ["softmax", "contrastive", "softplus", "ranked"])
 def test_one_side_is_that_side_of_both(backend, device, name, side):
     pairs = make_pairs("random", 140, None, 6, 12, torch.float64, device=device)
     options = OPTIONS[name]
     both = call(Case(pairs, options, None, {}), pairs.embeddings)
     other = {"neg": None} if side == "positive" else {"pos": None}
     one = call(Case(pairs, options._replace(**other), None, {}), pairs.embeddings)
-    for k in range(8):
+    none = nothing(options._replace(**other))
+    for k in range(10):
         mine = (k % 2 == 0) == (side == "positive")
-        nothing = torch.full_like(one[k], -math.inf if k < 2 and options.term == "exp" else 0.0)
-        torch.testing.assert_close(one[k], both[k] if mine else nothing, rtol=1e-13, atol=1e-13)
+        expected = both[k] if mine else torch.full_like(one[k], none[k])
+        torch.testing.assert_close(one[k], expected, rtol=1e-13, atol=1e-13)
 
 
 @pytest.mark.parametrize("scale", [60.0, 74.0, 200.0])
@@ -210,7 +243,7 @@ def test_gradients_of_a_mean_over_many_rows(kernel, device, scale):
     pairs = make_pairs("random", 40, None, 8, 40, labels="distinct", device=device)
     x = torch.cat([pairs.embeddings, pairs.embeddings + 0.01]).requires_grad_()
     case = Case(Pairs(x, torch.arange(80, device=device), None, None), OPTIONS["exp_negatives"], None, {})
-    options = case.options._replace(neg=Side(scale))
+    options = case.options._replace(neg=Side("exp", scale))
     stats = call(case._replace(options=options), x).neg
     large, small = (torch.autograd.grad(stats, x, torch.full_like(stats, g), retain_graph=True)[0] for g in (1.0, 1e-7))
     torch.testing.assert_close(small * 1e7, large, rtol=1e-4, atol=1e-4 * float(large.abs().max()))
@@ -222,6 +255,21 @@ def test_sums_of_many_pairs(kernel, device):
     """In float32 too, a row's sum is not rounded as often as it has pairs."""
     n = 16384
     pairs = make_pairs("random", n, None, 8, n, labels="distinct", device=device)
-    case = Case(pairs, Options("similarity", "hinge", None, Side(1.0, -1.5)), None, {})
+    case = Case(pairs, Options("similarity", None, Side("hinge", 1.0, -1.5)), None, {})
     single, double = (call(case, pairs.embeddings.to(dtype)).neg for dtype in (torch.float32, torch.float64))
     torch.testing.assert_close(single.double(), double, rtol=2e-6, atol=0)
+
+
+@pytest.mark.parametrize("n", [None, 9], ids=["self", "reference"])
+@pytest.mark.parametrize("bad", [-1, 3])
+def test_labels_outside_the_classes(backend, device, n, bad):
+    pairs = make_pairs("random", 12, n, 4, 3, device=device)
+    case = Case(pairs, OPTIONS["softmax"]._replace(classes=3), None, {})
+    assert torch.isfinite(call(case, *tensors(pairs)).neg).all()
+    (pairs.labels if n is None else pairs.ref_labels)[5] = bad
+    if not backend.asynchronous:
+        with pytest.raises(ValueError, match=rf"^pair_loss: labels must be in \[0, C\) with C=3, got {bad}$"):
+            call(case, *tensors(pairs))
+        return
+    outcome = evaluate(differentiable(case), tensors(pairs))
+    assert all(t.isnan().all() for t in (outcome.value, *outcome.grads))

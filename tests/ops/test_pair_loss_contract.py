@@ -11,15 +11,15 @@ from support.pairs import tensors
 
 from dmlkernels.testing import Pairs, evaluate, make_pairs
 
-NAMES = ["softmax", "steep", "circle", "contrastive", "softplus_positives"]
+NAMES = ["softmax", "steep", "circle", "contrastive", "softplus_positives", "ranked", "ranked_steep", "ranked_query"]
 
 
 def backward_arguments(operators, forward, need_grad_ref):
     """Arguments of pair_loss_bwd after pair_loss_fwd(*forward)."""
-    stats, _, _, _, tile_active = operators.pair_loss_fwd(*forward)
+    stats, log_sums, *_, tile_active = operators.pair_loss_fwd(*forward)
     bounds, *options, _ = forward[8:]
-    grads = (torch.linspace(-1, 1, stats.numel(), dtype=stats.dtype, device=stats.device).view_as(stats) for _ in "12")
-    return (*grads, *forward[:8], stats, tile_active, bounds, *options, need_grad_ref)
+    grads = (torch.linspace(-1, 1, stats.numel(), dtype=stats.dtype, device=stats.device).view_as(stats) for _ in "123")
+    return (*grads, *forward[:8], stats, log_sums, tile_active, bounds, *options, need_grad_ref)
 
 
 @pytest.mark.parametrize("extra", ["plain", "ids_and_ignore_index", "permuted"])
@@ -119,8 +119,9 @@ def test_direct_calls_are_checked(kernel, device, n):
         "one bound a row": {"bounds": case.bounds[0]},
         "bounds of another dtype": {"bounds": case.bounds.double()},
         "unknown value": {"value": "cosine"},
-        "unknown term": {"term": "square"},
-        "unknown sides": {"sides": "none"},
+        "unknown term": {"pos_term": "square"},
+        "unknown ends": {"grad": "half"},
+        "bounds of a moment": {"neg_term": "moment"},
     }
     if n is None:
         bad["ref_labels alone"] = {"ref_labels": y}
@@ -143,6 +144,7 @@ def test_direct_calls_are_checked(kernel, device, n):
         "grad of another dtype": {"grad_stats": grad.double()},
         "vector grad": {"grad_sums": grad[0]},
         "short stats": {"stats": good["stats"][:, :5]},
+        "short log_sums": {"log_sums": good["log_sums"][:, :5]},
         "no tiles": {"tile_active": tiles[:0]},
         "tiles of another dtype": {"tile_active": tiles.long()},
     }

@@ -12,21 +12,49 @@ from dmlkernels.ops import pair_loss
 from dmlkernels.ops.pair_loss import Options, Side
 from dmlkernels.testing import Pairs, make_pairs
 
-CIRCLE = Side(-80.0, 0.6, -1.0, 1.4), Side(80.0, 0.4, 1.0, -0.4)
 OPTIONS = {
-    "softmax": Options("similarity", "exp", Side(10.0), Side(14.0, 0.2)),
-    "multi_similarity": Options("similarity", "exp", Side(-2.0, 0.5), Side(50.0, 0.5)),
-    "circle": Options("similarity", "exp", *CIRCLE),
-    "steep": Options("similarity", "exp", Side(-200.0, 0.5), Side(200.0, 0.5)),
-    "lifted": Options("distance", "exp", Side(1.0, 0.1), Side(-1.0, 1.0)),
-    "nca": Options("squared", "exp", Side(-5.0), Side(-5.0)),
-    "exp_negatives": Options("similarity", "exp", None, Side(14.0)),
-    "contrastive": Options("distance", "hinge", Side(1.0, 0.3), Side(-1.0, 1.2)),
-    "cosine_hinge": Options("similarity", "hinge", Side(-1.0, 0.9), Side(1.0, 0.1)),
-    "squared_hinge": Options("squared", "hinge", Side(0.5, 0.2), Side(-0.5, 1.5)),
-    "hinge_negatives": Options("distance", "hinge", None, Side(-1.0, 1.3)),
-    "softplus": Options("distance", "softplus", Side(2.0, 0.3), Side(-2.0, 1.2)),
-    "softplus_positives": Options("similarity", "softplus", Side(-14.0, 0.2), None),
+    "softmax": Options("similarity", Side("exp", 10.0), Side("exp", 14.0, 0.2)),
+    "multi_similarity": Options("similarity", Side("exp", -2.0, 0.5), Side("exp", 50.0, 0.5)),
+    "circle": Options("similarity", Side("exp", -80.0, 0.6, -1.0, 1.4), Side("exp", 80.0, 0.4, 1.0, -0.4)),
+    "steep": Options("similarity", Side("exp", -200.0, 0.5), Side("exp", 200.0, 0.5)),
+    "lifted": Options("distance", Side("exp", 1.0, 0.1), Side("exp", -1.0, 1.0)),
+    "nca": Options("squared", Side("exp", -5.0), Side("exp", -5.0)),
+    "exp_negatives": Options("similarity", None, Side("exp", 14.0)),
+    "contrastive": Options("distance", Side("hinge", 1.0, 0.3), Side("hinge", -1.0, 1.2)),
+    "cosine_hinge": Options("similarity", Side("hinge", -1.0, 0.9), Side("hinge", 1.0, 0.1)),
+    "squared_hinge": Options("squared", Side("hinge", 0.5, 0.2), Side("hinge", -0.5, 1.5)),
+    "hinge_negatives": Options("distance", None, Side("hinge", -1.0, 1.3)),
+    "softplus": Options("distance", Side("softplus", 2.0, 0.3), Side("softplus", -2.0, 1.2)),
+    "softplus_positives": Options("similarity", Side("softplus", -14.0, 0.2), None),
+    "ranked": Options("distance", Side("moment", 1.0, 0.8), Side("moment", -1.0, 1.2, temperature=10.0)),
+    "ranked_weights": Options(
+        "distance",
+        Side("moment", 1.0, 0.7, temperature=3.0),
+        Side("moment", -1.0, 1.3, temperature=-4.0),
+        weight_grad=True,
+    ),
+    "ranked_steep": Options(
+        "distance",
+        Side("moment", 1.0, 0.5, temperature=200.0),
+        Side("moment", -1.0, 1.5, temperature=90.0),
+        weight_grad=True,
+    ),
+    "ranked_query": Options(
+        "distance",
+        Side("moment", 1.0, 0.8, temperature=2.0),
+        Side("moment", -1.0, 1.2, temperature=10.0),
+        weight_grad=True,
+        grad="query",
+    ),
+    "squared_moment": Options("squared", None, Side("moment", -0.5, 2.0, temperature=3.0), weight_grad=True),
+    "cosine_moment": Options("similarity", Side("moment", -1.0, 0.9), None),
+    "query": Options("similarity", Side("exp", 10.0), Side("exp", 14.0, 0.2), grad="query"),
+    "hinge_and_exp": Options("distance", Side("hinge", 1.0, 0.5), Side("exp", -6.0, 1.0)),
+    "softplus_and_moment": Options(
+        "distance", Side("softplus", 2.0, 0.3), Side("moment", -1.0, 1.3, temperature=5.0), weight_grad=True
+    ),
+    "exp_and_softplus": Options("similarity", Side("exp", -9.0, 0.3), Side("softplus", 12.0, 0.1), grad="query"),
+    "apart": Options("distance", Side("moment", 1.0, 0.0), Side("hinge", -1.0, 1.4), apart=True),
 }
 
 
@@ -54,7 +82,7 @@ def differentiable(case: Case):
 
     def function(x: Tensor, g: Tensor | None = None) -> Tensor:
         s = call(case, x, g)
-        return sum(w * torch.where(t.isinf(), 0, t) for w, t in zip((1.0, 0.7, 0.05, 0.03), s[:4]))
+        return sum(w * torch.where(t.isinf(), 0, t) for w, t in zip((1.0, 0.7, 0.02, 0.03, 0.05, 0.03), s[:6]))
 
     return function
 
