@@ -347,7 +347,8 @@ _HEAD = re.compile(
 )
 _CLAUSES = re.compile(
     r"(?:in (?P<interval>[\[(](?P<low>.+), (?P<high>.+)[\])])|with (?P<partners>\w+(?: and \w+)*)"
-    r"|(?P<size>\w+) = (?P<instead>\w+) without|is (?P<number>\w+)|gradient of (?P<gradient_of>\w+)|(?P<choices>\w+(?:\|\w+)+))"
+    r"|(?P<size>\w+) = (?P<instead>\w+) without|is (?P<number>\w+)|gradient of (?P<gradient_of>\w+)"
+    r"|(?P<choices>\w+(?:\|\w+)+))"
 )
 
 
