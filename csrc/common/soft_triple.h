@@ -5,8 +5,7 @@
 
 #include <math.h>
 
-#include "common/hd.h"
-#include "common/proxy_anchor.h"
+#include "common/log_sum_exp.h"
 
 namespace dml {
 
