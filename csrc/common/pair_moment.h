@@ -23,15 +23,13 @@ struct MomentLimit {
   }
 };
 
-// dL/dx of a pair from one end is p (constant + linear x), p = e^(T x - log_sum).
+// dL/dx of a pair from one end is p (constant + linear (x - level)), p = e^(T x - log_sum) and level the moment of the
+// row. Written so that nothing cancels where T is high.
 struct MomentGradient {
   double constant, linear;
 
-  // level: the moment of the row; grad_level, grad_log_sum: the gradients that came in.
-  static DML_HD MomentGradient make(double temperature, bool weight_grad, double grad_level, double grad_log_sum,
-                                    double level) {
-    const double slope = weight_grad ? temperature : 0;
-    return MomentGradient{grad_level * (1 - slope * level) + grad_log_sum * temperature, grad_level * slope};
+  static DML_HD MomentGradient make(double temperature, bool weight_grad, double grad_moment, double grad_log_sum) {
+    return MomentGradient{grad_moment + grad_log_sum * temperature, weight_grad ? grad_moment * temperature : 0};
   }
 };
 

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <stdexcept>
 #include <tuple>
 
 #include <torch/csrc/stable/library.h>
@@ -14,23 +15,22 @@
 namespace dml {
 namespace {
 
-// One side as the kernels take it, and the memory that it points to.
+// A side as the kernels take it, and the memory that it points to.
 template <class T>
 struct OwnedSide {
   PairLossSide<T> view{};
   Buffer<T> bounds, memory;
 
-  OwnedSide(const PairLossOptions& o, bool positive, bool normalize, const RowsView<T>& q, int64_t gallery,
-            const std::optional<Tensor>& all_bounds) {
-    const ScoreShift shift = score_shift(o.side(positive), o.value(), normalize, gallery);
-    view.side = o.side(positive);
-    view.present = o.has(positive);
-    view.running = o.exp() && shift.running;
+  OwnedSide(const PairSide& side, PairValue value, bool normalize, const RowsView<T>& q, int64_t gallery,
+            const T* all_bounds) {
+    const ScoreShift shift = score_shift(side, value, normalize, gallery);
+    view.side = side;
+    view.limit = MomentLimit::make(side.scale, side.base, value == PairValue::distance);
+    view.running = shift.running;
     view.shift = shift.shift;
-    if (!all_bounds) return;
+    if (all_bounds == nullptr) return;
     bounds = Buffer<T>(q.padded);
-    const T* from = static_cast<const T*>(all_bounds->const_data_ptr()) + (positive ? 0 : all_bounds->size(1));
-    for (int64_t i = 0; i < q.n; ++i) bounds[i] = from[q.index[i]];
+    for (int64_t i = 0; i < q.n; ++i) bounds[i] = all_bounds[q.index[i]];
     view.bounds = bounds.data();
   }
 };
@@ -40,15 +40,16 @@ struct Problem {
   OwnedSide<T> pos, neg;
   PairLossProblem<T> view{};
 
-  Problem(const PairRows<T>& rows, const PairLossOptions& o, bool normalize, const std::optional<Tensor>& bounds,
+  Problem(const PairRows<T>& rows, const PairLossOptions& o, bool normalize, const T* bounds, int64_t queries,
           const TileSchedule& schedule, unsigned char* active)
-      : pos(o, true, normalize, rows.queries.view, rows.gallery().view.n, bounds),
-        neg(o, false, normalize, rows.queries.view, rows.gallery().view.n, bounds) {
+      : pos(o.pos, o.value(), normalize, rows.queries.view, rows.gallery().view.n, bounds),
+        neg(o.neg, o.value(), normalize, rows.queries.view, rows.gallery().view.n,
+            bounds == nullptr ? nullptr : bounds + queries) {
     view.q = rows.queries.view;
     view.g = rows.gallery().view;
     view.value = o.value();
-    view.term = o.kind();
     view.self = rows.self;
+    view.apart = o.apart;
     view.col_tiles = schedule.col_tiles;
     view.active = active;
   }
@@ -61,81 +62,130 @@ struct Problem {
   OwnedSide<T>& side(bool positive) { return positive ? pos : neg; }
 };
 
+void check_classes(const PairArguments& a, int64_t classes) {
+  const auto check = [&](const Tensor& labels) {
+    for (int64_t i = 0; i < labels.size(0); ++i) {
+      const int64_t label = labels.const_data_ptr<int64_t>()[i];
+      if (label >= 0 && label < classes) continue;
+      throw std::invalid_argument(std::string(a.op) + ": labels must be in [0, C) with C=" + text(classes) + ", got " +
+                                  text(label));
+    }
+  };
+  check(a.labels);
+  if (a.ref_labels) check(*a.ref_labels);
+}
+
 template <class T>
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward_as(const PairArguments& a, const PairLossOptions& o,
-                                                              const std::optional<Tensor>& bounds, bool check) {
+const T* data(const Tensor& x) {
+  return static_cast<const T*>(x.const_data_ptr());
+}
+
+// The statistics of one side by the caller's queries (M,).
+template <class T>
+struct SideStatistics {
+  T *stats, *log_sums, *sums, *members, *slopes;
+};
+
+// Merges what the parts of a query have of one side.
+template <class T>
+void finish_side(const PairLossSide<T>& side, const RowsView<T>& q, int64_t parts, const SideStatistics<T>& to) {
+  const int64_t length = parts * q.padded;
+  const bool moment = side.side.term == PairTerm::moment;
+  for (int64_t i = 0; i < q.n; ++i) {
+    LogSumExp scores;
+    double added[kPairSums] = {};
+    for (int64_t part = 0; part < parts; ++part) {
+      const T* at = side.sums + part * q.padded + i;
+      scores.add(at[kPairStat * length], side.running ? at[kPairMax * length] : side.shift, at[kPairMoment * length]);
+      for (int k = 0; k < kPairSums; ++k) added[k] += at[k * length];
+    }
+    const int64_t row = q.index[i];
+    const double log_sum = scores.log_sum();
+    to.stats[row] = static_cast<T>(moment ? scores.mean() : side.side.scored() ? log_sum : added[kPairStat]);
+    if (moment) to.log_sums[row] = static_cast<T>(log_sum);
+    to.sums[row] = static_cast<T>(added[kPairTotal]);
+    to.members[row] = static_cast<T>(added[kPairMembers]);
+    // Without bounds, all members are kept.
+    const bool all = side.side.term == PairTerm::exp && side.bounds == nullptr;
+    to.slopes[row] = static_cast<T>(added[all ? kPairMembers : kPairSlope]);
+  }
+}
+
+template <class T>
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward_as(const PairArguments& a, const PairLossOptions& o,
+                                                                      const std::optional<Tensor>& bounds, bool check) {
+  if (o.classes) check_classes(a, *o.classes);
   const int64_t m = a.queries(), n = a.gallery();
   const ScalarType type = compute_type(a.embeddings);
   const PairRows<T> rows = prepare_pairs<T>(a, Layout::panels);
   const bool all_nan = rows.gallery().any_non_finite;
   if (check) check_finite(a.op, all_nan || rows.queries.any_non_finite);
 
-  Tensor stats = filled(a.embeddings, {2, m}, type, o.exp() ? -std::numeric_limits<double>::infinity() : 0);
-  Tensor sums = filled(a.embeddings, {2, m}, type, 0), members = filled(a.embeddings, {2, m}, type, 0);
-  Tensor slopes = filled(a.embeddings, {2, m}, type, 0);
-  Tensor active = filled(a.embeddings, {(m + kTile - 1) / kTile, (n + kTile - 1) / kTile}, ScalarType::Byte, 0);
-  const auto data = [](const Tensor& x) { return static_cast<T*>(x.mutable_data_ptr()); };
-  for (int64_t i = 0; i < m; ++i) {
-    const RowState state = rows.queries.state[i];
-    if (state == RowState::kept ? !all_nan : state == RowState::ignored) continue;
-    for (const int64_t at : {i, m + i}) data(stats)[at] = data(sums)[at] = std::numeric_limits<T>::quiet_NaN();
+  constexpr double kNone = -std::numeric_limits<double>::infinity();
+  const auto by_row = [&](double value) { return filled(a.embeddings, {2, m}, type, value); };
+  const Tensor stats = by_row(0), log_sums = by_row(kNone), sums = by_row(0), members = by_row(0), slopes = by_row(0);
+  const Tensor active = filled(a.embeddings, {(m + kTile - 1) / kTile, (n + kTile - 1) / kTile}, ScalarType::Byte, 0);
+  SideStatistics<T> of_side[2];  // of the positives, and of the negatives
+  for (const int64_t k : {0, 1}) {
+    const auto at = [&](const Tensor& x) { return static_cast<T*>(x.mutable_data_ptr()) + k * m; };
+    const SideStatistics<T>& to = of_side[k] = {at(stats), at(log_sums), at(sums), at(members), at(slopes)};
+    if (o.side(k == 0).term == PairTerm::exp) std::fill_n(to.stats, m, static_cast<T>(kNone));
+    for (int64_t i = 0; i < m; ++i) {
+      const RowState state = rows.queries.state[i];
+      if (state == RowState::kept ? !all_nan : state == RowState::ignored) continue;
+      to.stats[i] = to.log_sums[i] = to.sums[i] = std::numeric_limits<T>::quiet_NaN();
+    }
   }
-  if (all_nan) return {stats, sums, members, slopes, active};
+  if (all_nan) return {stats, log_sums, sums, members, slopes, active};
 
   const RowsView<T>& q = rows.queries.view;
   const TileSchedule schedule = TileSchedule::make(q.n, rows.gallery().view.n, rows.self);
   const int64_t parts = std::max<int64_t>(schedule.parts, 1), length = parts * q.padded;
-  Problem<T> problem(rows, o, a.normalize, bounds, schedule, active.mutable_data_ptr<uint8_t>());
+  Problem<T> problem(rows, o, a.normalize, bounds ? data<T>(*bounds) : nullptr, m, schedule,
+                     active.mutable_data_ptr<uint8_t>());
   for (const bool positive : {true, false}) {
     OwnedSide<T>& side = problem.side(positive);
+    if (!side.view.side.present()) continue;
     side.memory = Buffer<T>(kPairSums * length);
     side.view.sums = side.memory.data();
-    std::fill_n(side.memory.data() + kPairMax * length, length,
-                static_cast<T>(side.view.running ? kNoScore : side.view.shift));
+    if (side.view.running) std::fill_n(side.view.sums + kPairMax * length, length, static_cast<T>(kNoScore));
   }
   const PairLossProblem<T>& p = problem.ready();
   const auto& kernel = kernels<PairLossKernels<T>>();
   for_each_tile(schedule, [&](const TilePair& t) { kernel.forward(p, t.row, t.col, t.part, parts); });
-
-  for (const bool positive : {true, false}) {
-    const PairLossSide<T>& side = positive ? p.pos : p.neg;
-    if (!side.present) continue;
-    for (int64_t i = 0; i < q.n; ++i) {
-      PairLogSumExp log_sum;
-      double added[kPairSums] = {};
-      for (int64_t part = 0; part < parts; ++part) {
-        const T* at = side.sums + part * q.padded + i;
-        log_sum.add(at[kPairStat * length], at[kPairMax * length]);
-        for (int k = 0; k < kPairSums; ++k) added[k] += at[k * length];
-      }
-      const int64_t row = q.index[i] + (positive ? 0 : m);
-      data(stats)[row] = static_cast<T>(o.exp() ? log_sum.finish() : added[kPairStat]);
-      data(sums)[row] = static_cast<T>(added[kPairTotal]);
-      data(members)[row] = static_cast<T>(added[kPairMembers]);
-      data(slopes)[row] = static_cast<T>(added[o.exp() && !bounds ? kPairMembers : kPairSlope]);
-    }
-  }
-  return {stats, sums, members, slopes, active};
+  if (p.pos.side.present()) finish_side(p.pos, q, parts, of_side[0]);
+  if (p.neg.side.present()) finish_side(p.neg, q, parts, of_side[1]);
+  return {stats, log_sums, sums, members, slopes, active};
 }
+
+// What a backward is given of one side, by the caller's queries (M,).
+template <class T>
+struct SideState {
+  const T *grad_stats, *grad_log_sums, *grad_sums, *stats, *log_sums;
+};
 
 // Per-row factors of the gradient of one side, in the order of the packed rows (cpu/pair_loss_kernels.h: PairFactor).
 template <class T>
-Buffer<T> gradient_factors(const RowsView<T>& q, const PairLossSide<T>& side, bool exp, const T* grad_stats,
-                           const T* grad_sums, const T* stats) {
+Buffer<T> gradient_factors(const RowsView<T>& q, const PairLossSide<T>& view, bool weight_grad,
+                           const SideState<T>& state) {
   Buffer<T> factors(kPairFactors * q.padded);
+  const PairSide& side = view.side;
+  const bool moment = side.term == PairTerm::moment;
   for (int64_t i = 0; i < q.n; ++i) {
     const int64_t row = q.index[i];
-    double scale = grad_stats[row];
-    if (!exp) {
-      scale *= side.side.scale;
-    } else if (!side.running) {
-      // Nobody asks for the weights of a row without pairs.
-      scale = std::isinf(stats[row]) ? 0 : scale * std::exp(side.shift - static_cast<double>(stats[row]));
-    }
+    const double log_sum = (moment ? state.log_sums : state.stats)[row];
+    MomentGradient gradient{state.grad_stats[row], 0};
+    if (moment)
+      gradient = MomentGradient::make(side.temperature, weight_grad, state.grad_stats[row], state.grad_log_sums[row]);
+    double factor = side.term == PairTerm::exp ? 1 : side.scale;
+    // Nobody asks for the weights of a row without pairs.
+    if (side.scored() && !view.running) factor *= std::isinf(log_sum) ? 0 : std::exp(view.shift - log_sum);
     T* const at = factors.data() + i;
-    at[kPairScale * q.padded] = static_cast<T>(scale);
-    at[kPairLog * q.padded] = stats[row];
-    at[kPairAdd * q.padded] = grad_sums[row];
+    at[kPairScale * q.padded] = static_cast<T>(gradient.constant * factor);
+    at[kPairLinear * q.padded] = static_cast<T>(gradient.linear * factor);
+    at[kPairLevel * q.padded] = state.stats[row];
+    at[kPairLog * q.padded] = static_cast<T>(log_sum);
+    at[kPairAdd * q.padded] = state.grad_sums[row];
   }
   return factors;
 }
@@ -154,14 +204,14 @@ std::tuple<Tensor, Tensor> backward_as(const PairArguments& a, const PairLossOpt
   const RowsView<T>&q = rows.queries.view, &g = rows.gallery().view;
   const TileSchedule schedule = TileSchedule::make(q.n, g.n, rows.self);
   // The kernels only read the bitmap here.
-  Problem<T> problem(rows, o, a.normalize, bounds, schedule,
+  Problem<T> problem(rows, o, a.normalize, bounds ? data<T>(*bounds) : nullptr, m, schedule,
                      static_cast<unsigned char*>(const_cast<void*>(state.active.const_data_ptr())));
-  const auto data = [](const Tensor& x) { return static_cast<const T*>(x.const_data_ptr()); };
   for (const bool positive : {true, false}) {
     OwnedSide<T>& side = problem.side(positive);
-    const int64_t first = positive ? 0 : m;
-    side.memory = gradient_factors(q, side.view, o.exp(), data(state.grad_stats) + first, data(state.grad_sums) + first,
-                                   data(state.stats) + first);
+    const auto at = [&](const Tensor& x) { return data<T>(x) + (positive ? 0 : m); };
+    const SideState<T> of_side{at(state.grad_stats), at(state.grad_log_sums), at(state.grad_sums), at(state.stats),
+                               at(state.log_sums)};
+    side.memory = gradient_factors(q, side.view, o.weight_grad, of_side);
     side.view.factors = side.memory.data();
   }
   const int64_t parts = std::max<int64_t>(schedule.parts, 1);
@@ -171,7 +221,7 @@ std::tuple<Tensor, Tensor> backward_as(const PairArguments& a, const PairLossOpt
     weights_g = Buffer<T>(g.padded);
   }
   PairLossProblem<T>& view = problem.view;
-  view.gallery_grad = need_grad_ref;
+  view.both_ends = o.both_ends() && (rows.self || need_grad_ref);
   view.rows_q = sums_q.data();
   view.weights_q = weights_q.data();
   view.rows_g = rows.self ? sums_q.data() : sums_g.data();

@@ -7,17 +7,19 @@
 namespace dml {
 
 // Arrays of per-row sums of one side, each (parts, padded rows of q).
-enum PairSum { kPairStat, kPairMax, kPairTotal, kPairMembers, kPairSlope };
+enum PairSum { kPairStat, kPairMax, kPairMoment, kPairTotal, kPairMembers, kPairSlope };
 constexpr int kPairSums = kPairSlope + 1;
-// Arrays of per-row gradient factors of one side, each (padded rows of q). With running maxima the log is the row's
-// log-sum-exp, otherwise it is folded into the scale.
-enum PairFactor { kPairScale, kPairLog, kPairAdd };
+// Arrays of per-row gradient factors of one side, each (padded rows of q): dL/dv of a pair is
+// weight * (scale + linear * (x - level)) + add, with the weight of its term. The log is the row's log-sum-exp where
+// maxima are running; otherwise it is folded into scale and linear.
+enum PairFactor { kPairScale, kPairLinear, kPairLevel, kPairLog, kPairAdd };
 constexpr int kPairFactors = kPairAdd + 1;
 
 template <class T>
 struct PairLossSide {
   PairSide side;
-  bool present, running;
+  MomentLimit limit;  // of a moment
+  bool running;
   double shift;      // of every score, without running maxima
   const T* bounds;   // (padded q), or null: the base of the side
   T* sums;           // forward: kPairSums arrays
@@ -29,9 +31,9 @@ struct PairLossProblem {
   RowsView<T> q, g;  // the same rows in self mode
   PairLossSide<T> pos, neg;
   PairValue value;
-  PairTerm term;
-  bool self;  // tile (i, j), i < j, stands for (j, i) too
-  bool gallery_grad;
+  bool self;       // tile (i, j), i < j, stands for (j, i) too
+  bool apart;      // coincident pairs are excluded
+  bool both_ends;  // the gradient of a pair reaches its gallery row
   int64_t col_tiles;
   unsigned char* active;  // (row_tiles, col_tiles): 1 where a pair takes part
 

@@ -7,185 +7,222 @@ namespace dml {
 inline namespace DML_ISA {
 namespace {
 
-// The value of a vector of pairs, and the squared distance that its gradient needs.
-template <class V>
-struct Values {
-  V v, squared;
-};
-
-template <bool Mixed, class T>
-DML_INLINE Values<Vec<T>> pair_values(const PairLossProblem<T>& p, const PairTile<T>& tile, Vec<T> dot, int64_t i,
-                                      int64_t j) {
-  using V = Vec<T>;
-  if (p.value == PairValue::similarity) return {dot, V(0)};
-  const V squared = tile.template squared<Mixed>(dot, i, j);
-  return {p.value == PairValue::distance ? sqrt(squared) : squared, squared};
+// A tile is passed over once for its negatives and, unless it is pure, once more for its positives: so any term meets
+// any other. A pure tile holds a negative in every place.
+template <class T>
+DML_INLINE bool is_pure(const PairLossProblem<T>& p, const PairTile<T>& tile) {
+  return !tile.mixed && !p.apart && tile.j0 + tile.cols <= p.g.n;
 }
+
+// The columns of a tile that a row's pairs of one side stand in; rows and columns ascend with their classes.
+template <class T>
+class SideColumns {
+ public:
+  SideColumns(const PairTile<T>& tile, bool positive)
+      : classes_(positive ? tile.g.classes + tile.j0 : nullptr),
+        real_(tile.g.n - tile.j0 < tile.cols ? tile.g.n - tile.j0 : tile.cols),
+        end_(positive ? 0 : tile.cols) {}
+  // Of rows one after the other.
+  DML_INLINE void next(int32_t own) {
+    if (classes_ == nullptr) return;
+    while (end_ < real_ && classes_[end_] <= own) ++end_;
+    while (begin_ < end_ && classes_[begin_] < own) ++begin_;
+  }
+  DML_INLINE int64_t begin() const { return begin_ / Simd<T>::lanes * Simd<T>::lanes; }
+  DML_INLINE int64_t end() const { return end_; }
+
+ private:
+  const int32_t* classes_;
+  int64_t real_, begin_ = 0, end_;
+};
 
 template <class T>
 struct Members {
-  typename Simd<T>::M pos, neg;
+  typename Simd<T>::M own, other;  // of this side, and of the other one
 };
 
-template <bool Mixed, class T>
-DML_INLINE Members<T> members_of(const PairLossProblem<T>& p, const PairTile<T>& tile, int64_t i, int64_t j) {
+template <bool Pure, class T>
+DML_INLINE Members<T> members_of(const PairLossProblem<T>& p, const PairTile<T>& tile, bool positive, Vec<T> dot,
+                                 int64_t i, int64_t j) {
   using V = Vec<T>;
-  // Similarities do not tell the rows that pad the last tile.
+  if (Pure) return {lane_mask<V>(~0u), lane_mask<V>(0)};
   const int64_t left = p.g.n - j;
-  const auto real = lane_mask<V>(left >= Simd<T>::lanes ? ~0u : left <= 0 ? 0u : (1u << left) - 1);
-  Members<T> m{lane_mask<V>(0), real};
-  if (Mixed) {
-    const auto excluded = tile.excluded(i, j);
-    const auto same = tile.same_class(i, j);
-    m.pos = p.pos.present ? without(same, excluded) : m.pos;
-    m.neg = without(real, either(same, excluded));
-  }
-  m.neg = p.neg.present ? m.neg : lane_mask<V>(0);
-  return m;
+  auto kept = lane_mask<V>(left >= Simd<T>::lanes ? ~0u : left <= 0 ? 0u : (1u << left) - 1);
+  kept = without(kept, tile.excluded(i, j));
+  if (p.apart) kept = both(kept, tile.template squared<true>(dot, i, j) > V(0));
+  const auto same = tile.same_class(i, j);
+  const auto pos = p.pos.side.present() ? both(kept, same) : lane_mask<V>(0);
+  const auto neg = p.neg.side.present() ? without(kept, same) : lane_mask<V>(0);
+  return positive ? Members<T>{pos, neg} : Members<T>{neg, pos};
 }
 
-// Adds a vector of pairs of one side to its row and, unless null, to the tile's columns c..; whether any takes part.
-template <class Term, class T>
-DML_INLINE bool add_pairs(const PairLossSide<T>& s, const SumArrays<T>* columns, typename Simd<T>::M members, Vec<T> v,
-                          int64_t i, int64_t j, int64_t c, Sums<T>& row) {
-  typename TermOf<Term, T>::Type term(s, members, v, bound_of_row(s, i));
-  bool active = any(term.on);
-  if (active) term.add_to(s, v, row);
-  if (columns == nullptr) return active;
-  T* const members_of = columns->members + c;
-  store(members_of, load<Vec<T>>(members_of) + select(members, Vec<T>(1), Vec<T>(0)));
-  TermOf<Term, T>::rebind(term, s, members, v, bounds_of_columns(s, j));
-  if (!any(term.on)) return active;
-  Sums<T> sums = columns->columns(c);
-  term.add_to(s, v, sums);
-  columns->store_columns(c, sums);
-  return true;
+// The similarity of pairs, or their squared distance.
+template <bool Pure, class T>
+DML_INLINE Vec<T> raw_value(const PairTile<T>& tile, PairValue value, Vec<T> dot, int64_t i, int64_t j) {
+  return value == PairValue::similarity ? dot : tile.template squared<!Pure>(dot, i, j);
 }
 
-template <class Term, bool Mixed, class T>
-void forward_tile(const PairLossProblem<T>& p, const PairTile<T>& tile, int64_t part, int64_t parts, const T* s) {
+template <class V>
+DML_INLINE V value_of(PairValue value, V raw) {
+  return value == PairValue::distance ? sqrt(raw) : raw;
+}
+
+// Adds up one side of a tile; whether any pair takes part.
+template <class Pairs, bool Pure, class T>
+bool add_side(const PairLossProblem<T>& p, const PairTile<T>& tile, bool positive, int64_t part, int64_t parts,
+              const T* s) {
   using V = Vec<T>;
   constexpr int L = Simd<T>::lanes;
-  const int64_t first = part * p.q.padded, length = parts * p.q.padded;
-  const SumArrays<T> pos(p.pos, p.pos.sums + first, length), neg(p.neg, p.neg.sums + first, length);
-  const TileColumns<T> pos_columns(p.pos), neg_columns(p.neg);
+  const PairLossSide<T> side = positive ? p.pos : p.neg;
+  const PairValue value = p.value;
   const bool mirrored = p.self && !tile.diagonal;
-  const SumArrays<T>* const to_pos = mirrored ? &pos_columns.arrays : nullptr;
-  const SumArrays<T>* const to_neg = mirrored ? &neg_columns.arrays : nullptr;
+  const SumArrays<T> sums(side, side.sums + part * p.q.padded, parts * p.q.padded);
+  const TileColumns<T> columns(side);
+  SideColumns<T> range(tile, positive);
   bool active = false;
   for (int64_t r = 0; r < tile.rows; ++r) {
     const int64_t i = tile.i0 + r;
-    Sums<T> row_pos, row_neg;
-    int count_pos = 0, count_neg = 0;
-    for (int64_t c = 0; c < tile.cols; c += L) {
+    range.next(p.q.classes[i]);
+    Sums<T> row;
+    int members = 0, taking_part = 0;
+    for (int64_t c = range.begin(); c < range.end(); c += L) {
       const int64_t j = tile.j0 + c;
-      const Members<T> m = members_of<Mixed>(p, tile, i, j);
-      const V v = pair_values<Mixed>(p, tile, load<V>(s + r * kTileStride + c), i, j).v;
-      if (any(m.neg)) {
-        active |= add_pairs<Term>(p.neg, to_neg, m.neg, v, i, j, c, row_neg);
-        count_neg += __builtin_popcount(bits(m.neg));
+      const V dot = load<V>(s + r * kTileStride + c);
+      const Members<T> m = members_of<Pure>(p, tile, positive, dot, i, j);
+      if (!Pure) {
+        const uint32_t there = bits(m.own);
+        if (there == 0) continue;
+        members += __builtin_popcount(there);
+        T* const count = columns.arrays.members + c;
+        store(count, load<V>(count) + select(m.own, V(1), V(0)));
       }
-      if (Mixed && any(m.pos)) {
-        active |= add_pairs<Term>(p.pos, to_pos, m.pos, v, i, j, c, row_pos);
-        count_pos += __builtin_popcount(bits(m.pos));
+      const V raw = raw_value<Pure>(tile, value, dot, i, j);
+      const auto possible = Pairs::possible(side, m.own, raw);
+      if (Pairs::kMoment && !any(possible)) continue;
+      Pairs pairs(side, possible, value_of(value, raw), bound_of_row(side, i));
+      if (Pairs::kMoment || any(pairs.on)) {
+        pairs.add_to(side, row);
+        taking_part = 1;
       }
+      if (!mirrored) continue;
+      if constexpr (Pairs::kBounded)
+        if (side.bounds != nullptr) pairs.rebind(side, possible, bounds_of_columns(side, j));
+      if (!Pairs::kMoment && !any(pairs.on)) continue;
+      Sums<T> column = columns.arrays.template columns<Pairs>(c);
+      pairs.add_to(side, column);
+      columns.arrays.template store_columns<Pairs>(c, column);
+      active = true;
     }
-    if (count_neg > 0) neg.add_row(i, row_neg);
-    if (count_pos > 0) pos.add_row(i, row_pos);
-    neg.members[i] += static_cast<T>(count_neg);
-    pos.members[i] += static_cast<T>(count_pos);
+    sums.members[i] += static_cast<T>(Pure ? tile.cols : members);
+    if (taking_part != 0) sums.template add_row<Pairs>(i, row);
+    active |= taking_part != 0;
   }
-  if (mirrored) {
-    pos.add_columns(tile.j0, tile.cols, pos_columns.arrays);
-    neg.add_columns(tile.j0, tile.cols, neg_columns.arrays);
-  }
-  p.active[tile.i * p.col_tiles + tile.j] = active;
+  if (!mirrored) return active;
+  if (active) sums.template add_columns<Pairs>(tile.j0, tile.cols, columns.arrays);
+  for (int64_t c = 0; c < tile.cols; ++c)
+    sums.members[tile.j0 + c] += Pure ? static_cast<T>(tile.rows) : columns.arrays.members[c];
+  return active;
 }
 
-template <class T>
-struct Factors {
-  const T *scale, *log, *add;
-  Factors(const PairLossSide<T>& s, int64_t padded)
-      : scale(s.factors + kPairScale * padded),
-        log(s.factors + kPairLog * padded),
-        add(s.factors + kPairAdd * padded) {}
-};
-
-// dL/dv of a vector of pairs of one side, from the statistics of the row and, in self mode, of the columns.
-template <class Term, class T>
-DML_INLINE Vec<T> gradient_of_pairs(const PairLossSide<T>& s, const Factors<T>& f, typename Simd<T>::M members,
-                                    Vec<T> v, int64_t i, int64_t j, bool symmetric) {
-  using V = Vec<T>;
-  typename TermOf<Term, T>::Type term(s, members, v, bound_of_row(s, i));
-  V gradient = term.gradient(s, V(f.scale[i]), V(f.log[i]), V(f.add[i]));
-  if (!symmetric) return gradient;
-  TermOf<Term, T>::rebind(term, s, members, v, bounds_of_columns(s, j));
-  return gradient + term.gradient(s, load<V>(f.scale + j), load<V>(f.log + j), load<V>(f.add + j));
-}
-
-// Turns the tile's dot products s into the weights of the other row, or of f_i - g_j.
-template <class Term, bool Mixed, class T>
-int weigh_tile(const PairLossProblem<T>& p, const PairTile<T>& tile, int64_t part, T* s, TileWeights<T>& out) {
+// Turns the dot products of one side of a tile into the weights of the other row, or of f_i - g_j: for the query rows
+// in s, for the gallery rows in `back`, which is s where both ends of a pair get the same. The negatives come first and
+// leave the positives' dot products where they are. Gives how many weights are not zero.
+template <class Pairs, bool Pure, class T>
+int weigh_side(const PairLossProblem<T>& p, const PairTile<T>& tile, bool positive, int64_t part, T* s, T* back,
+               TileWeights<T>& out) {
   using V = Vec<T>;
   constexpr int L = Simd<T>::lanes;
   const double eps = sizeof(T) == 4 ? 1.1920928955078125e-07 : 2.220446049250313e-16;
-  const Factors<T> pos(p.pos, p.q.padded), neg(p.neg, p.q.padded);
-  const bool pulls = p.value != PairValue::similarity;  // only distances need the sums of their weights
+  const PairLossSide<T> side = positive ? p.pos : p.neg;
+  const PairValue value = p.value;
+  const FactorArrays<T> factors(side, p.q.padded);
+  // The other end of a pair is a query too: of the mirrored pair, or, in a tile on the diagonal, of one in the tile.
+  const bool symmetric = p.self && (p.both_ends || !tile.diagonal);
+  const bool pulls = value != PairValue::similarity;  // only distances need the sums of their weights
+  SideColumns<T> range(tile, positive);
   int weights = 0;
   for (int64_t r = 0; r < tile.rows; ++r) {
     const int64_t i = tile.i0 + r;
+    range.next(p.q.classes[i]);
+    const Factors<T> row = factors.row(i);
     V row_weight(0);
-    for (int64_t c = 0; c < tile.cols; c += L) {
+    for (int64_t c = range.begin(); c < range.end(); c += L) {
       const int64_t j = tile.j0 + c;
-      T* const at = s + r * kTileStride + c;
-      const Members<T> m = members_of<Mixed>(p, tile, i, j);
-      const Values<V> values = pair_values<Mixed>(p, tile, load<V>(at), i, j);
-      V gradient(0);
-      if (any(m.neg)) gradient = gradient_of_pairs<Term>(p.neg, neg, m.neg, values.v, i, j, p.self);
-      if (Mixed && any(m.pos)) gradient = gradient + gradient_of_pairs<Term>(p.pos, pos, m.pos, values.v, i, j, p.self);
-      const auto weighted = gradient != V(0);
-      if (!any(weighted)) {
-        store(at, V(0));
-        continue;
+      T *const at = s + r * kTileStride + c, *const back_at = back + r * kTileStride + c;
+      const V dot = load<V>(at);
+      const Members<T> m = members_of<Pure>(p, tile, positive, dot, i, j);
+      V to_row(0), to_column(0);
+      if (Pure || any(m.own)) {
+        const V raw = raw_value<Pure>(tile, value, dot, i, j);
+        const auto possible = Pairs::possible(side, m.own, raw);
+        if (!Pairs::kMoment || any(possible)) {
+          const V v = value_of(value, raw);
+          Pairs pairs(side, possible, v, bound_of_row(side, i));
+          to_row = pairs.gradient(side, row);
+          if (symmetric) {
+            if constexpr (Pairs::kBounded)
+              if (side.bounds != nullptr) pairs.rebind(side, possible, bounds_of_columns(side, j));
+            to_column = pairs.gradient(side, factors.columns(j));
+          }
+          // Both ends of a pair are pulled by the sum of both gradients, or each by its own.
+          if (p.both_ends) to_row = to_column = to_row + to_column;
+          const auto weighted = either(to_row != V(0), to_column != V(0));
+          const uint32_t there = bits(weighted);
+          if (there != 0) {
+            const V norms = value == PairValue::distance ? tile.norms(i, j) : V(0);
+            to_row = select(weighted, gradient_of_value(to_row, raw, norms, value, eps), V(0));
+            to_column = select(weighted, gradient_of_value(to_column, raw, norms, value, eps), V(0));
+            if (pulls) row_weight = row_weight + to_row;
+            if (pulls && out.columns) store(out.weights_g + j, load<V>(out.weights_g + j) + to_column);
+            weights += __builtin_popcount(there);
+            out.row_active[r / Simd<T>::strip] = out.col_active[c / Simd<T>::strip] = true;
+            if (L > Simd<T>::strip) out.col_active[c / Simd<T>::strip + 1] = true;
+          }
+        }
       }
-      const V norms = p.value == PairValue::distance ? tile.norms(i, j) : V(0);
-      const V weight = select(weighted, gradient_of_value(gradient, values.squared, norms, p.value, eps), V(0));
-      store(at, weight);
-      if (pulls) row_weight = row_weight + weight;
-      if (pulls && out.columns) store(out.weights_g + j, load<V>(out.weights_g + j) + weight);
-      weights += __builtin_popcount(bits(weighted));
-      out.row_active[r / Simd<T>::strip] = out.col_active[c / Simd<T>::strip] = true;
-      if (L > Simd<T>::strip) out.col_active[c / Simd<T>::strip + 1] = true;
+      const V rest = positive ? dot : select(m.other, dot, V(0));
+      store(at, Pure ? to_row : select(m.own, to_row, rest));
+      if (back != s) store(back_at, Pure ? to_column : select(m.own, to_column, positive ? load<V>(back_at) : V(0)));
     }
     p.weights_q[part * p.q.padded + i] += sum(row_weight);
   }
   return weights;
 }
 
-// Calls back with the term of the problem.
+// Calls back with the pairs of a term; those of none have no members.
 template <class T, class Call>
-DML_INLINE void with_term(const PairLossProblem<T>& p, const Call& call) {
-  switch (p.term) {
+DML_INLINE void with_term(PairTerm term, const Call& call) {
+  switch (term) {
 #define DML_CASE(name, type) \
   case PairTerm::name:       \
-    return call(type());
+    return call.template operator()<Added<type, T>>();
     DML_PAIR_TERMS(DML_CASE)
 #undef DML_CASE
+    case PairTerm::exp:
+      return call.template operator()<Scored<T>>();
     default:
-      return call(ExpTerm());
+      return call.template operator()<Moment<T>>();
   }
 }
+
 template <class T>
 void forward(const PairLossProblem<T>& p, int64_t i, int64_t j, int64_t part, int64_t parts) {
   const PairTile<T> tile(p.q, p.g, p.self, i, j);
-  if (!tile.mixed && !p.neg.present) return;
+  const bool pure = is_pure(p, tile), negatives = p.neg.side.present(), positives = !pure && p.pos.side.present();
+  if (!negatives && !positives) return;
   [[maybe_unused]] const WithoutDenormals fast;
   alignas(64) T s[kTile * kTileStride];
   tile.dot_products(s);
-  with_term(p, [&](auto term) {
-    using Term = decltype(term);
-    tile.mixed ? forward_tile<Term, true>(p, tile, part, parts, s) : forward_tile<Term, false>(p, tile, part, parts, s);
-  });
+  bool active = false;
+  if (negatives)
+    with_term<T>(p.neg.side.term, [&]<class Pairs>() {
+      active |= pure ? add_side<Pairs, true>(p, tile, false, part, parts, s)
+                     : add_side<Pairs, false>(p, tile, false, part, parts, s);
+    });
+  if (positives)
+    with_term<T>(p.pos.side.term,
+                 [&]<class Pairs>() { active |= add_side<Pairs, false>(p, tile, true, part, parts, s); });
+  p.active[tile.i * p.col_tiles + tile.j] = active;
 }
 
 template <class T>
@@ -193,18 +230,24 @@ void backward(const PairLossProblem<T>& p, int64_t i, int64_t j, int64_t part) {
   if (!p.active[i * p.col_tiles + j]) return;
   [[maybe_unused]] const WithoutDenormals fast;
   alignas(64) T s[kTile * kTileStride];
+  alignas(64) T other[kTile * kTileStride];
   const PairTile<T> tile(p.q, p.g, p.self, i, j);
+  const bool pure = is_pure(p, tile);
   tile.dot_products(s);
   TileWeights<T> out;
-  out.columns = p.self ? !tile.diagonal : p.gallery_grad;
+  out.columns = p.self ? !tile.diagonal : p.both_ends;
   out.weights_g = p.weights_g;
-  with_term(p, [&](auto term) {
-    using Term = decltype(term);
-    const int weights =
-        tile.mixed ? weigh_tile<Term, true>(p, tile, part, s, out) : weigh_tile<Term, false>(p, tile, part, s, out);
-    out.dense = weights * kSparse > tile.rows * tile.cols;
+  T* const back = out.columns && !p.both_ends ? other : s;
+  int weights = 0;
+  with_term<T>(p.neg.side.term, [&]<class Pairs>() {
+    weights = pure ? weigh_side<Pairs, true>(p, tile, false, part, s, back, out)
+                   : weigh_side<Pairs, false>(p, tile, false, part, s, back, out);
   });
-  add_tile(tile, s, s, out, p.rows_q + part * p.q.padded * p.q.stride, p.rows_g);
+  if (!pure && p.pos.side.present())
+    with_term<T>(p.pos.side.term,
+                 [&]<class Pairs>() { weights += weigh_side<Pairs, false>(p, tile, true, part, s, back, out); });
+  out.dense = weights * kSparse > tile.rows * tile.cols;
+  add_tile(tile, s, back, out, p.rows_q + part * p.q.padded * p.q.stride, p.rows_g);
 }
 
 template <class T>
