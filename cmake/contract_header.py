@@ -26,8 +26,9 @@ class Checks:
     """The statements that check an operator's arguments; `known` are the sizes that earlier ones have."""
 
     def __init__(self, operator: Operator):
-        self.operator, self.by_name = operator, {a.name: a for a in operator.arguments}
-        self.known = {a.name for a in operator.arguments if a.type in ("int", "float")}
+        # A number that is a size goes by its name too.
+        self.operator, self.by_name = operator, {n: a for a in operator.arguments for n in (a.name, a.size) if n}
+        self.known = {a.size or a.name for a in operator.arguments if a.type in ("int", "float")}
         self.first = next(a.name for a in operator.in_order if a.type == "Tensor")
 
     def statements(self) -> Iterator[str]:
@@ -55,7 +56,8 @@ class Checks:
                 continue
             x = f"*{a.name}" if a.optional else a.name
             call = f'c.numbers<{READ_AS[a.dtype]}>("{a.name}", {x}, {self.interval(a)});'
-            needed = [n for n in (a.name, *a.interval.names) if n in self.by_name and self.by_name[n].optional]
+            named = [self.by_name[n] for n in (a.name, *a.interval.names) if n in self.by_name]
+            needed = [argument.name for argument in named if argument.optional]
             yield f"if ({' && '.join(needed)}) {call}" if needed else call
 
     def tensor(self, a: Argument) -> Iterator[str]:
@@ -103,8 +105,9 @@ class Checks:
         return f'{{"{a.interval.text}", {ends}}}, {self.known_values(names)}'
 
     def end(self, end: Expression) -> str:
-        optional = end.text in self.by_name and self.by_name[end.text].optional
-        return f"*{end.text}" if optional else code(end)
+        if (argument := self.by_name.get(end.text)) is None:
+            return code(end)
+        return f"*{argument.name}" if argument.optional else argument.name
 
     def known_values(self, names: Sequence[str]) -> str:
         pairs = (f'{{"{name}", {self.end(Expression.of(name))}}}' for name in dict.fromkeys(names))
