@@ -35,12 +35,12 @@ inline namespace DML_ISA {
 
 // dL/d(dot product) or dL/d(squared distance) / (1/2) of a pair: what multiplies the other row, or f_i - g_j.
 template <class V>
-DML_INLINE V gradient_of_value(V grad, V squared, V norms, PairValue value, double eps) {
+DML_INLINE V gradient_of_value(V grad, V v, V squared, V norms, PairValue value, double eps) {
   switch (value) {
     case PairValue::similarity:
       return grad;
     case PairValue::distance:
-      return grad * gradient_scale(squared, norms, eps);
+      return grad * gradient_scale(squared, v, norms, eps);
     default:
       return V(2) * grad;
   }

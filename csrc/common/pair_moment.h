@@ -9,7 +9,7 @@
 namespace dml {
 
 // x > 0 by what a pair has before its value is known, the similarity or the squared distance: the pairs outside need no
-// root. sign * (raw - limit) > 0.
+// root. sign * raw > limit.
 struct MomentLimit {
   double sign, limit;
 
@@ -17,9 +17,9 @@ struct MomentLimit {
   static DML_HD MomentLimit make(double scale, double base, bool rooted) {
     const double sign = scale < 0 ? -1 : 1;
     if (scale == 0) return MomentLimit{sign, INFINITY};
-    if (!rooted) return MomentLimit{sign, base};
+    if (!rooted) return MomentLimit{sign, sign * base};
     // d > base holds for every d >= 0 if the base is negative, d < base for none if it is not positive.
-    return MomentLimit{sign, (sign > 0 ? base < 0 : base <= 0) ? -1.0 : base * base};
+    return MomentLimit{sign, sign * ((sign > 0 ? base < 0 : base <= 0) ? -1.0 : base * base)};
   }
 };
 
@@ -37,7 +37,7 @@ inline namespace DML_ISA {
 
 template <class V, class Limit>
 DML_INLINE auto beyond(V raw, const Limit& limit) {
-  return V(limit.sign) * raw > V(limit.sign * limit.limit);
+  return V(limit.sign) * raw > V(limit.limit);
 }
 
 // sum = sum_j e^(T x - max), moment = sum_j e^(T x - max) x of a row; max is a constant of the side, or the running

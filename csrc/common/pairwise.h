@@ -25,8 +25,12 @@ DML_INLINE auto is_near(V squared, V norms) {
 
 // 1/d as the weight of a gradient; coincident points, up to 4 eps of the rows' norm, get none.
 template <class V>
+DML_INLINE V gradient_scale(V squared, V distance, V norms, double eps) {
+  return select(squared > norms * V(8 * eps * eps), V(1) / distance, V(0));
+}
+template <class V>
 DML_INLINE V gradient_scale(V squared, V norms, double eps) {
-  return select(squared > norms * V(8 * eps * eps), V(1) / sqrt(squared), V(0));
+  return gradient_scale(squared, sqrt(squared), norms, eps);
 }
 
 }  // namespace DML_ISA

@@ -28,6 +28,9 @@ struct PairView {
     const V sum_of_norms = norms(i, j), product = product_form(dot, sum_of_norms);
     M near = is_near(product, sum_of_norms);
     if (MayExclude) near = without(near, excluded(i, j));
+    return corrected(product, near, i, j);
+  }
+  DML_INLINE V corrected(V product, M near, int64_t i, int64_t j) const {
     if (__builtin_expect(any(near), false)) return select(near, difference_form(q, i, g, j), product);
     return product;
   }

@@ -76,6 +76,7 @@ DML_INLINE void store(double* p, F64 a) { _mm256_storeu_pd(p, a.v); }
   DML_INLINE M operator==(V a, V b) { return M{_mm256_cmp_##suffix(a.v, b.v, _CMP_EQ_OQ)}; }                    \
   DML_INLINE M operator!=(V a, V b) { return M{_mm256_cmp_##suffix(a.v, b.v, _CMP_NEQ_UQ)}; }                   \
   DML_INLINE V select(M m, V a, V b) { return _mm256_blendv_##suffix(b.v, a.v, m.m); }                          \
+  DML_INLINE V masked(M m, V a) { return _mm256_and_##suffix(m.m, a.v); }                                       \
   DML_INLINE bool any(M m) { return _mm256_movemask_##suffix(m.m) != 0; }                                       \
   DML_INLINE uint32_t bits(M m) { return static_cast<uint32_t>(_mm256_movemask_##suffix(m.m)); }                \
   DML_INLINE M both(M a, M b) { return M{_mm256_and_##suffix(a.m, b.m)}; }                                      \

@@ -82,6 +82,7 @@ DML_INLINE void store(double* p, F64 a) { _mm512_storeu_pd(p, a.v); }
   DML_INLINE T largest(V a) { return _mm512_reduce_max_##suffix(a.v); }                              \
   DML_INLINE bool any(M m) { return m.m != 0; }                                                      \
   DML_INLINE uint32_t bits(M m) { return m.m; }                                                      \
+  DML_INLINE V masked(M m, V a) { return _mm512_maskz_mov_##suffix(m.m, a.v); }                      \
   DML_INLINE M both(M a, M b) { return M{static_cast<decltype(a.m)>(a.m & b.m)}; }                   \
   DML_INLINE M either(M a, M b) { return M{static_cast<decltype(a.m)>(a.m | b.m)}; }                 \
   DML_INLINE M without(M a, M b) { return M{static_cast<decltype(a.m)>(a.m & ~b.m)}; }               \

@@ -102,6 +102,10 @@ DML_INLINE T largest(Scalar<T> a) {
 }
 DML_INLINE bool any(bool m) { return m; }
 DML_INLINE uint32_t bits(bool m) { return m ? 1u : 0u; }
+template <class T>
+DML_INLINE Scalar<T> masked(bool m, Scalar<T> a) {
+  return m ? a : Scalar<T>(T(0));
+}
 DML_INLINE bool both(bool a, bool b) { return a && b; }
 DML_INLINE bool either(bool a, bool b) { return a || b; }
 DML_INLINE bool without(bool a, bool b) { return a && !b; }

@@ -36,30 +36,41 @@ class SideColumns {
   int64_t real_, begin_ = 0, end_;
 };
 
-template <class T>
-struct Members {
-  typename Simd<T>::M own, other;  // of this side, and of the other one
+// The pairs of one row of a tile, by vectors of columns.
+template <bool Pure, class T>
+struct PairsOfRow {
+  using V = Vec<T>;
+  using M = typename Simd<T>::M;
+  const PairLossProblem<T>& p;
+  const PairTile<T>& tile;
+  const T* norms_g;
+  int64_t i;
+  V norm;
+
+  DML_INLINE PairsOfRow(const PairLossProblem<T>& p, const PairTile<T>& tile, int64_t i)
+      : p(p), tile(tile), norms_g(p.g.norms + tile.j0), i(i), norm(p.q.norms[i]) {}
+  DML_INLINE V norms(int64_t c) const { return norm + load<V>(norms_g + c); }
+  // The similarity of pairs, or their squared distance; near-duplicates that are wanted in difference form.
+  DML_INLINE V raw_value(PairValue value, V dot, int64_t c, M wanted) const {
+    return value == PairValue::similarity ? dot : squared(dot, c, wanted);
+  }
+  DML_INLINE V squared(V dot, int64_t c, M wanted) const {
+    const V product = product_form(dot, norms(c));
+    const M near = is_near(product, norms(c));
+    return tile.corrected(product, Pure ? near : both(near, wanted), i, tile.j0 + c);
+  }
+  // Those that are not excluded.
+  DML_INLINE M kept(V dot, int64_t c) const {
+    const int64_t j = tile.j0 + c, left = p.g.n - j;
+    M m = without(lane_mask<V>(~0u), tile.excluded(i, j));
+    if (left < Simd<T>::lanes) m = both(m, lane_mask<V>(left <= 0 ? 0u : (1u << left) - 1));
+    return p.apart ? both(m, squared(dot, c, m) > V(0)) : m;
+  }
 };
 
-template <bool Pure, class T>
-DML_INLINE Members<T> members_of(const PairLossProblem<T>& p, const PairTile<T>& tile, bool positive, Vec<T> dot,
-                                 int64_t i, int64_t j) {
-  using V = Vec<T>;
-  if (Pure) return {lane_mask<V>(~0u), lane_mask<V>(0)};
-  const int64_t left = p.g.n - j;
-  auto kept = lane_mask<V>(left >= Simd<T>::lanes ? ~0u : left <= 0 ? 0u : (1u << left) - 1);
-  kept = without(kept, tile.excluded(i, j));
-  if (p.apart) kept = both(kept, tile.template squared<true>(dot, i, j) > V(0));
-  const auto same = tile.same_class(i, j);
-  const auto pos = p.pos.side.present() ? both(kept, same) : lane_mask<V>(0);
-  const auto neg = p.neg.side.present() ? without(kept, same) : lane_mask<V>(0);
-  return positive ? Members<T>{pos, neg} : Members<T>{neg, pos};
-}
-
-// The similarity of pairs, or their squared distance.
-template <bool Pure, class T>
-DML_INLINE Vec<T> raw_value(const PairTile<T>& tile, PairValue value, Vec<T> dot, int64_t i, int64_t j) {
-  return value == PairValue::similarity ? dot : tile.template squared<!Pure>(dot, i, j);
+template <class M>
+DML_INLINE M of_side(M kept, M same, bool positive) {
+  return positive ? both(kept, same) : without(kept, same);
 }
 
 template <class V>
@@ -73,55 +84,60 @@ bool add_side(const PairLossProblem<T>& p, const PairTile<T>& tile, bool positiv
               const T* s) {
   using V = Vec<T>;
   constexpr int L = Simd<T>::lanes;
-  const PairLossSide<T> side = positive ? p.pos : p.neg;
+  const SideVectors<T> side(positive ? p.pos : p.neg);
+  T* const sums = (positive ? p.pos : p.neg).sums + part * p.q.padded;
+  const int64_t length = parts * p.q.padded;
   const PairValue value = p.value;
   const bool mirrored = p.self && !tile.diagonal;
-  const SumArrays<T> sums(side, side.sums + part * p.q.padded, parts * p.q.padded);
-  const TileColumns<T> columns(side);
+  TileColumns<Pairs, T> columns;
+  if (mirrored) columns.clear();
   SideColumns<T> range(tile, positive);
-  bool active = false;
+  uint32_t active = 0;  // any bit
   for (int64_t r = 0; r < tile.rows; ++r) {
     const int64_t i = tile.i0 + r;
+    const V bound = side.bound_of_row(i);
     range.next(p.q.classes[i]);
+    const PairsOfRow<Pure, T> pairs_of_row(p, tile, i);
     Sums<T> row;
-    int members = 0, taking_part = 0;
+    int members = 0;
+    uint32_t of_row = 0;
     for (int64_t c = range.begin(); c < range.end(); c += L) {
-      const int64_t j = tile.j0 + c;
       const V dot = load<V>(s + r * kTileStride + c);
-      const Members<T> m = members_of<Pure>(p, tile, positive, dot, i, j);
+      auto own = lane_mask<V>(~0u);
       if (!Pure) {
-        const uint32_t there = bits(m.own);
+        own = of_side(pairs_of_row.kept(dot, c), tile.same_class(i, tile.j0 + c), positive);
+        const uint32_t there = bits(own);
         if (there == 0) continue;
         members += __builtin_popcount(there);
-        T* const count = columns.arrays.members + c;
-        store(count, load<V>(count) + select(m.own, V(1), V(0)));
+        if (mirrored) columns.add_members(c, masked(own, V(1)));
       }
-      const V raw = raw_value<Pure>(tile, value, dot, i, j);
-      const auto possible = Pairs::possible(side, m.own, raw);
-      if (Pairs::kMoment && !any(possible)) continue;
-      Pairs pairs(side, possible, value_of(value, raw), bound_of_row(side, i));
-      if (Pairs::kMoment || any(pairs.on)) {
-        pairs.add_to(side, row);
-        taking_part = 1;
-      }
+      const V raw = pairs_of_row.raw_value(value, dot, c, own);
+      auto possible = Pairs::possible(side, raw);
+      if (!Pure) possible = both(possible, own);
+      if (Pairs::kTested && !any(possible)) continue;
+      Pairs pairs(side, possible, value_of(value, raw), bound);
+      uint32_t on = bits(pairs.on);
+      if (Pairs::kTested || on != 0) pairs.add_to(side, row);
+      of_row |= on;
       if (!mirrored) continue;
       if constexpr (Pairs::kBounded)
-        if (side.bounds != nullptr) pairs.rebind(side, possible, bounds_of_columns(side, j));
-      if (!Pairs::kMoment && !any(pairs.on)) continue;
-      Sums<T> column = columns.arrays.template columns<Pairs>(c);
-      pairs.add_to(side, column);
-      columns.arrays.template store_columns<Pairs>(c, column);
-      active = true;
+        if (side.bounds != nullptr) {
+          pairs.rebind(side, possible, side.bounds_of_columns(tile.j0 + c));
+          active |= on = bits(pairs.on);
+        }
+      if (Pairs::kTested || on != 0) columns.add(c, side, pairs);
     }
-    sums.members[i] += static_cast<T>(Pure ? tile.cols : members);
-    if (taking_part != 0) sums.template add_row<Pairs>(i, row);
-    active |= taking_part != 0;
+    sums[kPairMembers * length + i] += static_cast<T>(Pure ? tile.cols : members);
+    if (of_row != 0) add_row<Pairs>(sums + i, length, row);
+    active |= of_row;
   }
-  if (!mirrored) return active;
-  if (active) sums.template add_columns<Pairs>(tile.j0, tile.cols, columns.arrays);
-  for (int64_t c = 0; c < tile.cols; ++c)
-    sums.members[tile.j0 + c] += Pure ? static_cast<T>(tile.rows) : columns.arrays.members[c];
-  return active;
+  if (mirrored) {
+    if (active != 0) columns.merge_into(sums + tile.j0, length, tile.cols);
+    T* const of_columns = sums + kPairMembers * length + tile.j0;
+    for (int64_t c = 0; c < tile.cols; ++c)
+      of_columns[c] += Pure ? static_cast<T>(tile.rows) : columns.memory[kPairMembers * kTile + c];
+  }
+  return active != 0;
 }
 
 // Turns the dot products of one side of a tile into the weights of the other row, or of f_i - g_j: for the query rows
@@ -133,45 +149,54 @@ int weigh_side(const PairLossProblem<T>& p, const PairTile<T>& tile, bool positi
   using V = Vec<T>;
   constexpr int L = Simd<T>::lanes;
   const double eps = sizeof(T) == 4 ? 1.1920928955078125e-07 : 2.220446049250313e-16;
-  const PairLossSide<T> side = positive ? p.pos : p.neg;
+  const SideVectors<T> side(positive ? p.pos : p.neg);
+  const FactorArrays<T> factors{(positive ? p.pos : p.neg).factors, p.q.padded};
   const PairValue value = p.value;
-  const FactorArrays<T> factors(side, p.q.padded);
   // The other end of a pair is a query too: of the mirrored pair, or, in a tile on the diagonal, of one in the tile.
-  const bool symmetric = p.self && (p.both_ends || !tile.diagonal);
+  const bool both_ends = p.both_ends, symmetric = p.self && (both_ends || !tile.diagonal);
   const bool pulls = value != PairValue::similarity;  // only distances need the sums of their weights
+  const bool present = (positive ? p.pos : p.neg).side.present();
   SideColumns<T> range(tile, positive);
   int weights = 0;
   for (int64_t r = 0; r < tile.rows; ++r) {
     const int64_t i = tile.i0 + r;
+    const V bound = side.bound_of_row(i);
     range.next(p.q.classes[i]);
-    const Factors<T> row = factors.row(i);
+    const PairsOfRow<Pure, T> pairs_of_row(p, tile, i);
+    const Factors<T> of_row = factors.row(i);
     V row_weight(0);
     for (int64_t c = range.begin(); c < range.end(); c += L) {
       const int64_t j = tile.j0 + c;
       T *const at = s + r * kTileStride + c, *const back_at = back + r * kTileStride + c;
       const V dot = load<V>(at);
-      const Members<T> m = members_of<Pure>(p, tile, positive, dot, i, j);
+      auto own = lane_mask<V>(~0u);
+      V rest = dot;  // what the other places keep, or get
+      if (!Pure) {
+        const auto kept = pairs_of_row.kept(dot, c), same = tile.same_class(i, j);
+        own = of_side(kept, same, positive);
+        if (!positive) rest = p.pos.side.present() ? masked(both(kept, same), dot) : V(0);
+      }
       V to_row(0), to_column(0);
-      if (Pure || any(m.own)) {
-        const V raw = raw_value<Pure>(tile, value, dot, i, j);
-        const auto possible = Pairs::possible(side, m.own, raw);
-        if (!Pairs::kMoment || any(possible)) {
+      if (present && (Pure || any(own))) {
+        const V raw = pairs_of_row.raw_value(value, dot, c, own);
+        auto possible = Pairs::possible(side, raw);
+        if (!Pure) possible = both(possible, own);
+        if (!Pairs::kTested || any(possible)) {
           const V v = value_of(value, raw);
-          Pairs pairs(side, possible, v, bound_of_row(side, i));
-          to_row = pairs.gradient(side, row);
+          Pairs pairs(side, possible, v, bound);
+          to_row = pairs.gradient(of_row);
           if (symmetric) {
             if constexpr (Pairs::kBounded)
-              if (side.bounds != nullptr) pairs.rebind(side, possible, bounds_of_columns(side, j));
-            to_column = pairs.gradient(side, factors.columns(j));
+              if (side.bounds != nullptr) pairs.rebind(side, possible, side.bounds_of_columns(j));
+            to_column = pairs.gradient(factors.columns(j));
           }
           // Both ends of a pair are pulled by the sum of both gradients, or each by its own.
-          if (p.both_ends) to_row = to_column = to_row + to_column;
-          const auto weighted = either(to_row != V(0), to_column != V(0));
-          const uint32_t there = bits(weighted);
+          if (both_ends) to_row = to_row + to_column;
+          const uint32_t there = bits(both_ends ? to_row != V(0) : either(to_row != V(0), to_column != V(0)));
           if (there != 0) {
-            const V norms = value == PairValue::distance ? tile.norms(i, j) : V(0);
-            to_row = select(weighted, gradient_of_value(to_row, raw, norms, value, eps), V(0));
-            to_column = select(weighted, gradient_of_value(to_column, raw, norms, value, eps), V(0));
+            const V norms = value == PairValue::distance ? pairs_of_row.norms(c) : V(0);
+            to_row = gradient_of_value(to_row, v, raw, norms, value, eps);
+            to_column = both_ends ? to_row : gradient_of_value(to_column, v, raw, norms, value, eps);
             if (pulls) row_weight = row_weight + to_row;
             if (pulls && out.columns) store(out.weights_g + j, load<V>(out.weights_g + j) + to_column);
             weights += __builtin_popcount(there);
@@ -180,28 +205,27 @@ int weigh_side(const PairLossProblem<T>& p, const PairTile<T>& tile, bool positi
           }
         }
       }
-      const V rest = positive ? dot : select(m.other, dot, V(0));
-      store(at, Pure ? to_row : select(m.own, to_row, rest));
-      if (back != s) store(back_at, Pure ? to_column : select(m.own, to_column, positive ? load<V>(back_at) : V(0)));
+      store(at, Pure ? to_row : select(own, to_row, rest));
+      if (back != s) store(back_at, Pure ? to_column : select(own, to_column, positive ? load<V>(back_at) : V(0)));
     }
     p.weights_q[part * p.q.padded + i] += sum(row_weight);
   }
   return weights;
 }
 
-// Calls back with the pairs of a term; those of none have no members.
+// Calls back with the pairs of a side's term; one of none has no members.
 template <class T, class Call>
-DML_INLINE void with_term(PairTerm term, const Call& call) {
-  switch (term) {
+DML_INLINE void with_term(const PairLossSide<T>& s, const Call& call) {
+  switch (s.side.term) {
 #define DML_CASE(name, type) \
   case PairTerm::name:       \
     return call.template operator()<Added<type, T>>();
     DML_PAIR_TERMS(DML_CASE)
 #undef DML_CASE
     case PairTerm::exp:
-      return call.template operator()<Scored<T>>();
+      return s.running ? call.template operator()<Scored<true, T>>() : call.template operator()<Scored<false, T>>();
     default:
-      return call.template operator()<Moment<T>>();
+      return s.running ? call.template operator()<Moment<true, T>>() : call.template operator()<Moment<false, T>>();
   }
 }
 
@@ -215,13 +239,12 @@ void forward(const PairLossProblem<T>& p, int64_t i, int64_t j, int64_t part, in
   tile.dot_products(s);
   bool active = false;
   if (negatives)
-    with_term<T>(p.neg.side.term, [&]<class Pairs>() {
+    with_term(p.neg, [&]<class Pairs>() {
       active |= pure ? add_side<Pairs, true>(p, tile, false, part, parts, s)
                      : add_side<Pairs, false>(p, tile, false, part, parts, s);
     });
   if (positives)
-    with_term<T>(p.pos.side.term,
-                 [&]<class Pairs>() { active |= add_side<Pairs, false>(p, tile, true, part, parts, s); });
+    with_term(p.pos, [&]<class Pairs>() { active |= add_side<Pairs, false>(p, tile, true, part, parts, s); });
   p.active[tile.i * p.col_tiles + tile.j] = active;
 }
 
@@ -239,13 +262,12 @@ void backward(const PairLossProblem<T>& p, int64_t i, int64_t j, int64_t part) {
   out.weights_g = p.weights_g;
   T* const back = out.columns && !p.both_ends ? other : s;
   int weights = 0;
-  with_term<T>(p.neg.side.term, [&]<class Pairs>() {
+  with_term(p.neg, [&]<class Pairs>() {
     weights = pure ? weigh_side<Pairs, true>(p, tile, false, part, s, back, out)
                    : weigh_side<Pairs, false>(p, tile, false, part, s, back, out);
   });
   if (!pure && p.pos.side.present())
-    with_term<T>(p.pos.side.term,
-                 [&]<class Pairs>() { weights += weigh_side<Pairs, false>(p, tile, true, part, s, back, out); });
+    with_term(p.pos, [&]<class Pairs>() { weights += weigh_side<Pairs, false>(p, tile, true, part, s, back, out); });
   out.dense = weights * kSparse > tile.rows * tile.cols;
   add_tile(tile, s, back, out, p.rows_q + part * p.q.padded * p.q.stride, p.rows_g);
 }
