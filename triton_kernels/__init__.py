@@ -7,7 +7,6 @@ Nothing here imports Triton until an operator is called.
 # Operation -> file.
 MODULES = {
     "pairwise": "pairwise",
-    "ranked_list": "ranked_list",
     "pair_loss": "pair_loss",
     "triplet": "triplet",
     "nearest_positive": "nearest_positive",
@@ -16,6 +15,5 @@ MODULES = {
     "cholesky": "coding_rate",
     "coding_rate": "coding_rate",
     "spherical_expansion": "spherical_expansion",
-    "proxy_anchor": "proxy_anchor",
     "soft_triple": "soft_triple",
 }

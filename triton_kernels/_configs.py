@@ -87,8 +87,6 @@ def _pinned(kernel: str, dtype: torch.dtype, width: int, device: torch.device, s
 # with 64² pairs of float32 would spill registers (bench/report/triton_resources.py).
 _COLUMNS = {
     "pairwise_bwd": (32, 64),
-    "ranked_list_fwd": (32, 64),
-    "ranked_list_bwd": (32, 32),
     "pair_loss_fwd": (32, 64),
     "pair_loss_bwd": (32, 32),
 }

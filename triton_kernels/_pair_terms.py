@@ -1,6 +1,6 @@
-"""Terms that a pair loss adds up: the formulae of csrc/common/pair_hinge.h and pair_softplus.h, by name.
+"""Terms of a pair loss: the formulae of csrc/common/pair_hinge.h, pair_softplus.h and pair_moment.h, by name.
 
-A term h(x) is one function here, with its line in `additive` and its name in `NAMES`.
+A term h(x) that is added up is one function here, with its line in `additive` and its name in `ADDITIVE`.
 """
 
 import triton
@@ -8,7 +8,8 @@ import triton.language as tl
 
 from . import _pair
 
-NAMES = ("hinge", "softplus")
+ADDITIVE = ("hinge", "softplus")
+NAMES = ("none", *ADDITIVE, "exp", "moment")
 
 
 @triton.jit
@@ -32,3 +33,22 @@ def additive(x, TERM: tl.constexpr):
         return hinge(x)
     else:
         return softplus(x)
+
+
+@triton.jit
+def moment_limit(scale, base, ROOTED: tl.constexpr):
+    """Sign and limit with which x > 0 is sign * measured > sign * limit, so that the pairs outside need no root.
+
+    ROOTED: the value is the root of what is measured.
+    """
+    sign = tl.where(scale < 0.0, -1.0, 1.0)
+    limit = base
+    if ROOTED:
+        # d > base holds for every d >= 0 if the base is negative, d < base for none if it is not positive.
+        limit = tl.where((base < 0.0) | ((base == 0.0) & (sign < 0.0)), -1.0, base * base)
+    return sign, tl.where(scale == 0.0, float("inf"), limit)
+
+
+@triton.jit
+def beyond(measured, sign, limit):
+    return sign * measured > sign * limit

@@ -1,4 +1,8 @@
-"""pair_loss: the row statistics of every pair loss, by rows or by tiles as in `ranked_list`.
+"""pair_loss: the row statistics of every pair loss, by tiles.
+
+Two forms of each pass. By tiles: one program for each tile of the upper triangle (self mode) or of all pairs, which
+adds to both ends by atomics. By rows: one program owns its rows, meets every column and uses no atomics, at twice the
+products in self mode: what deterministic algorithms, running maxima and small problems take.
 
 Of a similarity the gradient of a row is Σ w g; of a distance it is Σ w (f − g), with the weights pulling at f.
 """
@@ -6,7 +10,8 @@ Of a similarity the gradient of a row is Σ w g; of a distance it is Σ w (f −
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -14,7 +19,8 @@ from torch import Tensor
 
 from dmlkernels._contract import TILE
 
-from . import _arguments, _configs, _pair_loss_backward, _pair_loss_kernels, _pair_terms, _problem, _rows
+from . import _configs, _pair_loss_backward, _pair_loss_kernels, _problem, _rows
+from ._pair_loss import FACTORS, Form
 from ._problem import Problem
 
 VALUES = {"similarity": (-1.0, 1.0), "distance": (0.0, 2.0), "squared": (0.0, 4.0)}  # and their range of unit rows
@@ -22,126 +28,164 @@ SCORE_RANGE = 64  # csrc/common/pair_loss_arguments.h: half the range of scores 
 
 
 class Side(NamedTuple):
+    term: str
     scale: float
     base: float
     ramp: float
     origin: float
-
-    def score(self, v: float) -> float:
-        ramp = max(self.ramp * (v - self.origin), 0.0) if self.ramp else 1.0
-        return self.scale * ramp * (v - self.base)
+    temperature: float
 
     def score_range(self, value: str) -> tuple[float, float]:
         """Least and largest score of unit rows."""
         least, most = VALUES[value]
+        if self.term == "moment":  # only x > 0 counts
+            top = max(0.0, *(self.scale * (v - self.base) for v in (least, most)))
+            return min(0.0, self.temperature * top), max(0.0, self.temperature * top)
+        if self.term != "exp":
+            return 0.0, 0.0
         # With a ramp the score is quadratic, with its extremum halfway between the zeros.
-        places = (most, self.base, self.origin, (self.base + self.origin) / 2)
-        scores = [self.score(v) for v in (least, *places) if least <= v <= most]
+        places = (least, most, self.base, self.origin, (self.base + self.origin) / 2)
+        scores = [self._score(v) for v in places if least <= v <= most]
         return min(scores), max(scores)
+
+    def _score(self, v: float) -> float:
+        ramp = max(self.ramp * (v - self.origin), 0.0) if self.ramp else 1.0
+        return self.scale * ramp * (v - self.base)
 
 
 class Options(NamedTuple):
+    classes: int | None
     value: str
-    term: str
-    sides: str
-    pos_scale: float
-    pos_base: float
-    pos_ramp: float
-    pos_origin: float
-    neg_scale: float
-    neg_base: float
-    neg_ramp: float
-    neg_origin: float
+    pos: Side
+    neg: Side
+    weight_grad: bool
+    grad: str
+    apart: bool
     precision: str
     deterministic: bool
 
-    def check(self, op: str) -> None:
-        _arguments.one_of(op, "value", self.value, tuple(VALUES))
-        _arguments.one_of(op, "term", self.term, (*_pair_terms.NAMES, "exp"))
-        _arguments.one_of(op, "sides", self.sides, ("both", "positive", "negative"))
+    @staticmethod
+    def of(given: Mapping[str, Any]) -> Options:
+        sides = {side: Side(*(given[f"{side}_{field}"] for field in Side._fields)) for side in ("pos", "neg")}
+        return Options(**sides, **{name: given[name] for name in Options._fields if name not in sides})
 
     @property
-    def numbers(self) -> tuple[float, ...]:
-        return self[3:11]
+    def query(self) -> bool:
+        return self.grad == "query"
 
     def shifts(self, normalize: bool, gallery: int) -> tuple[float, float] | None:
         """What is subtracted from every score of the positives and of the negatives; None: running maxima."""
-        if self.term != "exp":
-            return 0.0, 0.0
-        shifts = []
-        for name, numbers in (("positive", self.numbers[:4]), ("negative", self.numbers[4:])):
-            low, high = Side(*numbers).score_range(self.value) if self.sides in ("both", name) else (0.0, 0.0)
-            if not normalize or (high - low) / 2 + math.log(max(gallery, 1)) >= SCORE_RANGE:
-                return None
-            shifts.append((low + high) / 2)
-        return shifts[0], shifts[1]
+        (low, high), (neg_low, neg_high) = self.pos.score_range(self.value), self.neg.score_range(self.value)
+        half = max(high - low, neg_high - neg_low) / 2 + math.log(max(gallery, 1))
+        if any(side.term in ("exp", "moment") for side in (self.pos, self.neg)) and (
+            not normalize or half >= SCORE_RANGE
+        ):
+            return None
+        return (low + high) / 2, (neg_low + neg_high) / 2
 
-    def constants(self, p: Problem, bounds: Tensor | None) -> dict[str, object]:
-        return {
-            "VALUE": self.value,
-            "TERM": self.term,
-            "SIDES": self.sides,
-            "BOUNDED": bounds is not None,
-            "RAMP": self.term == "exp" and (self.pos_ramp != 0 or self.neg_ramp != 0),
-            "PRECISION": _configs.dot_precision(self.precision),
-            "TILE": TILE,
-            **p.constants(),
-        }
+    def form(self, p: Problem, bounded: bool, running: bool) -> Form:
+        terms = self.pos.term, self.neg.term
+        return Form(
+            measure=self.value,
+            pos=self.pos.term,
+            neg=self.neg.term,
+            bounded=bounded,
+            ramp=any(side.term == "exp" and side.ramp != 0 for side in (self.pos, self.neg)),
+            weight_grad=self.weight_grad and "moment" in terms,
+            apart=self.apart,
+            running=running,
+            own=p.own,
+            has_ids=p.has_ids,
+            width=p.queries.width,
+            precision=_configs.dot_precision(self.precision),
+            dtype=_rows.triton_dtype(p.q.x.dtype),
+        )
 
 
-def forward(**named) -> tuple[Tensor, ...]:
-    arguments = tuple(named.values())
-    *pair, check_finite = arguments
-    pair, bounds, o = pair[:8], pair[8], Options(*pair[9:])
-    op, normalize = "pair_loss", pair[-1]
-    o.check(op)
-    p = _problem.prepare(op, pair, o.precision, check_finite)
+class Launch(NamedTuple):
+    """What every kernel of a call is given."""
+
+    problem: Problem
+    options: Options
+    bounds: Tensor  # (2, M), or anything where there are none
+    form: Form
+    shifts: tuple[float, float]  # subtracted from every score of the positives and of the negatives
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """Those of both sides, in the order in which kernels take them."""
+        pos, neg = self.options.pos, self.options.neg
+        return *pos[1:], self.shifts[0], *neg[1:], self.shifts[1]
+
+    @property
+    def state(self) -> tuple[Any, ...]:
+        return (self.problem.q, self.problem.g, *self.numbers, self.bounds)
+
+
+def _prepare(op: str, given: Mapping[str, Any]) -> Launch:
+    p, o, bounds = _problem.of(op, given), Options.of(given), given["bounds"]
+    if o.classes is not None:
+        p = p._replace(all_nan=p.all_nan | _outside(p, o.classes))
+    if bounds is not None and "moment" in (o.pos.term, o.neg.term):
+        raise ValueError(f"{op}: bounds must be None with a term moment, got {tuple(bounds.shape)}")
+    shifts = o.shifts(given["normalize"], p.gallery.count)
+    form = o.form(p, bounds is not None, running=shifts is None)
+    return Launch(p, o, p.q.scale if bounds is None else bounds.contiguous(), form, shifts or (0.0, 0.0))
+
+
+def _outside(p: Problem, classes: int) -> Tensor:
+    """() whether a label is in no class; on a GPU, which is not waited for, everything is NaN then."""
+    sides = (p.q.labels,) if p.own else (p.q.labels, p.g.labels)
+    return torch.cat([(labels < 0) | (labels >= classes) for labels in sides]).any()
+
+
+def forward(**given: Any) -> tuple[Tensor, ...]:
+    launch = _prepare("pair_loss", given)
+    p, form = launch.problem, launch.form
     m, n = p.queries.count, p.gallery.count
     like = p.q.scale
-    bounds = _checked_bounds(op, bounds, like)
-    results = tuple(like.new_empty(2, m) for _ in range(4))
+    results = tuple(like.new_empty(2, m) for _ in range(5))
     active = torch.zeros(triton.cdiv(m, TILE), triton.cdiv(n, TILE), dtype=torch.uint8, device=like.device)
     if m == 0:
         return *results, active
 
-    shifts = o.shifts(normalize, n)
-    # With ids, a tile of the triangle takes more registers than there are.
-    by_tiles = p.own and not p.has_ids and shifts is not None and _configs.by_tiles(m, o.deterministic)
+    by_tiles = p.own and not form.running and _configs.by_tiles(m, launch.options.deterministic)
     config = _configs.choose("pair_loss_fwd", p.q.operand.dtype, p.queries.width, like.device, square=by_tiles)
     row_tiles, tiles = triton.cdiv(m, config.block_m), triton.cdiv(n, config.block_n)
     parts = 1 if by_tiles else _configs.parts(row_tiles, tiles)
-    kept_sums = (2, _pair_loss_kernels.SUMS.value, parts, m)
-    sums = (torch.zeros if by_tiles or n == 0 else torch.empty)(kept_sums, dtype=like.dtype, device=like.device)
-    running, shifts = shifts is None, shifts or (0.0, 0.0)
-    common = {**o.constants(p, bounds), **config.tile()}
-    given = (*p.q, *p.g, *o.numbers, *shifts, like if bounds is None else bounds, sums, active, m)
+    sums_shape = (2, _pair_loss_kernels.SUMS.value, parts, m)
+    sums = (torch.zeros if by_tiles or n == 0 else torch.empty)(sums_shape, dtype=like.dtype, device=like.device)
     if by_tiles:
-        _pair_loss_kernels.forward_tiles[(row_tiles * (row_tiles + 1) // 2,)](*given, row_tiles, **common)
+        _pair_loss_kernels.forward_tiles[(row_tiles * (row_tiles + 1) // 2,)](
+            *launch.state, sums, active, m, row_tiles, FORM=form, **config.tile()
+        )
     elif n > 0:
-        part_tiles = triton.cdiv(tiles, parts)
-        _pair_loss_kernels.forward_rows[(row_tiles, parts)](*given, n, part_tiles, RUNNING=running, **common)
-    _pair_loss_kernels.finish_rows[(triton.cdiv(m, _pair_loss_kernels.FINISH_BLOCK),)](
-        sums, p.q.state, p.all_nan, *results, m, parts, *shifts, RUNNING=running, SIDES=o.sides, TERM=o.term,
-        BLOCK=_pair_loss_kernels.FINISH_BLOCK, num_warps=4,
+        _pair_loss_kernels.forward_rows[(row_tiles, parts)](
+            *launch.state, sums, active, m, n, triton.cdiv(tiles, parts), FORM=form, **config.tile()
+        )
+    block = _pair_loss_kernels.FINISH_BLOCK
+    _pair_loss_kernels.finish_rows[(triton.cdiv(m, block),)](
+        sums, p.q.state, p.all_nan, *results, m, parts, *launch.shifts,
+        POS=form.pos, NEG=form.neg, RUNNING=form.running, BLOCK=block, num_warps=4,
     )  # fmt: skip
     return *results, active
 
 
-def backward(grad_stats: Tensor, grad_sums: Tensor, **named) -> tuple[Tensor, Tensor]:
-    arguments = tuple(named.values())
-    pair, (stats, active, bounds), need_grad_ref = arguments[:8], arguments[8:11], arguments[-1]
-    op, normalize, o = "pair_loss_bwd", arguments[7], Options(*arguments[11:-1])
-    o.check(op)
-    p = _problem.prepare(op, pair, o.precision)
-    bounds = _checked_bounds(op, bounds, p.q.scale)
-    state = {"grad_stats": grad_stats, "grad_sums": grad_sums, "stats": stats}
-    _check_state(op, p, state, active, need_grad_ref)
-    if o.term == "exp":
-        # A row that kept no pair keeps none here: e^(score − ∞) = 0, whatever rounding says of a mined pair.
-        none = stats == -torch.inf
-        state |= {"grad_sums": grad_sums.masked_fill(none, 0), "stats": stats.masked_fill(none, torch.inf)}
-    per_row = (p.q.scale if bounds is None else bounds, *(v.contiguous() for v in state.values()))
-    sums_q, sums_g = _weighted_sums(p, o, bounds, (*per_row, active.contiguous()), need_grad_ref)
+def backward(**given: Any) -> tuple[Tensor, Tensor]:
+    launch = _prepare("pair_loss_bwd", given)
+    p, o, form = launch.problem, launch.options, launch.form
+    need_grad_ref, normalize = given["need_grad_ref"], given["normalize"]
+    state = (given[name] for name in ("grad_stats", "grad_log_sums", "grad_sums", "stats", "log_sums"))
+    m = p.queries.count
+    factors = p.q.scale.new_empty(2, FACTORS.value, m)
+    if m > 0:
+        pos, neg = ((side.scale, side.temperature, shift) for side, shift in zip((o.pos, o.neg), launch.shifts))
+        _pair_loss_backward.row_factors[(triton.cdiv(m, 128),)](
+            *(v.contiguous() for v in state), factors, m, *pos, *neg,
+            POS=form.pos, NEG=form.neg, RUNNING=form.running, RAMP=form.ramp, WEIGHT_GRAD=form.weight_grad,
+            BLOCK=128, num_warps=4,
+        )  # fmt: skip
+    sums_q, sums_g = _weighted_sums(launch, factors, given["tile_active"].contiguous(), need_grad_ref)
     sign = 1.0 if o.value == "similarity" else -1.0
     grad_emb = _rows.finish_gradient(p.queries, sums_q, sign, normalize, p.all_nan)
     if not need_grad_ref:
@@ -150,75 +194,50 @@ def backward(grad_stats: Tensor, grad_sums: Tensor, **named) -> tuple[Tensor, Te
 
 
 def _weighted_sums(
-    p: Problem, o: Options, bounds: Tensor | None, state: tuple[Tensor, ...], need_grad_ref: bool
+    launch: Launch, factors: Tensor, active: Tensor, need_grad_ref: bool
 ) -> tuple[_rows.Sums, _rows.Sums]:
     """Sums of weighted rows for the queries and for the gallery (the same ones in self mode) from all active tiles."""
+    p, o = launch.problem, launch.options
     q, g = p.queries, p.gallery
     by_tiles = _problem.empty(p) or q.width == 0 or _configs.by_tiles(q.count, o.deterministic)
     config = _configs.choose("pair_loss_bwd", p.q.operand.dtype, q.width, q.x.device, square=by_tiles)
+    to_gallery = need_grad_ref and not o.query
     common = {
-        "PULL": o.value != "similarity",
         "ROUNDING": _configs.rounding(q.operand.dtype, q.x.dtype, o.precision),
         "EPS": torch.finfo(q.scale.dtype).eps,
+        "FORM": launch.form,
         "BLOCK_D": config.block_d,
-        **o.constants(p, bounds),
         **config.tile(),
     }
     if by_tiles:
         sums_q = _rows.zero_sums(q)
-        sums_g = sums_q if p.own else _rows.zero_sums(g) if need_grad_ref else sums_q
+        sums_g = sums_q if p.own or not need_grad_ref else _rows.zero_sums(g)
         row_tiles, col_tiles = triton.cdiv(q.count, config.block_m), triton.cdiv(g.count, config.block_n)
         tiles = row_tiles * (row_tiles + 1) // 2 if p.own else row_tiles * col_tiles
         if tiles > 0 and q.width > 0:
             _pair_loss_backward.backward_tiles[(tiles,)](
-                *p.q, *p.g, *o.numbers, *state, *sums_q, *sums_g, q.count, g.count, row_tiles, col_tiles,
-                COLUMNS=p.own or need_grad_ref, **common,
+                *launch.state, factors, active, *sums_q, *sums_g, q.count, g.count, row_tiles, col_tiles,
+                COLUMNS=p.own or to_gallery, QUERY=o.query, **common,
             )  # fmt: skip
         return sums_q, sums_g
 
     def by_rows(transposed: bool) -> _rows.Sums:
         """The sums of one side, which owns its rows; with `transposed` it is the gallery."""
         own, other = (g, q) if transposed else (q, g)
-        sides = (*p.g, *p.q) if transposed else (*p.q, *p.g)
+        f, g_, *rest = launch.state
         grid = (triton.cdiv(own.count, config.block_m), triton.cdiv(own.width, config.block_d))
         tiles = triton.cdiv(other.count, config.block_n)
         parts = _configs.parts(grid[0] * grid[1], tiles)
         sums = _rows.empty_sums(own, parts)
         _pair_loss_backward.backward_rows[(*grid, parts)](
-            *sides, *o.numbers, *state, *sums, own.count, other.count, triton.cdiv(tiles, parts),
-            ROW_END=not transposed, COL_END=transposed or p.own, TRANSPOSED=transposed, **common,
+            *((g_, f) if transposed else (f, g_)), *rest, factors, active, *sums, own.count, other.count,
+            triton.cdiv(tiles, parts), ROW_END=not transposed, COL_END=transposed or (p.own and not o.query),
+            TRANSPOSED=transposed, **common,
         )  # fmt: skip
         return sums
 
     sums_q = by_rows(False)
-    return sums_q, by_rows(True) if need_grad_ref else sums_q
-
-
-def _checked_bounds(op: str, bounds: Tensor | None, like: Tensor) -> Tensor | None:
-    if bounds is not None:
-        _of_both_sides(op, "bounds", bounds, like)
-        bounds = bounds.contiguous()
-    return bounds
-
-
-def _of_both_sides(op: str, argument: str, v: Tensor, like: Tensor) -> None:
-    """(2, M) in the compute dtype."""
-    if v.shape != (2, len(like)):
-        _arguments.fail(op, argument, "(2, M)", tuple(v.shape))
-    if v.dtype != like.dtype:
-        _arguments.fail(op, argument, str(like.dtype), v.dtype)
-
-
-def _check_state(op: str, p: Problem, state: dict[str, Tensor], active: Tensor, need_grad_ref: bool) -> None:
-    for name, v in state.items():
-        _of_both_sides(op, name, v, p.q.scale)
-    tiles = (triton.cdiv(p.queries.count, TILE), triton.cdiv(p.gallery.count, TILE))
-    if active.shape != tiles or active.dtype != torch.uint8:
-        _arguments.fail(
-            op, "tile_active", f"(ceil(M/{TILE}), ceil(N/{TILE})) uint8", f"{tuple(active.shape)} {active.dtype}"
-        )
-    if need_grad_ref and p.own:
-        _arguments.fail(op, "need_grad_ref", "false without ref_emb", "true")
+    return sums_q, by_rows(True) if to_gallery else _rows.zero_sums(g) if need_grad_ref else sums_q
 
 
 OPERATORS = {"pair_loss_fwd": forward, "pair_loss_bwd": backward}

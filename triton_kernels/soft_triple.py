@@ -1,8 +1,8 @@
 """soft_triple: sums over tiles of embeddings and whole classes of centers; their similarities are never stored.
 
-The K centers of a class take a power of two of a tile's columns, so that a class is an axis of the reshaped tile. As in
-proxy_anchor, a tile's product is recomputed in the backward, once for each chunk of columns of the gradient, and the
-other side is split where there are few rows; what the programs of a split find is summed in a fixed order.
+The K centers of a class take a power of two of a tile's columns, so that a class is an axis of the reshaped tile. A
+tile's product is recomputed in the backward, once for each chunk of columns of the gradient, and the other side is
+split where there are few rows; what the programs of a split find is summed in a fixed order.
 """
 
 from __future__ import annotations

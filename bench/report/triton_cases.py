@@ -40,67 +40,49 @@ def pairwise(x: Tensor, precision: str, metrics: Sequence[str]) -> Iterator[Call
         yield "pairwise_bwd", (grad, x, y, metric, True, precision)
 
 
-def ranked_list(x: Tensor, precision: str, variant: dict[str, Any]) -> Iterator[Call]:
-    options = {
-        "alpha": 1.2,
-        "margin": 0.4,
-        "pos_temperature": 0.0,
-        "neg_temperature": 10.0,
-        "pos_weight": 0.5,
-        "neg_weight": 0.5,
-        "weight_grad": False,
-        "grad": "full",
-        "positive": "all",
-        "eps_mode": "none",
-        "precision": precision,
-        "deterministic": False,
-        **variant.get("options", {}),
-    }
-    reference, dtype = variant.get("reference", False), compute(x.dtype)
-    start, n = pairs(x, reference, variant.get("ids", False)), N if reference else M
-    easy = whole(M if options["positive"] == "easy" else 0)
-    tiles = empty(-(-M // TILE), -(-n // TILE), dtype=torch.uint8)
-    found = (empty(4, M, dtype=dtype), easy, tiles)
-    yield "ranked_list_fwd", (*start, *options.values(), False)
-    yield "ranked_list_bwd", (empty(M, dtype=dtype), *start, *found, *options.values(), reference)
-
-
-RANKED_LISTS: tuple[dict[str, Any], ...] = (
-    {},
-    {"options": {"deterministic": True}},
-    {"options": {"positive": "easy", "eps_mode": "pml"}},
-    {"reference": True},
-    {"options": {"weight_grad": True, "pos_temperature": 10.0, "neg_temperature": 90.0}, "ids": True},
-    {"options": {"grad": "query"}, "reference": True, "ids": True},
-)
+NUMBERS = ("scale", "base", "ramp", "origin", "temperature")  # of a side
 
 
 def pair_loss(x: Tensor, precision: str, variant: dict[str, Any]) -> Iterator[Call]:
     reference, dtype = variant.get("reference", False), compute(x.dtype)
     start, n = pairs(x, reference, variant.get("ids", False)), N if reference else M
     bounds, per_row = empty(2, M, dtype=dtype) if variant.get("bounds") else None, empty(2, M, dtype=dtype)
-    numbers = (*variant.get("pos", (0.0,) * 4), *variant.get("neg", (0.0,) * 4))
-    options = (variant["value"], variant["term"], variant["sides"], *numbers, precision, variant["deterministic"])
+    sides = []
+    for side in ("pos", "neg"):
+        term, *numbers = variant.get(side, ("none",))
+        sides += [term, *numbers, *(0.0 for _ in NUMBERS[len(numbers) :])]
+    ends = (variant.get("weight_grad", False), variant.get("grad", "full"), variant.get("apart", False))
+    options = (None, variant["value"], *sides, *ends, precision, variant["deterministic"])
     tiles = empty(-(-M // TILE), -(-n // TILE), dtype=torch.uint8)
     yield "pair_loss_fwd", (*start, bounds, *options, False)
-    yield "pair_loss_bwd", (per_row, per_row, *start, per_row, tiles, bounds, *options, reference)
+    yield "pair_loss_bwd", (*[per_row] * 3, *start, per_row, per_row, tiles, bounds, *options, reference)
 
 
 def pair_losses() -> Iterator[dict[str, Any]]:
-    """By tiles, by rows and with running maxima; then what else the losses ask for, and every value with every term."""
-    margin = {"value": "distance", "term": "hinge", "sides": "both", "bounds": True}
-    positives = {"value": "similarity", "term": "softplus", "sides": "positive", "bounds": True}
-    mined = {"value": "similarity", "term": "exp", "sides": "both", "bounds": True}
-    steep = {"pos": (-90.0, 0.75, -1.0, 1.25), "neg": (90.0, 0.25, 1.0, -0.25)}  # beyond float32: running maxima
-    circle = {"value": "similarity", "term": "exp", "sides": "both", **steep}
+    """Ranked List and others by tiles, by rows and with running maxima; then what else the losses ask for."""
     by_tiles, by_rows = {"deterministic": False}, {"deterministic": True}
-    yield from (mined | by_tiles, margin | by_rows, circle | by_rows)
-    yield from (positives | by_tiles, positives | by_rows, circle | by_tiles)
-    gallery = {"sides": "both", "bounds": True, "reference": True, "ids": True}
-    for value, term in itertools.product(("similarity", "distance", "squared"), ("exp", "hinge", "softplus")):
-        yield {"value": value, "term": term, **gallery, **by_rows}
-    yield from (gallery | margin | by_tiles, {"value": "distance", "term": "softplus", **gallery} | by_tiles)
-    yield {"value": "distance", "term": "softplus", "sides": "both", "bounds": True, "ids": True} | by_tiles
+    gallery = {"reference": True, "ids": True}
+    ranked = {"value": "distance", "pos": ("moment", 1.0, 0.8), "neg": ("moment", -1.0, 1.2, 0.0, 0.0, 10.0)}
+    mined = {"value": "similarity", "pos": ("exp", -2.0, 0.5), "neg": ("exp", 50.0, 0.5), "bounds": True}
+    margin = {"value": "distance", "pos": ("hinge", 1.0, 1.0), "neg": ("hinge", -1.0, 1.4), "bounds": True}
+    # Beyond float32: running maxima.
+    circle = {"value": "similarity", "pos": ("exp", -90.0, 0.75, -1.0, 1.25), "neg": ("exp", 90.0, 0.25, 1.0, -0.25)}
+    steep = {"neg": ("moment", -1.0, 1.2, 0.0, 0.0, 90.0), "weight_grad": True}
+    yield from (ranked | by_tiles, ranked | by_rows, mined | by_tiles, margin | by_rows, circle | by_rows)
+
+    positives = {"value": "similarity", "pos": ("softplus", -14.0, 0.2), "bounds": True}
+    softmax = {"value": "similarity", "pos": ("exp", 10.0), "neg": ("exp", 10.0)}
+    yield from (positives | by_tiles, softmax | by_rows, ranked | {"reference": True} | by_tiles)
+    yield from (ranked | {"weight_grad": True} | by_tiles, ranked | {"grad": "query"} | by_tiles)
+    yield ranked | {"weight_grad": True, "apart": True} | by_rows
+    yield from (ranked | steep | {"ids": True} | by_tiles, ranked | steep | gallery | {"grad": "query"} | by_rows)
+    terms = {"exp": ("exp", -5.0, 0.5), "hinge": ("hinge", -1.0, 1.2), "softplus": ("softplus", -2.0, 1.2)}
+    for value, term in (("similarity", "hinge"), ("distance", "softplus"), ("squared", "exp")):
+        yield {"value": value, "pos": terms[term], "neg": terms[term], "bounds": True, **gallery, **by_rows}
+    softplus = {"value": "distance", "pos": terms["softplus"], "neg": terms["softplus"], "bounds": True}
+    yield from (margin | gallery | by_tiles, softplus | {"ids": True} | by_tiles)
+    yield {"value": "distance", "pos": terms["softplus"], "neg": ranked["neg"], "weight_grad": True} | by_tiles
+    yield {"value": "distance", "pos": terms["hinge"], "neg": terms["exp"], "apart": True} | by_tiles
 
 
 PAIR_LOSSES = tuple(pair_losses())
@@ -123,15 +105,6 @@ def selections(x: Tensor, precision: str, reference: bool) -> Iterator[Call]:
         yield "mine_fwd", (*start, positive, negative, precision, False)
     yield "mine_bwd", (distance, distance, x, gallery, row, row, True, reference)
     yield "distance_weighted_fwd", (*start, empty(M, 3, dtype=torch.float64), 0.5, 1.4, precision, False)
-
-
-def proxy_anchor(x: Tensor, precision: str) -> Iterator[Call]:
-    y, p, dtype = whole(M), empty(C, x.shape[1], dtype=x.dtype), compute(x.dtype)
-    yield "proxy_anchor_fwd", (x, y, p, 0.1, 32.0, True, precision)
-    yield (
-        "proxy_anchor_bwd",
-        (empty(dtype=dtype), x, y, p, empty(2, C, dtype=dtype), 0.1, 32.0, True, precision),
-    )
 
 
 def soft_triple(x: Tensor, precision: str, per_class: int) -> Iterator[Call]:
@@ -166,12 +139,9 @@ def calls(dtypes: Sequence[torch.dtype], quick: bool) -> Iterator[Call]:
         ):
             x, every = empty(M, width, dtype=dtype), more and (width, precision) == (512, "ieee")
             yield from pairwise(x, precision, ("dot", "euclidean", "squared") if every else ("euclidean",))
-            yield from proxy_anchor(x, precision)
             for per_class in (1, 3, 10, 128) if every else (10,):
                 yield from soft_triple(x, precision, per_class)
-            for variant in RANKED_LISTS if every else RANKED_LISTS[:3]:
-                yield from ranked_list(x, precision, variant)
-            for variant in PAIR_LOSSES if every else PAIR_LOSSES[:3]:
+            for variant in PAIR_LOSSES if every else PAIR_LOSSES[:5]:
                 yield from pair_loss(x, precision, variant)
             for reference in (False, True) if every else (False,):
                 yield from selections(x, precision, reference)

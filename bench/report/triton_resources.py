@@ -11,11 +11,12 @@ spills, shared memory and tensor-core instructions are compared with what a GPU 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,9 +25,10 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # Triton 3.10 changes th
 import torch
 import triton
 from dmlkernels.triton_kernels import MODULES, _configs  # type: ignore[import-not-found]
+from triton._utils import find_paths_if, get_iterable_path
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from triton.runtime.jit import JITFunction
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from bench.report import resources
 from bench.report.tables import write_json
@@ -36,64 +38,64 @@ from dmlkernels import _contract
 ARCHITECTURES = (80, 90, 100)
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 LARGEST_BLOCK = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes of shared memory that one program may have
-TYPES = {
-    torch.float64: "fp64",
-    torch.float32: "fp32",
-    torch.bfloat16: "bf16",
-    torch.float16: "fp16",
-    torch.int64: "i64",
-    torch.int32: "i32",
-    torch.int8: "i8",
-    torch.uint8: "u8",
-    torch.bool: "i1",
-}
+ArgumentPath = tuple[int, ...]
 
 
 class Case(NamedTuple):
-    """One kernel as a launch specialises it."""
+    """One kernel as a launch specialises it; a path leads to an argument, or into one that is a tuple."""
 
     kernel: JITFunction
-    signature: tuple[tuple[str, str], ...]
-    constants: tuple[tuple[str, Any], ...]
-    aligned: tuple[int, ...]  # arguments that are multiples of 16, which lets the compiler read wider
+    signature: tuple[tuple[str, Any], ...]
+    constants: tuple[tuple[ArgumentPath, Any], ...]
+    aligned: tuple[ArgumentPath, ...]  # arguments that are multiples of 16, which lets the compiler read wider
     options: tuple[tuple[str, int], ...]
 
     @property
     def name(self) -> str:
-        data = next(kind for _, kind in self.signature if kind.startswith("*")).removeprefix("*")
-        chosen = (f"{name}={value}" for name, value in (*self.constants, *self.options))
+        data = next(kind for kind in _leaves(kind for _, kind in self.signature) if kind.startswith("*"))
+        names = [name for name, _ in self.signature]
+        chosen = ((names[path[0]], value) for path, value in self.constants)
         module = self.kernel.fn.__module__.rpartition(".")[2]
-        return f"{module}.{self.kernel.fn.__name__}<{data} {' '.join(chosen)}>"
+        options = " ".join(_spelled((*chosen, *self.options)))
+        return f"{module}.{self.kernel.fn.__name__}<{data.removeprefix('*')} {options}>"
 
     def compile(self, architecture: int) -> Any:
-        attributes = {(i,): [["tt.divisibility", 16]] for i in self.aligned}
+        attributes = {path: [["tt.divisibility", 16]] for path in self.aligned}
         source = ASTSource(self.kernel, dict(self.signature), dict(self.constants), attributes)
         return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=dict(self.options))
 
 
+def _leaves(values: Iterable[Any]) -> Iterator[Any]:
+    for value in values:
+        yield from _leaves(value) if isinstance(value, tuple) else (value,)
+
+
+def _spelled(constants: Iterable[tuple[str, Any]]) -> Iterator[str]:
+    for name, value in constants:
+        if isinstance(value, tuple):
+            yield from _spelled(value._asdict().items())  # a kernel's NamedTuple of constants
+        else:
+            yield f"{name}={value}"
+
+
+@functools.cache
+def _binder(kernel: JITFunction) -> Callable[..., Any]:
+    return create_function_from_signature(kernel.signature, kernel.params, make_backend(GPUTarget("cuda", 90, 32)))
+
+
 def specialised(kernel: JITFunction, arguments: tuple, named: dict[str, Any]) -> Case:
-    """The case of a launch, by the rules of Triton's own launcher."""
-    names = [parameter.name for parameter in kernel.params]
-    given = dict(zip(names, arguments))
-    options = {name: value for name, value in named.items() if name not in names}
-    given |= {name: value for name, value in named.items() if name in names}
-    signature: dict[str, str] = {}
-    constants: dict[str, Any] = {}
-    aligned = []
-    for i, parameter in enumerate(kernel.params):
-        value, free = given.get(parameter.name, parameter.default), parameter.do_not_specialize
-        kind = parameter.annotation_type
-        if parameter.is_constexpr or value is None or (type(value) is int and value == 1 and not free):
-            constants[parameter.name], kind = value, "constexpr"
-        elif isinstance(value, torch.Tensor):
-            kind = f"*{TYPES[value.dtype]}"
-            aligned.append(i)
-        elif not kind:
-            wide = type(value) is int and not -(2**31) <= value < 2**31
-            kind = {bool: "u1", float: "fp32", int: "i64" if wide else "i32"}[type(value)]
-            aligned += [i] if type(value) is int and value % 16 == 0 and not free else []
-        signature[parameter.name] = kind
-    return Case(kernel, tuple(signature.items()), tuple(constants.items()), tuple(aligned), tuple(options.items()))
+    """The case of a launch, by Triton's own launcher."""
+    bound, kinds, options = _binder(kernel)(*arguments, **named)
+    signature, marks = [kind for kind, _ in kinds], [mark for _, mark in kinds]
+    constants = find_paths_if(signature, lambda _, kind: kind == "constexpr")
+    values = list(bound.values())
+    return Case(
+        kernel,
+        tuple(zip(bound, signature)),
+        tuple((path, get_iterable_path(values, path)) for path in constants),
+        tuple(find_paths_if(marks, lambda path, mark: mark == "D" and path not in constants)),
+        tuple(options.items()),
+    )
 
 
 def cases(dtypes: Sequence[torch.dtype], quick: bool, architecture: int) -> list[Case]:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from support.contract import thinned
-from support.pair_loss import OPTIONS, Case, bounds_for, call, differentiable
+from support.pair_loss import OPTIONS, Case, bounds_for, call, differentiable, has_moment
 from support.pairs import tensors
 from torch import Tensor
 
@@ -15,10 +15,6 @@ from dmlkernels.ops.pair_loss import Options, Side
 from dmlkernels.testing import KINDS, Pairs, assert_matches, evaluate, make_pairs
 
 BOUNDED = ("softmax", "circle", "nca", "contrastive", "cosine_hinge", "hinge_negatives", "softplus_positives", "query")
-
-
-def has_moment(options: Options) -> bool:
-    return any(side is not None and side.term == "moment" for side in (options.pos, options.neg))
 
 
 def nothing(options: Options) -> list[float]:

@@ -11,14 +11,14 @@ import pytest
 import torch
 from support.nearest_positive import match as match_selection
 from support.pair_loss import OPTIONS as STATISTICS
-from support.pair_loss import Case, bounds_for, differentiable, forward_arguments
+from support.pair_loss import Case, bounds_for, call, differentiable, forward_arguments, has_moment
 from support.pairs import tensors
 from support.pairwise import match as match_pairwise
 from support.pairwise import rows
-from support.ranked_list import OPTIONS, arguments, draw, match
+from support.ranked_list import OPTIONS, draw, match
 
 import dmlkernels
-from dmlkernels import _backend
+from dmlkernels import _backend, _contract
 from dmlkernels import functional as F
 from dmlkernels.testing import assert_matches, evaluate, make_pairs
 
@@ -90,41 +90,55 @@ def test_small_blocks_of_pairwise(triton_device, small_blocks, name, n):
     match_pairwise(name, rows("random", 133, n, 20, seed=3, device=triton_device), max_quiet=0.2)
 
 
-@pytest.mark.parametrize("n", [None, 140], ids=["self", "reference"])
-def test_the_schedules_agree_on_totals_and_bitmap(triton_device, monkeypatch, n):
-    """float64: the sums differ in their order only."""
-    monkeypatch.setattr(_configs, "SYMMETRIC_FROM", 0)
-    pairs = make_pairs("random", 300, n, 8, dtype=torch.float64, seed=4, device=triton_device)
-    forward = torch.ops.dmlkernels_triton.ranked_list_fwd
-    tiles, by_rows = (forward(*arguments(pairs, deterministic=d, alpha=0.9)) for d in (False, True))
-    for a, b in zip(tiles[:3], by_rows[:3], strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
-    assert torch.equal(tiles[4], by_rows[4])
-
-
 @pytest.mark.parametrize("n", [None, 90], ids=["self", "reference"])
-@pytest.mark.parametrize("name", ["multi_similarity", "steep", "contrastive", "softplus_positives"])
+@pytest.mark.parametrize(
+    "name",
+    ["multi_similarity", "steep", "contrastive", "softplus_positives", "ranked_weights", "ranked_query",
+     "cosine_moment", "softplus_and_moment", "exp_and_softplus"],
+)  # fmt: skip
 def test_small_blocks_of_pair_loss(triton_device, by_tiles, small_blocks, name, n):
     """Bounds of every row: a pair may take part at one end only, and so may a tile."""
     pairs = make_pairs("random", 133, n, 20, 12, torch.float64, seed=3, device=triton_device)
-    case = Case(pairs, STATISTICS[name], bounds_for(STATISTICS[name], 133).to(triton_device), {})
-    assert_matches(differentiable(case), tensors(pairs), scale=200.0, exponent=200.0)
+    options = STATISTICS[name]
+    bounds = None if has_moment(options) else bounds_for(options, 133).to(triton_device)
+    assert_matches(differentiable(Case(pairs, options, bounds, {})), tensors(pairs), scale=200.0, exponent=200.0)
 
 
-@pytest.mark.parametrize("name", ["circle", "contrastive", "hinge_negatives", "softplus_positives"])
+@pytest.mark.parametrize(
+    "name", ["circle", "contrastive", "hinge_negatives", "softplus_positives", "ranked", "hinge_and_exp", "apart"]
+)
 def test_the_schedules_of_pair_loss_agree(triton_device, monkeypatch, name):
     """float64: statistics, and a bitmap that is not symmetric where only the first rows ask for pairs."""
     monkeypatch.setattr(_configs, "SYMMETRIC_FROM", 0)
-    pairs = make_pairs("random", 300, None, 8, dtype=torch.float64, seed=4, device=triton_device)
-    bounds = bounds_for(STATISTICS[name], 300).to(triton_device)
-    bounds[:, 128:] = torch.where(torch.tensor(STATISTICS[name].arguments()[3:8:4]) > 0, 9.0, -9.0).to(bounds)[:, None]
-    *start, _, check_finite = forward_arguments(Case(pairs, STATISTICS[name], bounds, {}))
+    pairs, options = (
+        make_pairs("random", 300, None, 8, dtype=torch.float64, seed=4, device=triton_device),
+        STATISTICS[name],
+    )
+    bounds = None
+    if not has_moment(options):
+        bounds = bounds_for(options, 300).to(triton_device)
+        asked = torch.tensor([side.scale for side in options.sides()]) > 0
+        bounds[:, 128:] = torch.where(asked, 9.0, -9.0).to(bounds)[:, None]
+    *start, _, check_finite = forward_arguments(Case(pairs, options, bounds, {}))
     forward = torch.ops.dmlkernels_triton.pair_loss_fwd
     tiles, by_rows = (forward(*start, deterministic, check_finite) for deterministic in (False, True))
-    for a, b in zip(tiles[:4], by_rows[:4], strict=True):
+    for a, b in zip(tiles[:5], by_rows[:5], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
-    assert torch.equal(tiles[4], by_rows[4])
-    assert bool((tiles[4] != tiles[4].T).any()) == (STATISTICS[name].term != "softplus")
+    assert torch.equal(tiles[5], by_rows[5])
+    asymmetric = bounds is not None and name != "softplus_positives"
+    assert bool((tiles[5] != tiles[5].T).any()) == asymmetric
+
+
+@pytest.mark.parametrize("n", [None, 9], ids=["self", "reference"])
+def test_labels_outside_the_classes_make_everything_nan(triton_device, monkeypatch, n):
+    """As on a GPU, which nobody waits for."""
+    checked = _contract.check
+    monkeypatch.setattr(_contract, "check", lambda operator, given, read=False: checked(operator, given))
+    pairs = make_pairs("random", 12, n, 4, 3, device=triton_device)
+    (pairs.labels if n is None else pairs.ref_labels)[5] = 3
+    case = Case(pairs, STATISTICS["ranked"]._replace(classes=3), None, {})
+    assert all(t.isnan().all() for t in call(case, *tensors(pairs))[:6])
+    assert all(grad.isnan().all() for grad in evaluate(differentiable(case), tensors(pairs)).grads)
 
 
 @triton.jit
@@ -208,45 +222,42 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
-from dmlkernels.triton_kernels import MODULES, nearest_positive, pair_loss, pairwise, ranked_list
+from dmlkernels.triton_kernels import nearest_positive, pair_loss, pairwise
 
-binders, found = {}, {}
+binders, found, label = {}, {}, ""
 
 def note(kernel, *arguments, grid, warmup, **named):
     if kernel not in binders:
         backend = make_backend(GPUTarget("cuda", 90, 32))
         binders[kernel] = create_function_from_signature(kernel.signature, kernel.params, backend)
     specialization = binders[kernel](*arguments, **named)[1]
-    found.setdefault(kernel.fn.__module__ + "." + kernel.fn.__name__, set()).add(str(specialization))
+    found.setdefault(label + kernel.fn.__module__ + "." + kernel.fn.__name__, set()).add(str(specialization))
 
 JITFunction.run = note
-statistics = ("distance", "exp", "both", 10.0, 0.5, 0.0, 0.0, -10.0, 1.0, 0.0, 0.0, "ieee")
-options = (1.2, 0.4, 0.0, 10.0, 0.5, 0.5, False, "full", "all", "none", "ieee")
+lifted = ("exp", 10.0, 0.5, 0.0, 0.0, 0.0, "exp", -10.0, 1.0, 0.0, 0.0, 0.0)
+ranked = ("moment", 1.0, 0.8, 0.0, 0.0, 0.0, "moment", -1.0, 1.2, 0.0, 0.0, 10.0)
 for m in (*range(2, 40), 64, 100, 127, 128, 129, 256, 1000, 4096, 5000, 8192):
     x, y = torch.randn(m, 32), torch.arange(m) % 4
     pair = (x, y, None, None, None, None, None, True)
     reference = (x, y, torch.randn(m + 3, 32), torch.arange(m + 3) % 4, None, None, None, True)
-    grad, stats = torch.randn(m), torch.randn(4, m)
-    easy, index = torch.empty(0, dtype=torch.int64), torch.zeros(m, dtype=torch.int64)
+    grad, per_row, index = torch.randn(m), torch.randn(2, m), torch.zeros(m, dtype=torch.int64)
     for inputs in (pair, reference):
         n = m if inputs is pair else m + 3
         tiles = torch.ones(-(-m // 128), -(-n // 128), dtype=torch.uint8)
-        for deterministic in (False, True):
-            ranked_list.forward(*inputs, *options, deterministic, False)
-            ranked_list.backward(
-                grad, *inputs, stats, easy, tiles, *options, deterministic, inputs is reference
-            )
-            bounds = torch.randn(2, m)
-            pair_loss.forward(*inputs, bounds, *statistics, deterministic, False)
-            pair_loss.backward(
-                bounds, bounds, *inputs, bounds, tiles, bounds, *statistics, deterministic, inputs is reference
-            )
+        for label, sides, bounds in (("lifted: ", lifted, per_row), ("ranked: ", ranked, None)):
+            for deterministic in (False, True):
+                options = (None, "distance", *sides, False, "full", False, "ieee", deterministic)
+                pair_loss.forward(*inputs, bounds, *options, False)
+                pair_loss.backward(
+                    *[per_row] * 3, *inputs, per_row, per_row, tiles, bounds, *options, inputs is reference
+                )
+        label = ""
         nearest_positive.mine_forward(*inputs, "easy", "semihard", "ieee", False)
         nearest_positive.nearest_backward(grad, x, inputs[2], index, True, inputs is reference)
         pairwise.forward(x, inputs[2], "euclidean", True, "ieee")
         pairwise.backward(torch.randn(m, n), x, inputs[2], "euclidean", True, "ieee")
 for name, keys in sorted(found.items()):
-    print(name, len(keys))
+    print(name.replace(" ", ""), len(keys))
 """
 
 

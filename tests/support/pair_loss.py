@@ -65,6 +65,10 @@ class Case(NamedTuple):
     rows: dict  # ids, ref_ids, ignore_index, normalize
 
 
+def has_moment(options: Options) -> bool:
+    return any(side is not None and side.term == "moment" for side in (options.pos, options.neg))
+
+
 def bounds_for(options: Options, m: int, seed: int = 3) -> Tensor:
     """(2, M) near the middle of the values, so that either side of them is met."""
     middle = {"similarity": 0.0, "distance": 1.4, "squared": 2.0}[options.value]
