@@ -3,6 +3,7 @@
 #include <limits>
 #include <stdexcept>
 #include <tuple>
+#include <vector>
 
 #include <torch/csrc/stable/library.h>
 
@@ -122,7 +123,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward_as(const Pair
   if (check) check_finite(a.op, all_nan || rows.queries.any_non_finite);
 
   constexpr double kNone = -std::numeric_limits<double>::infinity();
-  const auto by_row = [&](double value) { return filled(a.embeddings, {2, m}, type, value); };
+  // Filled here: of few rows, a call of the dispatcher costs more than their pairs.
+  const auto by_row = [&](double value) {
+    Tensor x = torch::stable::new_empty(a.embeddings, std::vector<int64_t>{2, m}, type);
+    std::fill_n(static_cast<T*>(x.mutable_data_ptr()), 2 * m, static_cast<T>(value));
+    return x;
+  };
   const Tensor stats = by_row(0), log_sums = by_row(kNone), sums = by_row(0), members = by_row(0), slopes = by_row(0);
   const Tensor active = filled(a.embeddings, {(m + kTile - 1) / kTile, (n + kTile - 1) / kTile}, ScalarType::Byte, 0);
   SideStatistics<T> of_side[2];  // of the positives, and of the negatives

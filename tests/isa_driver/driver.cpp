@@ -9,55 +9,94 @@
 #include "cpu/nearest_positive_kernels.h"
 #include "cpu/pair_loss_kernels.h"
 #include "cpu/pairwise_kernels.h"
-#include "cpu/ranked_list_kernels.h"
 #include "isa_driver/data.h"
 #include "isa_driver/triplet.h"
 
 namespace {
 
-// Sums of one term of distances over the negatives, and their gradient.
+// What a pair adds under each term of x, and its derivative by x; of a moment, as under "exp", before the mean is
+// taken.
+double term_of(PairTerm term, double x) {
+  switch (term) {
+    case PairTerm::hinge:
+      return std::fmax(x, 0);
+    case PairTerm::softplus:
+      return std::log1p(std::exp(x));
+    case PairTerm::exp:
+      return std::exp(x);
+    default:
+      return x > 0 ? x * std::exp(x) : 0;
+  }
+}
+double slope_of(PairTerm term, double x) {
+  switch (term) {
+    case PairTerm::softplus:
+      return 1 / (1 + std::exp(-x));
+    case PairTerm::exp:
+      return std::exp(x);
+    case PairTerm::hinge:
+      return x > 0;
+    default:
+      return x > 0 ? std::exp(x) : 0;
+  }
+}
+
 template <class T>
-void run_pair_loss(const RowsView<T>& rows, const std::vector<double>& unit, PairTerm term, bool running,
-                   double tolerance) {
+void prepare_side(PairLossSide<T>& s, const PairSide& side, bool running, const RowsView<T>& rows) {
+  s.side = side;
+  s.limit = MomentLimit::make(side.scale, side.base, true);
+  s.running = running;
+  s.sums = aligned<T>(kPairSums * rows.padded);
+  T* factors = aligned<T>(kPairFactors * rows.padded);
+  for (int64_t i = 0; i < kRows; ++i) {
+    factors[kPairScale * rows.padded + i] = side.term == PairTerm::exp ? 1 : side.scale;
+    if (running) s.sums[kPairMax * rows.padded + i] = kNoScore;
+  }
+  s.factors = factors;
+}
+
+// Sums of distances under a term of the positives and one of the negatives, and their gradient.
+template <class T>
+void run_pair_loss(const RowsView<T>& rows, const std::vector<double>& unit, PairTerm positives, PairTerm negatives,
+                   bool running, double tolerance) {
   const TileSchedule schedule = TileSchedule::make(kRows, kRows, true);
   PairLossProblem<T> p{};
   p.q = p.g = rows;
   p.value = PairValue::distance;
-  p.term = term;
-  p.self = true;
+  p.self = p.both_ends = true;
   p.col_tiles = schedule.col_tiles;
   std::vector<unsigned char> active(schedule.row_tiles * schedule.col_tiles);
   p.active = active.data();
-  p.pos.sums = aligned<T>(kPairSums * rows.padded);
-  p.pos.factors = aligned<T>(kPairFactors * rows.padded);
-  p.neg.side = PairSide{-kTemperature, kAlpha, 0, 0};
-  p.neg.present = true;
-  p.neg.running = running;
-  p.neg.sums = aligned<T>(kPairSums * rows.padded);
-  T *factors = aligned<T>(kPairFactors * rows.padded), *sums = aligned<T>(rows.padded * rows.stride);
-  for (int64_t i = 0; i < kRows; ++i) {
-    factors[kPairScale * rows.padded + i] = term == PairTerm::exp ? 1 : p.neg.side.scale;
-    if (running) p.neg.sums[kPairMax * rows.padded + i] = kNoScore;
-  }
-  p.neg.factors = factors;
+  prepare_side(p.pos, PairSide{positives, kTemperature, kAlpha - kMargin, 0, 0, 1}, running, rows);
+  prepare_side(p.neg, PairSide{negatives, -kTemperature, kAlpha, 0, 0, 1}, running, rows);
+  T* sums = aligned<T>(rows.padded * rows.stride);
   p.rows_q = p.rows_g = sums;
   p.weights_q = p.weights_g = aligned<T>(rows.padded);
   const auto& kernel = kernels<PairLossKernels<T>>();
   for_each_tile(schedule, [&](const TilePair& t) { kernel.forward(p, t.row, t.col, t.part, 1); });
   for_each_tile(schedule, [&](const TilePair& t) { kernel.backward(p, t.row, t.col, t.part); });
   for (int64_t i = 0; i < kRows; ++i) {
-    double wanted = 0, gradient = 0;
+    double wanted[2] = {}, gradient = 0;
     for (int64_t j = 0; j < kRows; ++j) {
-      if (rows.classes[i] == rows.classes[j]) continue;
-      const double d = distance(unit, i, j), x = -kTemperature * (d - kAlpha), e = std::exp(x);
-      wanted += term == PairTerm::hinge ? std::fmax(x, 0) : term == PairTerm::softplus ? std::log1p(e) : e;
-      const double slope = term == PairTerm::hinge ? x > 0 : term == PairTerm::softplus ? e / (1 + e) : e;
-      gradient += 2 * -kTemperature * slope / d * unit[j * kWidth];
+      if (j == i) continue;
+      const bool positive = rows.classes[i] == rows.classes[j];
+      const PairSide& side = positive ? p.pos.side : p.neg.side;
+      const double d = distance(unit, i, j), x = side.scale * (d - side.base);
+      wanted[positive ? 0 : 1] += term_of(side.term, x);
+      gradient += 2 * side.scale * slope_of(side.term, x) / d * unit[j * kWidth];
     }
-    const double max = running ? p.neg.sums[kPairMax * rows.padded + i] : 0;
-    const double got = p.neg.sums[i] * std::exp(max), got_gradient = sums[i * rows.stride];
-    expect(std::fabs(got - wanted) < tolerance * (1 + wanted), "pair loss", got, wanted);
-    expect(std::fabs(got_gradient - gradient) < 30 * tolerance * (1 + wanted), "its gradient", got_gradient, gradient);
+    double largest = 0;
+    for (const bool positive : {true, false}) {
+      const PairLossSide<T>& side = positive ? p.pos : p.neg;
+      const auto sum = [&](PairSum k) { return static_cast<double>(side.sums[k * rows.padded + i]); };
+      const double max = running && side.side.scored() ? sum(kPairMax) : 0;
+      const double got = sum(side.side.term == PairTerm::moment ? kPairMoment : kPairStat) * std::exp(max);
+      const double expected = wanted[positive ? 0 : 1];
+      expect(std::fabs(got - expected) < tolerance * (1 + expected), "pair loss", got, expected);
+      largest = std::fmax(largest, expected);
+    }
+    const double got = sums[i * rows.stride];
+    expect(std::fabs(got - gradient) < 30 * tolerance * (1 + largest), "its gradient", got, gradient);
   }
 }
 
@@ -98,31 +137,13 @@ template <class T>
 void run(double tolerance) {
   std::vector<double> unit;
   const RowsView<T> rows = make_rows(kernels<RowsKernels<T>>(), unit);
-  for (const PairTerm term : {PairTerm::hinge, PairTerm::softplus, PairTerm::exp})
-    run_pair_loss(rows, unit, term, false, tolerance);
-  run_pair_loss(rows, unit, PairTerm::exp, true, tolerance);
+  for (const PairTerm positives : {PairTerm::hinge, PairTerm::softplus, PairTerm::exp, PairTerm::moment})
+    for (const PairTerm negatives : {PairTerm::hinge, PairTerm::softplus, PairTerm::exp, PairTerm::moment})
+      for (const bool running : {false, true}) run_pair_loss(rows, unit, positives, negatives, running, tolerance);
   for (const bool soft : {false, true}) run_triplet(rows, unit, soft, tolerance);
   run_distance_weighted(rows, unit, tolerance);
   const TileSchedule schedule = TileSchedule::make(kRows, kRows, true);
   const auto each_tile = [&](auto&& body) { for_each_tile(schedule, body); };
-
-  RankedListProblem<T> p{};
-  p.q = p.g = rows;
-  p.pos = make_ranked_set(true, kAlpha - kMargin, 0, false);
-  p.neg = make_ranked_set(false, kAlpha, kTemperature, false);
-  p.self = p.both_ends = true;
-  p.col_tiles = schedule.col_tiles;
-  std::vector<unsigned char> active(schedule.row_tiles * schedule.col_tiles);
-  p.active = active.data();
-  p.sums = aligned<T>(kRankedSums * rows.padded);
-  T *factors = aligned<T>(kRankedFactors * rows.padded), *sums = aligned<T>(rows.padded * rows.stride);
-  for (int64_t i = 0; i < kRows; ++i) factors[kPosScale * rows.padded + i] = factors[kNegScale * rows.padded + i] = 1;
-  p.factors = factors;
-  p.rows_q = p.rows_g = sums;
-  p.weights_q = p.weights_g = aligned<T>(rows.padded);
-  const auto& ranked = kernels<RankedListKernels<T>>();
-  each_tile([&](const TilePair& t) { ranked.forward(p, t.row, t.col, t.part, 1); });
-  each_tile([&](const TilePair& t) { ranked.backward(p, t.row, t.col, t.part); });
 
   T *best = aligned<T>(rows.padded), *nearest = aligned<T>(rows.padded);
   int32_t *best_index = aligned<int32_t>(rows.padded), *nearest_index = aligned<int32_t>(rows.padded);
@@ -148,26 +169,11 @@ void run(double tolerance) {
   }
 
   for (int64_t i = 0; i < kRows; ++i) {
-    double pos = 0, weighted = 0, moment = 0, gradient = 0, near_pos = 1e9, near_neg = 1e9;
+    double near_pos = 1e9, near_neg = 1e9;
     for (int64_t j = 0; j < kRows; ++j) {
-      if (j == i) continue;
-      const double d = distance(unit, i, j), v = kAlpha - d;
-      if (rows.classes[i] == rows.classes[j]) {
-        near_pos = std::fmin(near_pos, d);
-        if (d > kAlpha - kMargin) pos += d - kAlpha + kMargin, gradient += 2 / d * unit[j * kWidth];
-      } else {
-        near_neg = std::fmin(near_neg, d);
-        const double e = std::exp(kTemperature * v);
-        if (v > 0) weighted += e, moment += e * v, gradient -= 2 * e / d * unit[j * kWidth];
-      }
+      double& near = rows.classes[i] == rows.classes[j] ? near_pos : near_neg;
+      if (j != i) near = std::fmin(near, distance(unit, i, j));
     }
-    const double scale = 1 + weighted;
-    const auto sum = [&](int k) { return static_cast<double>(p.sums[k * rows.padded + i]); };
-    expect(std::fabs(sum(kPosMoment) - pos) < tolerance * scale, "positives' moment", sum(kPosMoment), pos);
-    expect(std::fabs(sum(kNegSum) - weighted) < tolerance * scale, "negatives' sum", sum(kNegSum), weighted);
-    expect(std::fabs(sum(kNegMoment) - moment) < tolerance * scale, "negatives' moment", sum(kNegMoment), moment);
-    const double got = sums[i * rows.stride];
-    expect(std::fabs(got - gradient) < 10 * tolerance * scale, "gradient", got, gradient);
     expect(std::fabs(std::sqrt(best[i]) - near_pos) < tolerance, "nearest positive", std::sqrt(best[i]), near_pos);
     expect(std::fabs(std::sqrt(nearest[i]) - near_neg) < tolerance, "nearest negative", std::sqrt(nearest[i]),
            near_neg);

@@ -141,8 +141,8 @@ bool add_side(const PairLossProblem<T>& p, const PairTile<T>& tile, bool positiv
 }
 
 // Turns the dot products of one side of a tile into the weights of the other row, or of f_i - g_j: for the query rows
-// in s, for the gallery rows in `back`, which is s where both ends of a pair get the same. The negatives come first and
-// leave the positives' dot products where they are. Gives how many weights are not zero.
+// in s, for the gallery rows in `back`, which is s where both ends of a pair get the same. The negatives come first; if
+// positives follow, they find the dot products of their class where they were. Gives how many weights are not zero.
 template <class Pairs, bool Pure, class T>
 int weigh_side(const PairLossProblem<T>& p, const PairTile<T>& tile, bool positive, int64_t part, T* s, T* back,
                TileWeights<T>& out) {
@@ -155,7 +155,7 @@ int weigh_side(const PairLossProblem<T>& p, const PairTile<T>& tile, bool positi
   // The other end of a pair is a query too: of the mirrored pair, or, in a tile on the diagonal, of one in the tile.
   const bool both_ends = p.both_ends, symmetric = p.self && (both_ends || !tile.diagonal);
   const bool pulls = value != PairValue::similarity;  // only distances need the sums of their weights
-  const bool present = (positive ? p.pos : p.neg).side.present();
+  const bool present = (positive ? p.pos : p.neg).side.present(), positives_follow = p.pos.side.present();
   SideColumns<T> range(tile, positive);
   int weights = 0;
   for (int64_t r = 0; r < tile.rows; ++r) {
@@ -169,12 +169,11 @@ int weigh_side(const PairLossProblem<T>& p, const PairTile<T>& tile, bool positi
       const int64_t j = tile.j0 + c;
       T *const at = s + r * kTileStride + c, *const back_at = back + r * kTileStride + c;
       const V dot = load<V>(at);
-      auto own = lane_mask<V>(~0u);
-      V rest = dot;  // what the other places keep, or get
+      auto own = lane_mask<V>(~0u), mine = own;  // pairs of this side, and the places that it fills
       if (!Pure) {
-        const auto kept = pairs_of_row.kept(dot, c), same = tile.same_class(i, j);
-        own = of_side(kept, same, positive);
-        if (!positive) rest = p.pos.side.present() ? masked(both(kept, same), dot) : V(0);
+        const auto same = tile.same_class(i, j);
+        own = of_side(pairs_of_row.kept(dot, c), same, positive);
+        if (positive || positives_follow) mine = of_side(mine, same, positive);
       }
       V to_row(0), to_column(0);
       if (present && (Pure || any(own))) {
@@ -205,8 +204,8 @@ int weigh_side(const PairLossProblem<T>& p, const PairTile<T>& tile, bool positi
           }
         }
       }
-      store(at, Pure ? to_row : select(own, to_row, rest));
-      if (back != s) store(back_at, Pure ? to_column : select(own, to_column, positive ? load<V>(back_at) : V(0)));
+      store(at, Pure ? to_row : select(mine, to_row, dot));
+      if (back != s) store(back_at, positive ? select(mine, to_column, load<V>(back_at)) : to_column);
     }
     p.weights_q[part * p.q.padded + i] += sum(row_weight);
   }
