@@ -2,30 +2,21 @@
 // The two kernels of every pair loss: statistics of each row over all its pairs, and from them a weight per pair, which
 // a product with the rows (pair_rows.cu) turns into gradients.
 //
-// A loss is a struct with
+// Statistics are a struct with
 //   Sums                    what a row adds up, starting at Loss::empty(); kValues numbers, value(k), merge(other)
-//   kTotals                 how many numbers of the whole batch add_to_row adds up, if any
-//   add_to_row(block, dot, r, c, mirrored, sums, totals) -> does the pair count? `mirrored`: the column's end too
+//   add_to_row(block, dot, r, c, sums) -> does the pair count, for either of its ends?
 //   add_to_column(block, dot, r, c, sums)
-//   weight(block, dot, r, c) -> the pair's weight of (f_i - g_j), or of g_j, in the gradient of row r
-//   kWeightBlocks           launch bound of its weights, as kBlocks
-//   normalize               whether the rows are normalised
-// and, where it has reasons,
-//   kRowBlocks              launch bound of its statistics, in place of kBlocks
 //   meets(p, row_tile, col_tile) -> may a pair of the tile count? Tiles without one are left out
+//   kRowBlocks              launch bound, as kBlocks
+// and weights one with
+//   weight(block, dot, r, c) -> the pair's weight of (f_i - g_j), or of g_j, in the gradient of row r
+//   kWeightBlocks           launch bound, as kBlocks
+//   normalize               whether the rows are normalised
 // all of them uniform in their options, so that a launch never diverges on one.
 
 #include "cuda/pairs.cuh"
 
 namespace dml {
-
-template <Product P, class Loss>
-constexpr int row_blocks() {
-  if constexpr (requires { Loss::kRowBlocks; })
-    return Loss::kRowBlocks;
-  else
-    return kBlocks<P>;
-}
 
 // Where the statistics of rows go: partial[(k * splits + split) * rows + row], or added to one copy if symmetric.
 template <class T>
@@ -44,33 +35,42 @@ DML_DEVICE void merge_lanes(Sums& sums, int bits) {
 }
 
 // Four neighbouring lanes share a row of each half of the tile; with mirrored tiles, two threads share a column.
+// Between tiles the sums of the rows lie in shared memory: the product needs the registers.
 template <Product P, class Loss>
-DML_KERNEL(kThreads, (row_blocks<P, Loss>()))
+DML_KERNEL(kThreads, Loss::kRowBlocks)
 statistics_kernel(PairProblem<P> p, Loss loss, RowPartials<typename ProductTypes<P>::Value> out, bool symmetric,
-                  unsigned char* active, typename ProductTypes<P>::Value* block_totals) {
+                  unsigned char* active) {
   using T = typename ProductTypes<P>::Value;
   using Sums = typename Loss::Sums;
   DML_SHARED(shared);
   const int64_t col_tiles = (p.b.count + kTile - 1) / kTile;
   const TileWalk walk(col_tiles, symmetric);
   PairBlock<P> block(p, shared, walk.row_tile);
+  T* const row_sums = reinterpret_cast<T*>(shared + kPairShared<P>);  // (kValues, kTile)
   const int thread = static_cast<int>(threadIdx.x), own_row = thread / 4, own_col = thread % kTile;
-  Sums rows[2] = {Loss::empty(), Loss::empty()};
-  T totals[Loss::kTotals > 0 ? Loss::kTotals : 1] = {};
+  const auto kept_sums = [&](int r) {
+    Sums sums;
+#pragma unroll
+    for (int k = 0; k < Sums::kValues; ++k) sums.value(k) = row_sums[k * kTile + r];
+    return sums;
+  };
+  const auto keep = [&](int r, Sums sums) {
+#pragma unroll
+    for (int k = 0; k < Sums::kValues; ++k) row_sums[k * kTile + r] = sums.value(k);
+  };
+  if (thread < kTile) keep(thread, Loss::empty());
 
   for (int64_t step = walk.begin; step < walk.end; ++step) {
     const int64_t col_tile = walk.col_tile(step);
     const bool mirrored = symmetric && col_tile != walk.row_tile;
     const auto mark = [&](bool any) {
-      if (thread != 0 || active == nullptr) return;
+      if (thread != 0) return;
       active[walk.row_tile * col_tiles + col_tile] = any;
       if (mirrored) active[col_tile * col_tiles + walk.row_tile] = any;
     };
-    if constexpr (requires { loss.meets(p, walk.row_tile, col_tile); }) {
-      if (!loss.meets(p, walk.row_tile, col_tile)) {
-        mark(false);
-        continue;
-      }
+    if (!loss.meets(p, walk.row_tile, col_tile)) {
+      mark(false);
+      continue;
     }
     block.enter(col_tile);
     Sums column = Loss::empty();
@@ -79,9 +79,17 @@ statistics_kernel(PairProblem<P> p, Loss loss, RowPartials<typename ProductTypes
     for (int half = 0; half < 2; ++half) {
       const T* const scores = block.scores(half);
       const int r = half * kHalf + own_row;
+      Sums row = Loss::empty();
 #pragma unroll 1
       for (int c = thread % 4; c < kTile; c += 4)
-        counts |= loss.add_to_row(block, scores[own_row * kScoreStride + c], r, c, mirrored, rows[half], totals);
+        counts |= loss.add_to_row(block, scores[own_row * kScoreStride + c], r, c, row);
+      merge_lanes(row, 1);
+      merge_lanes(row, 2);
+      if (thread % 4 == 0) {
+        Sums sums = kept_sums(r);
+        sums.merge(row);
+        keep(r, sums);
+      }
       if (!mirrored) continue;
 #pragma unroll 1
       for (int k = thread / kTile * kHalf / 2; k < (thread / kTile + 1) * kHalf / 2; ++k)
@@ -95,26 +103,25 @@ statistics_kernel(PairProblem<P> p, Loss loss, RowPartials<typename ProductTypes
     mark(__syncthreads_or(counts) != 0);
   }
 
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    merge_lanes(rows[half], 1);
-    merge_lanes(rows[half], 2);
-    const int64_t row = block.row0 + half * kHalf + own_row;
-    if (thread % 4 != 0 || row >= p.a.count) continue;
-#pragma unroll
-    for (int k = 0; k < Sums::kValues; ++k) {
-      if (symmetric)
-        atomicAdd(&out.values[k * out.rows + row], rows[half].value(k));
-      else
-        out.values[(k * out.splits + blockIdx.y) * out.rows + row] = rows[half].value(k);
-    }
+  __syncthreads();
+  const int64_t row = block.row0 + thread;
+  if (thread >= kTile || row >= p.a.count) return;
+  for (int k = 0; k < Sums::kValues; ++k) {
+    const T sum = row_sums[k * kTile + thread];
+    if (symmetric)
+      atomicAdd(&out.values[k * out.rows + row], sum);
+    else
+      out.values[(k * out.splits + blockIdx.y) * out.rows + row] = sum;
   }
-  const int64_t slot = blockIdx.x * static_cast<int64_t>(gridDim.y) + blockIdx.y;
-#pragma unroll
-  for (int k = 0; k < Loss::kTotals; ++k) {
-    const T sum = block_sum<kWarps>(totals[k], reinterpret_cast<T*>(shared));
-    if (thread == 0) block_totals[slot * Loss::kTotals + k] = sum;
-  }
+}
+
+template <Product P, class Loss>
+void launch_statistics(const PairProblem<P>& p, const Loss& loss,
+                       const RowPartials<typename ProductTypes<P>::Value>& out, bool symmetric, unsigned char* active,
+                       Stream stream) {
+  constexpr size_t kSums = Loss::Sums::kValues * kTile * sizeof(typename ProductTypes<P>::Value);
+  launch(statistics_kernel<P, Loss>, dim3(blocks_for(p.a.count, kTile), static_cast<unsigned>(out.splits)), kThreads,
+         kPairShared<P> + kSums, stream, p, loss, out, symmetric, active);
 }
 
 // Column `at` of a row of the stripe becomes the weight, as the product takes it; returns that.

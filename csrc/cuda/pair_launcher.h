@@ -30,7 +30,7 @@ inline Precision precision_of(const Tensor& x, const std::string& precision) {
 template <class T>
 class RowsOnDevice {
  public:
-  Tensor x, inverse, norm, state, counted;
+  Tensor x, inverse, norm, state, any_non_finite;
 
   // labels: of the rows, where they have any. all_count: non-finite rows too, for what may be NaN.
   RowsOnDevice(const Tensor& x, const Tensor* labels, std::optional<int64_t> ignore_index, bool normalize,
@@ -39,19 +39,18 @@ class RowsOnDevice {
         inverse(empty(x, {x.size(0)}, compute_type(x))),
         norm(empty(x, {x.size(0)}, compute_type(x))),
         state(empty(x, {all_count ? 0 : x.size(0)}, ScalarType::Byte)),
-        counted(zeros(x, {2}, ScalarType::Int)),
+        any_non_finite(zeros(x, {1}, ScalarType::Int)),
         labels_(labels == nullptr ? nullptr : data<int64_t>(*labels)),
         all_count_(all_count) {
     row_facts<T>(precision, x.const_data_ptr(), x.size(0), x.size(1), labels_, ignore_index.has_value(),
-                 ignore_index.value_or(0), normalize, data<T>(inverse), data<T>(norm), states(), flags(), stream);
+                 ignore_index.value_or(0), normalize, data<T>(inverse), data<T>(norm), states(), flag(), stream);
   }
   RowState* states() const { return all_count_ ? nullptr : data<RowState>(state); }
-  SideFlags* flags() const { return data<SideFlags>(counted); }
   // Not 0 if a row is not finite, on the device.
-  int32_t* flag() const { return &flags()->any_non_finite; }
+  int32_t* flag() const { return data<int32_t>(any_non_finite); }
   SideRows<T> side(const std::optional<Tensor>& ids, int64_t first_id) const {
     return SideRows<T>{x.const_data_ptr(), nullptr, x.size(0),
-                       RowFacts<T>{data<T>(inverse), data<T>(norm), labels_, data<int64_t>(ids), nullptr, first_id}};
+                       RowFacts<T>{data<T>(inverse), data<T>(norm), labels_, data<int64_t>(ids), first_id}};
   }
 
  private:
@@ -81,7 +80,7 @@ struct PairsOnDevice {
 // Raises if a row of either side is not finite; the only synchronisation of a pair operation, and asked for.
 template <class T>
 void check_all_finite(const char* op, const PairsOnDevice<T>& pairs) {
-  check_finite(op, read_int(pairs.queries.counted) != 0 || read_int(pairs.gallery().counted) != 0);
+  check_finite(op, read_int(pairs.queries.any_non_finite) != 0 || read_int(pairs.gallery().any_non_finite) != 0);
 }
 
 // Largest workspace of one stripe of weights.

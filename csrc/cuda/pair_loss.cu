@@ -3,12 +3,13 @@
 namespace dml {
 namespace {
 
-template <bool Running, class V>
+// Of one side of a row. moment and max count where the kernel has them.
+template <bool HasMoment, bool Running, class V>
 struct SideSums {
-  static constexpr int kValues = pair_sums(Running);
-  V term, total, members, slopes, max;
+  static constexpr int kValues = pair_sums(HasMoment, Running);
+  V term, total, members, slopes, moment, max;
 
-  static DML_DEVICE SideSums empty() { return SideSums{V(0), V(0), V(0), V(0), V(kNoScore)}; }
+  static DML_DEVICE SideSums empty() { return SideSums{V(0), V(0), V(0), V(0), V(0), V(kNoScore)}; }
   DML_DEVICE V& value(int k) {
     switch (k) {
       case 0:
@@ -19,27 +20,31 @@ struct SideSums {
         return members;
       case 3:
         return slopes;
+      case 4:
+        return HasMoment ? moment : max;
       default:
         return max;
     }
   }
   DML_DEVICE void merge(const SideSums& other) {
-    if constexpr (Running) {
-      const V top = dml::max(max, other.max);
-      term = term * exp(max - top) + other.term * exp(other.max - top);
-      max = top;
-    } else {
-      term += other.term;
-    }
     total += other.total;
     members += other.members;
     slopes += other.slopes;
+    if constexpr (Running) {
+      const V top = dml::max(max, other.max), own = exp(max - top), theirs = exp(other.max - top);
+      term = term * own + other.term * theirs;
+      if constexpr (HasMoment) moment = moment * own + other.moment * theirs;
+      max = top;
+    } else {
+      term += other.term;
+      if constexpr (HasMoment) moment += other.moment;
+    }
   }
 };
 
-template <bool Running, class V>
+template <bool HasMoment, bool Running, class V>
 struct PairSums {
-  using Side = SideSums<Running, V>;
+  using Side = SideSums<HasMoment, Running, V>;
   static constexpr int kValues = 2 * Side::kValues;
   Side pos, neg;
 
@@ -50,15 +55,15 @@ struct PairSums {
   }
 };
 
-template <class Term, bool Running, Product P>
-struct PairStatistics : PairLoss<Term, P> {
-  using typename PairLoss<Term, P>::T;
-  using PairLoss<Term, P>::problem;
-  using Sums = PairSums<Running, T>;
-  static constexpr int kTotals = 0;
-  static constexpr int kRowBlocks = Running || P == Product::tf32 ? kBlocks<P> : kTwoBlocks<P>;
+template <class Terms, bool Running, Product P>
+struct PairStatistics : PairLoss<Terms, P> {
+  using typename PairLoss<Terms, P>::T;
+  using PairLoss<Terms, P>::problem;
+  using Sums = PairSums<kIsMoment<Terms> || kIsMixed<Terms>, Running, T>;
+  using Side = typename Sums::Side;
+  static constexpr int kRowBlocks = kTwoBlocks<P>;
 
-  static DML_DEVICE Sums empty() { return Sums{Sums::Side::empty(), Sums::Side::empty()}; }
+  static DML_DEVICE Sums empty() { return Sums{Side::empty(), Side::empty()}; }
 
   // Sorted: the classes of a tile are a range.
   DML_DEVICE bool meets(const PairProblem<P>& p, int64_t row_tile, int64_t col_tile) const {
@@ -71,14 +76,17 @@ struct PairStatistics : PairLoss<Term, P> {
            first(p.b_facts, col_tile) <= last(p.a_facts, row_tile, p.a.count);
   }
 
-  // Adds a pair to a side of a row. Does the pair take part, at this end or, if asked, at the other?
-  DML_DEVICE bool add(typename Sums::Side& sums, const SideOf<T>& side, bool positive, T v, int64_t query,
-                      int64_t other, bool ask_other) const {
-    const T x = this->argument(v, side, positive, query);
-    sums.members += T(1);
-    if (!this->takes_part(x)) return ask_other && this->takes_part(this->argument(v, side, positive, other));
-    sums.total += v;
-    if constexpr (PairLoss<Term, P>::kScore) {
+  // The term of a pair that takes part.
+  template <class Term>
+  DML_DEVICE void add_term(Side& sums, const SideOf<T>& side, T v, T x) const {
+    if constexpr (kIsMoment<Term>) {
+      PairMoment<T> moment{sums.term, sums.moment, Running ? sums.max : side.shift};
+      add_moment<Running>(moment, true, x, side.temperature * x);
+      sums.term = moment.sum;
+      sums.moment = moment.moment;
+      if constexpr (Running) sums.max = moment.max;
+      sums.slopes += T(1);
+    } else if constexpr (kIsExp<Term>) {
       PairLogSum<T> log_sum{sums.term, Running ? sums.max : side.shift};
       add_score<Running>(log_sum, true, score_slope(v, side) * (v - side.base));
       sums.term = log_sum.sum;
@@ -88,20 +96,35 @@ struct PairStatistics : PairLoss<Term, P> {
       sums.term += Term::term(x);
       sums.slopes += Term::slope(x);
     }
-    return true;
+  }
+  // Adds a pair to a side of a row. Does the pair take part, at this end or, if asked, at the other?
+  DML_DEVICE bool add(Side& sums, const SideOf<T>& side, bool positive, T raw, int64_t query, int64_t other,
+                      bool ask_other) const {
+    sums.members += T(1);
+    return this->with_term_of(side, [&](auto term) {
+      using Term = decltype(term);
+      if constexpr (kIsMoment<Term>)
+        if (!beyond(raw, side.limit)) return false;
+      const T v = this->value(raw), x = this->template argument<Term>(v, side, positive, query);
+      if (!this->template takes_part<Term>(x))
+        return ask_other && this->template takes_part<Term>(this->template argument<Term>(v, side, positive, other));
+      sums.total += v;
+      add_term<Term>(sums, side, v, x);
+      return true;
+    });
   }
   // Two branches, not a chosen address: sums stay in registers.
   DML_DEVICE bool add(const PairBlock<P>& block, T dot, int r, int c, Sums& sums, int64_t query, int64_t other,
                       bool ask_other) const {
     const bool same = block.same_class(r, c);
-    if (!this->is_member(block, r, c, same)) return false;
-    const T v = this->value(block, dot, r, c).v;
-    return same ? add(sums.pos, this->pos, true, v, query, other, ask_other)
-                : add(sums.neg, this->neg, false, v, query, other, ask_other);
+    const auto [counts, raw] = this->member(block, dot, r, c, same);
+    if (!counts) return false;
+    return same ? add(sums.pos, this->pos, true, raw, query, other, ask_other)
+                : add(sums.neg, this->neg, false, raw, query, other, ask_other);
   }
 
   // In self mode a tile counts for either end of its pairs: the backward adds both to the row.
-  DML_DEVICE bool add_to_row(const PairBlock<P>& block, T dot, int r, int c, bool, Sums& sums, T*) const {
+  DML_DEVICE bool add_to_row(const PairBlock<P>& block, T dot, int r, int c, Sums& sums) const {
     return add(block, dot, r, c, sums, block.row0 + r, block.col0 + c, problem.self && this->bounds != nullptr);
   }
   DML_DEVICE void add_to_column(const PairBlock<P>& block, T dot, int r, int c, Sums& sums) const {
@@ -118,18 +141,25 @@ finish_kernel(PairLossProblem problem, PairLossRows<T> p) {
   const RowState state = p.state[row];
   const bool bad = state == RowState::non_finite || (state == RowState::kept && *p.gallery_non_finite != 0);
   const int64_t step = p.splits * p.count, to = p.order == nullptr ? row : p.order[row];
-  for (int side = 0; side < 2; ++side) {
-    PairLogSumExp log_sum;
+  const bool has_moment = problem.has_moment();
+#pragma unroll
+  for (int k = 0; k < 2; ++k) {
+    const PairSide& side = k == 0 ? problem.pos : problem.neg;
+    const double shift = k == 0 ? problem.pos_shift : problem.neg_shift;
+    const T* const first = p.sums + k * pair_sums(problem) * step + row;
+    LogSumExp scores;
     double sums[4] = {};
     for (int64_t split = 0; split < p.splits; ++split) {
-      const T* const at = p.sums + side * pair_sums(problem.running) * step + split * p.count + row;
-      for (int k = 0; k < 4; ++k) sums[k] += at[k * step];
-      const double shift = side == 0 ? problem.pos_shift : problem.neg_shift;
-      log_sum.add(at[0], problem.running ? static_cast<double>(at[4 * step]) : shift);
+      const T* const at = first + split * p.count;
+      for (int value = 0; value < 4; ++value) sums[value] += at[value * step];
+      scores.add(at[0], problem.running ? static_cast<double>(at[(4 + has_moment) * step]) : shift,
+                 has_moment ? static_cast<double>(at[4 * step]) : 0);
     }
-    const int64_t at = side * p.count + to;
-    const double stat = problem.term == PairTerm::exp ? log_sum.finish() : sums[0];
+    const bool moment = side.term == PairTerm::moment;
+    const double stat = moment ? scores.mean() : side.term == PairTerm::exp ? scores.log_sum() : sums[0];
+    const int64_t at = k * p.count + to;
     p.stats[at] = bad ? not_a_number<T>() : static_cast<T>(stat);
+    p.log_sums[at] = bad ? not_a_number<T>() : static_cast<T>(moment ? scores.log_sum() : -INFINITY);
     p.totals[at] = bad ? not_a_number<T>() : static_cast<T>(sums[1]);
     p.members[at] = bad ? T(0) : static_cast<T>(sums[2]);
     p.slopes[at] = bad ? T(0) : static_cast<T>(sums[3]);
@@ -144,17 +174,20 @@ void pair_loss_statistics(Precision precision, const PairSides<T>& sides, const 
                           Stream stream) {
   with_product<T>(precision, [&](auto product) {
     constexpr Product P = decltype(product)::value;
-    const auto run = [&](auto loss) {
-      launch(statistics_kernel<P, decltype(loss)>,
-             dim3(blocks_for(sides.a.count, kTile), static_cast<unsigned>(splits)), kThreads, kPairShared<P>, stream,
-             make_problem<P>(sides), loss, RowPartials<T>{sums, sides.a.count, splits}, symmetric, active, nullptr);
-    };
-    with_term(problem.term, [&](auto term) {
-      using Term = decltype(term);
-      const PairLoss<Term, P> loss(problem, bounds, sides.a.count);
-      if constexpr (std::is_same_v<Term, PairScore>)
-        if (problem.running) return run(PairStatistics<Term, true, P>{loss});
-      run(PairStatistics<Term, false, P>{loss});
+    with_terms(problem, [&](auto terms) {
+      using Terms = decltype(terms);
+      const PairLoss<Terms, P> loss(problem, bounds, sides.a.count);
+      const auto run = [&](const auto& statistics) {
+        launch_statistics(make_problem<P>(sides), statistics, RowPartials<T>{sums, sides.a.count, splits}, symmetric,
+                          active, stream);
+      };
+      if constexpr (kIsMixed<Terms>) {
+        run(PairStatistics<Terms, true, P>{loss});
+      } else {
+        if constexpr (kIsExp<Terms> || kIsMoment<Terms>)
+          if (problem.running) return run(PairStatistics<Terms, true, P>{loss});
+        run(PairStatistics<Terms, false, P>{loss});
+      }
     });
   });
 }

@@ -10,27 +10,63 @@
 
 namespace dml {
 
-// Term "exp", beside those of DML_PAIR_TERMS.
-struct PairScore {};
+// Terms beside those of DML_PAIR_TERMS. Both sides of a kernel have the same one; sides of two different terms are
+// rare, and all of them share the kernels of MixedTerms, where every pair asks its side.
+struct ExpTerm {};
+struct MomentTerm {};
+struct MixedTerms {};
+
+template <class Term>
+constexpr bool kIsExp = std::is_same_v<Term, ExpTerm>;
+template <class Term>
+constexpr bool kIsMoment = std::is_same_v<Term, MomentTerm>;
+template <class Term>
+constexpr bool kIsMixed = std::is_same_v<Term, MixedTerms>;
+
+// Calls back with the struct of a term, on the host and in kernels.
+#pragma nv_exec_check_disable
+template <class Call>
+DML_HD inline auto with_term(PairTerm term, const Call& call) {
+  switch (term) {
+#define DML_CASE(name, type) \
+  case PairTerm::name:       \
+    return call(type());
+    DML_PAIR_TERMS(DML_CASE)
+#undef DML_CASE
+    case PairTerm::exp:
+      return call(ExpTerm());
+    default:
+      return call(MomentTerm());
+  }
+}
 
 // A side as the kernels compute: a number of the wrong type would be converted again for every pair, or take a
 // register.
 template <class T>
 struct SideOf {
-  T scale, base, ramp, origin, shift;
+  struct Limit {
+    T sign, limit;
+  };
+  PairTerm term;
+  T scale, base, ramp, origin, temperature, shift;
+  Limit limit;
 
-  SideOf(const PairSide& side, double shift)
-      : scale(static_cast<T>(side.scale)),
+  SideOf(const PairSide& side, double shift, PairValue value)
+      : term(side.term),
+        scale(static_cast<T>(side.scale)),
         base(static_cast<T>(side.base)),
         ramp(static_cast<T>(side.ramp)),
         origin(static_cast<T>(side.origin)),
-        shift(static_cast<T>(shift)) {}
+        temperature(static_cast<T>(side.temperature)),
+        shift(static_cast<T>(shift)) {
+    const MomentLimit of_moment = MomentLimit::make(side.scale, side.base, value == PairValue::distance);
+    limit = Limit{static_cast<T>(of_moment.sign), static_cast<T>(of_moment.limit)};
+  }
 };
 
-template <class Term, Product P>
+template <class Terms, Product P>
 struct PairLoss {
   using T = typename ProductTypes<P>::Value;
-  static constexpr bool kScore = std::is_same_v<Term, PairScore>;
   PairLossProblem problem;
   SideOf<T> pos, neg;
   const T* bounds;
@@ -38,48 +74,58 @@ struct PairLoss {
 
   PairLoss(const PairLossProblem& problem, const T* bounds, int64_t queries)
       : problem(problem),
-        pos(problem.pos, problem.pos_shift),
-        neg(problem.neg, problem.neg_shift),
+        pos(problem.pos, problem.pos_shift, problem.value),
+        neg(problem.neg, problem.neg_shift, problem.value),
         bounds(bounds),
         queries(queries) {}
 
-  // A row that does not count has the norm NaN.
-  DML_DEVICE bool is_member(const PairBlock<P>& block, int r, int c, bool same) const {
-    return (same ? problem.has_pos : problem.has_neg) && is_finite(block.norms(r, c)) && !block.excluded(r, c);
+  // Calls back with the term of a side.
+  template <class Call>
+  DML_DEVICE static auto with_term_of(const SideOf<T>& side, const Call& call) {
+    if constexpr (kIsMixed<Terms>)
+      return with_term(side.term, call);
+    else
+      return call(Terms());
   }
-  struct Value {
-    T v, squared;
+
+  // Is it a pair of a side that counts? A row that does not count has the norm NaN.
+  struct Member {
+    bool counts;
+    T raw;  // its similarity or squared distance
   };
-  DML_DEVICE Value value(const PairBlock<P>& block, T dot, int r, int c) const {
-    if (problem.value == PairValue::similarity) return Value{block.similarity(dot, r, c), T(0)};
+  DML_DEVICE Member member(const PairBlock<P>& block, T dot, int r, int c, bool same) const {
+    if (!(same ? problem.pos : problem.neg).present() || !is_finite(block.norms(r, c)) || block.excluded(r, c))
+      return Member{false, T(0)};
+    const bool of_similarity = problem.value == PairValue::similarity;
+    const T similarity = block.similarity(dot, r, c);
+    if (of_similarity && !problem.apart) return Member{true, similarity};
     const T squared = block.squared(dot, r, c);
-    return Value{problem.value == PairValue::distance ? sqrt(squared) : squared, squared};
+    return Member{!problem.apart || squared > T(0), of_similarity ? similarity : squared};
   }
-  // x of a pair at the end of a query.
+  DML_DEVICE T value(T raw) const { return problem.value == PairValue::distance ? sqrt(raw) : raw; }
+  // x of a pair at the end of a query. A moment has no bounds.
+  template <class Term>
   DML_DEVICE T argument(T v, const SideOf<T>& side, bool positive, int64_t query) const {
-    const T base = bounds == nullptr ? side.base : bounds[(positive ? 0 : queries) + query];
-    return pair_argument(v, base, side);
+    const bool bounded = !kIsMoment<Term> && bounds != nullptr;
+    return pair_argument(v, bounded ? bounds[(positive ? 0 : queries) + query] : side.base, side);
   }
+  // Does a pair take part, by its x? A moment has tested it before.
+  template <class Term>
   DML_DEVICE bool takes_part(T x) const {
-    if constexpr (kScore)
+    if constexpr (kIsMoment<Term>)
+      return true;
+    else if constexpr (kIsExp<Term>)
       return bounds == nullptr || x > T(0);
     else
       return Term::active(x);
   }
 };
 
-// Calls back with the term.
+// Calls back with the terms of a kernel.
 template <class Call>
-void with_term(PairTerm term, const Call& call) {
-  switch (term) {
-    case PairTerm::exp:
-      return call(PairScore());
-#define DML_CASE(name, type) \
-  case PairTerm::name:       \
-    return call(type());
-      DML_PAIR_TERMS(DML_CASE)
-#undef DML_CASE
-  }
+void with_terms(const PairLossProblem& problem, const Call& call) {
+  if (problem.mixed()) return call(MixedTerms());
+  with_term(problem.term(), call);
 }
 
 }  // namespace dml

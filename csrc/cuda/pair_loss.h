@@ -7,16 +7,23 @@
 namespace dml {
 
 struct PairLossProblem {
-  PairTerm term;
   PairValue value;
   PairSide pos, neg;
   double pos_shift, neg_shift;  // what is subtracted from every score, unless maxima are running
-  bool has_pos, has_neg, running, normalize, self;
+  bool weight_grad, apart, running, normalize, self;
   bool sorted;  // both sides are in the order of their labels, and only positives count
+
+  // Sides of two terms share a kernel that chooses for every pair, and whose maxima are running.
+  DML_HD bool mixed() const { return pos.present() && neg.present() && pos.term != neg.term; }
+  // The term of both sides, or of the only one.
+  DML_HD PairTerm term() const { return pos.present() ? pos.term : neg.present() ? neg.term : PairTerm::hinge; }
+  DML_HD bool has_moment() const { return mixed() || term() == PairTerm::moment; }
 };
 
-// What a row adds up on each side: the term, the values, members and slopes, and the running maximum if there is one.
-DML_HD constexpr int pair_sums(bool running) { return running ? 5 : 4; }
+// What a row adds up on each side: the term, the values, members and slopes; with a moment, e^score x; and the running
+// maximum if there is one.
+DML_HD constexpr int pair_sums(bool has_moment, bool running) { return 4 + has_moment + running; }
+DML_HD inline int pair_sums(const PairLossProblem& problem) { return pair_sums(problem.has_moment(), problem.running); }
 
 // bounds (2, M) or null. sums (2, pair_sums, splits, M); symmetric: one copy of zeros that is added to.
 template <class T>
@@ -31,18 +38,26 @@ struct PairLossRows {
   const int64_t* order;  // the caller's row of each, or null
   const RowState* state;
   const int32_t* gallery_non_finite;
-  T *stats, *totals, *members, *slopes;  // (2, M) by the caller's rows
+  T *stats, *log_sums, *totals, *members, *slopes;  // (2, M) by the caller's rows
 };
 template <class T>
 void pair_loss_finish(const PairLossProblem& problem, const PairLossRows<T>& rows, Stream stream);
 
-// Of each side of a row (M,): what the gradient takes the term's times, what it takes the value's times, and the
-// log-sum-exp, which counts with running maxima; without, it is in the first.
-constexpr int kPairFactors = 3;
-// factors (2, kPairFactors, M) from what is (2, M).
+// (2, M): what a backward is given.
 template <class T>
-void pair_loss_factors(const PairLossProblem& problem, int64_t count, const T* grad_stats, const T* grad_sums,
-                       const T* stats, T* factors, Stream stream);
+struct PairLossGradients {
+  const T *stats, *log_sums, *sums;   // of the loss
+  const T *own_stats, *own_log_sums;  // the statistics themselves
+};
+
+// Of each side of a row (M,): what the gradient takes the term's times, what it takes the value's times, the
+// log-sum-exp, which counts with running maxima (without, it is in the other factors), and of a moment what it takes
+// x - level times, and that level.
+constexpr int kPairFactors = 5;
+// factors (2, kPairFactors, M).
+template <class T>
+void pair_loss_factors(const PairLossProblem& problem, int64_t count, const PairLossGradients<T>& gradients, T* factors,
+                       Stream stream);
 
 // Which ends of a pair send a gradient to the rows of the stripe: that of the row, and that of the column.
 struct PairEnds {

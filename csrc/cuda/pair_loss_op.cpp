@@ -17,9 +17,23 @@ PairLossProblem make_problem(const PairLossOptions& o, const PairArguments& a) {
   const PairValue value = o.value();
   const auto shift = [&](const PairSide& side) { return score_shift(side, value, a.normalize, a.gallery()); };
   const ScoreShift pos = shift(o.pos), neg = shift(o.neg);
-  const bool running = o.exp() && ((o.has(true) && pos.running) || (o.has(false) && neg.running));
-  return PairLossProblem{o.kind(),    value,        o.pos,   o.neg,       pos.shift, neg.shift,
-                         o.has(true), o.has(false), running, a.normalize, a.self(),  o.sides == "positive"};
+  const bool running = pos.running || neg.running, sorted = !o.neg.present();
+  PairLossProblem problem{value,   o.pos,   o.neg,       pos.shift, neg.shift, o.weight_grad,
+                          o.apart, running, a.normalize, a.self(),  sorted};
+  problem.running |= problem.mixed();
+  return problem;
+}
+
+// A label outside the classes makes every statistic and gradient NaN: nobody waits for the device to say so.
+template <class T>
+void check_classes(const PairLossOptions& o, const PairArguments& a, const PairsOnDevice<T>& pairs, Stream stream) {
+  if (!o.classes) return;
+  const auto check = [&](const Tensor& labels, const RowsOnDevice<T>& rows) {
+    check_class_labels(data<int64_t>(labels), labels.size(0), *o.classes, rows.states(), pairs.gallery().flag(),
+                       stream);
+  };
+  check(a.labels, pairs.queries);
+  if (a.ref_labels) check(*a.ref_labels, *pairs.own_gallery);
 }
 
 // Without negatives, the rows are put in the order of their labels: a tile of rows then meets few others.
@@ -51,10 +65,11 @@ struct OrderedPairs {
 };
 
 template <class T>
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward_as(const PairArguments& arguments, const PairLossOptions& o,
-                                                              const std::optional<Tensor>& of_queries,
-                                                              const std::string& precision, bool deterministic,
-                                                              bool check) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward_as(const PairArguments& arguments,
+                                                                      const PairLossOptions& o,
+                                                                      const std::optional<Tensor>& of_queries,
+                                                                      const std::string& precision, bool deterministic,
+                                                                      bool check) {
   const OnDevice device(arguments.embeddings);
   const PairLossProblem problem = make_problem(o, arguments);
   const OrderedPairs ordered(arguments, of_queries, problem.sorted);
@@ -63,23 +78,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward_as(const PairArgument
   const ScalarType type = compute_type(a.embeddings);
   const PairsOnDevice<T> pairs(a, precision, device.stream);
   if (check) check_all_finite(a.op, pairs);
+  check_classes(o, a, pairs, device.stream);
   const int64_t row_tiles = (m + kTile - 1) / kTile, col_tiles = (n + kTile - 1) / kTile;
   // Rows of a mirrored tile are added by atomics, in no fixed order; and running maxima cannot be.
   const bool symmetric = a.self() && !deterministic && !problem.running && m >= kSymmetricRows;
   const int64_t splits = column_splits(row_tiles, symmetric ? col_tiles / 2 : col_tiles);
   const int64_t copies = symmetric ? 1 : splits;
-  const Tensor sums = (symmetric ? zeros : empty)(a.embeddings, {2, pair_sums(problem.running), copies, m}, type);
+  const Tensor sums = (symmetric ? zeros : empty)(a.embeddings, {2, pair_sums(problem), copies, m}, type);
   const Tensor active = empty(a.embeddings, {row_tiles, col_tiles}, ScalarType::Byte);
   const auto by_row = [&] { return empty(a.embeddings, {2, m}, type); };
-  const Tensor stats = by_row(), totals = by_row(), members = by_row(), slopes = by_row();
+  const Tensor stats = by_row(), log_sums = by_row(), totals = by_row(), members = by_row(), slopes = by_row();
   pair_loss_statistics<T>(pairs.precision, pairs.sides, problem, data<T>(ordered.bounds), symmetric, splits,
                           data<T>(sums), data<unsigned char>(active), device.stream);
-  pair_loss_finish<T>(
-      problem,
-      PairLossRows<T>{data<T>(sums), copies, m, data<int64_t>(ordered.order), pairs.queries.states(),
-                      pairs.gallery().flag(), data<T>(stats), data<T>(totals), data<T>(members), data<T>(slopes)},
-      device.stream);
-  return {stats, totals, members, slopes, active};
+  pair_loss_finish<T>(problem,
+                      PairLossRows<T>{data<T>(sums), copies, m, data<int64_t>(ordered.order), pairs.queries.states(),
+                                      pairs.gallery().flag(), data<T>(stats), data<T>(log_sums), data<T>(totals),
+                                      data<T>(members), data<T>(slopes)},
+                      device.stream);
+  return {stats, log_sums, totals, members, slopes, active};
 }
 
 template <class T>
@@ -91,11 +107,15 @@ std::tuple<Tensor, Tensor> backward_as(const PairArguments& arguments, const Pai
   const OrderedPairs ordered(arguments, of_queries, problem.sorted);
   const PairArguments& a = ordered.a;
   const PairsOnDevice<T> pairs(a, precision, device.stream);
-  const Tensor grad_stats = ordered.of_query(state.grad_stats), grad_sums = ordered.of_query(state.grad_sums);
-  const Tensor stats = ordered.of_query(state.stats);
+  check_classes(o, a, pairs, device.stream);
+  const Tensor grad_stats = ordered.of_query(state.grad_stats), grad_log_sums = ordered.of_query(state.grad_log_sums),
+               grad_sums = ordered.of_query(state.grad_sums), stats = ordered.of_query(state.stats),
+               log_sums = ordered.of_query(state.log_sums);
   const Tensor factors = empty(a.embeddings, {2, kPairFactors, a.queries()}, compute_type(a.embeddings));
-  pair_loss_factors<T>(problem, a.queries(), data<T>(grad_stats), data<T>(grad_sums), data<T>(stats), data<T>(factors),
-                       device.stream);
+  pair_loss_factors<T>(problem, a.queries(),
+                       PairLossGradients<T>{data<T>(grad_stats), data<T>(grad_log_sums), data<T>(grad_sums),
+                                            data<T>(stats), data<T>(log_sums)},
+                       data<T>(factors), device.stream);
   const int64_t col_tiles = state.active.size(1);
   const bool pulls = problem.value != PairValue::similarity;
   const auto gradient = [&](const PairSides<T>& sides, const RowsOnDevice<T>& rows, const RowsOnDevice<T>& others,
@@ -109,8 +129,11 @@ std::tuple<Tensor, Tensor> backward_as(const PairArguments& arguments, const Pai
                             });
   };
   const Tensor grad_emb = OrderedPairs::back(
-      gradient(pairs.sides, pairs.queries, pairs.gallery(), PairEnds{true, a.self()}, col_tiles, 1), ordered.order);
+      gradient(pairs.sides, pairs.queries, pairs.gallery(), PairEnds{true, a.self() && o.both_ends()}, col_tiles, 1),
+      ordered.order);
   if (!need_grad_ref) return {grad_emb, empty(a.embeddings, {0, a.embeddings.size(1)}, a.embeddings.scalar_type())};
+  if (!o.both_ends())
+    return {grad_emb, zeros(a.embeddings, {a.gallery(), a.embeddings.size(1)}, a.embeddings.scalar_type())};
   const Tensor grad_ref =
       gradient(swapped(pairs.sides), *pairs.own_gallery, pairs.queries, PairEnds{false, true}, 1, col_tiles);
   return {grad_emb, OrderedPairs::back(grad_ref, ordered.ref_order)};

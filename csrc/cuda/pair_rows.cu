@@ -12,7 +12,7 @@ template <class E, class T>
 DML_KERNEL(kThreads)
 facts_kernel(const E* x, int64_t count, int64_t width, const int64_t* labels, bool has_ignore_index,
              int64_t ignore_index, bool normalize, bool rounded, T* inverse, T* norm, RowState* state,
-             SideFlags* flags) {
+             int32_t* any_non_finite) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kRowsPerBlock + warp_index();
   if (row >= count) return;
   T exact = T(0), squares = T(0);
@@ -38,15 +38,20 @@ facts_kernel(const E* x, int64_t count, int64_t width, const int64_t* labels, bo
     found = RowState::ignored;
   } else if (!(exact <= largest)) {
     found = RowState::non_finite;
-    atomicOr(&flags->any_non_finite, 1);
+    atomicOr(any_non_finite, 1);
   }
   state[row] = found;
-  if (found == RowState::kept) {
-    atomicAdd(&flags->kept, 1);
-    return;
-  }
+  if (found == RowState::kept) return;
   norm[row] = not_a_number<T>();
   inverse[row] = T(0);  // a weight of 0 stays one
+}
+
+DML_KERNEL(kThreads)
+check_labels_kernel(const int64_t* labels, int64_t count, int64_t classes, RowState* state, int32_t* any_non_finite) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i >= count || (labels[i] >= 0 && labels[i] < classes)) return;
+  state[i] = RowState::non_finite;
+  atomicOr(any_non_finite, 1);
 }
 
 // 32 x 32 elements through shared memory, one column of padding against bank conflicts.
@@ -155,13 +160,19 @@ finish_kernel(FinishGradient<T> p) {
 template <class T>
 void row_facts(Precision precision, const void* x, int64_t count, int64_t width, const int64_t* labels,
                bool has_ignore_index, int64_t ignore_index, bool normalize, T* inverse, T* norm, RowState* state,
-               SideFlags* flags, Stream stream) {
+               int32_t* any_non_finite, Stream stream) {
   with_element<T>(precision, [&](auto element) {
     using E = decltype(element);
     launch(facts_kernel<E, T>, dim3(blocks_for(count, kRowsPerBlock)), kThreads, 0, stream, static_cast<const E*>(x),
            count, width, labels, has_ignore_index, ignore_index, normalize, precision == Precision::tf32, inverse, norm,
-           state, flags);
+           state, any_non_finite);
   });
+}
+
+void check_class_labels(const int64_t* labels, int64_t count, int64_t classes, RowState* state, int32_t* any_non_finite,
+                        Stream stream) {
+  launch(check_labels_kernel, dim3(blocks_for(count, kThreads)), kThreads, 0, stream, labels, count, classes, state,
+         any_non_finite);
 }
 
 void transpose_rows(Precision precision, const void* x, const RowState* state, int64_t count, int64_t width,
@@ -210,7 +221,7 @@ void finish_gradient(Precision precision, const FinishGradient<T>& p, Stream str
 
 #define DML_INSTANTIATE(T)                                                                                          \
   template void row_facts<T>(Precision, const void*, int64_t, int64_t, const int64_t*, bool, int64_t, bool, T*, T*, \
-                             RowState*, SideFlags*, Stream);                                                        \
+                             RowState*, int32_t*, Stream);                                                          \
   template void weighted_rows<T>(const Stripe&, const void*, int64_t, T*, Stream);                                  \
   template void finish_gradient<T>(Precision, const FinishGradient<T>&, Stream);
 DML_INSTANTIATE(float)

@@ -14,7 +14,7 @@ namespace dml {
 template <class T>
 struct TileSide {
   T inverse[kTile], norm[kTile];
-  int64_t label[kTile], id[kTile], easy[kTile], index[kTile];  // index: the caller's row
+  int64_t label[kTile], id[kTile], index[kTile];  // index: the caller's row
 
   // All threads of the block; a barrier follows before it is read.
   DML_DEVICE void load(const RowFacts<T>& facts, const int64_t* order, int64_t first, int64_t count) {
@@ -27,7 +27,6 @@ struct TileSide {
     index[r] = row;
     label[r] = !here ? 0 : facts.labels != nullptr ? facts.labels[row] : row;
     id[r] = !here ? 0 : facts.ids != nullptr ? facts.ids[row] : facts.first_id < 0 ? facts.first_id - row : row;
-    easy[r] = here && facts.easy != nullptr ? facts.easy[row] : -1;
   }
 };
 

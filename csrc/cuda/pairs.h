@@ -18,12 +18,12 @@ DML_HD constexpr int64_t weight_terms(Precision precision) { return precision ==
 
 enum class RowState : unsigned char { kept, ignored, non_finite };
 
-// By row of one side: 1/||x|| (1 without normalising, 0 for a zero row), ||f||^2 (NaN: the row does not count), label,
-// (without labels: a class of its own), id (pairs of equal ids are excluded) and the chosen positive.
+// By row of one side: 1/||x|| (1 without normalising, 0 for a zero row), ||f||^2 (NaN: the row does not count), label
+// (without labels: a class of its own) and id (pairs of equal ids are excluded).
 template <class T>
 struct RowFacts {
   const T *inverse, *norm;
-  const int64_t *labels, *ids, *easy;
+  const int64_t *labels, *ids;
   int64_t first_id;  // without ids: 0 gives row i the id i, a negative one gives it first_id - i
 };
 
@@ -46,17 +46,16 @@ PairSides<T> swapped(const PairSides<T>& s) {
   return PairSides<T>{s.b, s.a, s.width};
 }
 
-// Of all rows of one side, on the device.
-struct SideFlags {
-  int32_t any_non_finite, kept;
-};
-
-// Fills inverse, norm and state of the rows of x, and adds to the flags. state may be null: then all rows count, and
-// non-finite ones give NaN.
+// Fills inverse, norm and state of the rows of x; any_non_finite, on the device, becomes 1 if there is such a row.
+// state may be null: then all rows count, and non-finite ones give NaN.
 template <class T>
 void row_facts(Precision precision, const void* x, int64_t count, int64_t width, const int64_t* labels,
                bool has_ignore_index, int64_t ignore_index, bool normalize, T* inverse, T* norm, RowState* state,
-               SideFlags* flags, Stream stream);
+               int32_t* any_non_finite, Stream stream);
+
+// A label outside [0, classes) makes its row one that is not finite.
+void check_class_labels(const int64_t* labels, int64_t count, int64_t classes, RowState* state, int32_t* any_non_finite,
+                        Stream stream);
 
 // Weights of pairs for a stripe of rows, as the product takes them: (rows, terms, padded), padded a multiple of the
 // tile. Tiles without an active pair are never written nor read.

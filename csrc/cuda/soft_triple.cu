@@ -216,21 +216,7 @@ center_weights_kernel(PairProblem<P> p, SoftTriple loss, const typename ProductT
   }
 }
 
-DML_KERNEL(kThreads)
-check_labels_kernel(const int64_t* labels, int64_t count, int64_t classes, RowState* state, int32_t* any_non_finite) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (i >= count || (labels[i] >= 0 && labels[i] < classes)) return;
-  state[i] = RowState::non_finite;
-  atomicOr(any_non_finite, 1);
-}
-
 }  // namespace
-
-void check_class_labels(const int64_t* labels, int64_t count, int64_t classes, RowState* state, int32_t* any_non_finite,
-                        Stream stream) {
-  launch(check_labels_kernel, dim3(blocks_for(count, kThreads)), kThreads, 0, stream, labels, count, classes, state,
-         any_non_finite);
-}
 
 template <class T>
 void soft_triple_logits(Precision precision, const PairSides<T>& sides, const SoftTriple& loss, int64_t splits, T* sums,

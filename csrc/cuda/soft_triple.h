@@ -9,10 +9,6 @@ namespace dml {
 
 constexpr int kSoftTripleSums = 3;  // of e^(logit - max) over the other classes, max, and the logit of the own class
 
-// A label outside [0, classes) makes its row one that is not finite.
-void check_class_labels(const int64_t* labels, int64_t count, int64_t classes, RowState* state, int32_t* any_non_finite,
-                        Stream stream);
-
 // How many tiles the classes of the centers fill.
 inline int64_t class_tiles(int64_t centers, const SoftTriple& loss) {
   const int64_t classes = centers / loss.per_class, per_tile = kMaxCentersPerClass / loss.per_class;

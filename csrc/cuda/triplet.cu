@@ -22,7 +22,7 @@ struct Anchor {
     begin = lower_bound(s, s.labels[row], false);
     end = lower_bound(s, s.labels[row], true);
     const RowState state = s.state[row];
-    bad = state == RowState::non_finite || (state == RowState::kept && s.gallery_flags->any_non_finite != 0);
+    bad = state == RowState::non_finite || (state == RowState::kept && *s.gallery_non_finite != 0);
     kept = state == RowState::kept && !bad;
     if (!kept) end = begin;
   }

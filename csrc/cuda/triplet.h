@@ -28,7 +28,7 @@ struct TripletStripe {
   T* distances;
   const int64_t *labels, *sorted_labels, *order;  // labels: of all anchors
   const RowState* state;                          // of all anchors
-  const SideFlags* gallery_flags;
+  const int32_t* gallery_non_finite;
   const T *norm, *gallery_norm;
 };
 

@@ -52,7 +52,7 @@ struct TripletPairs {
                                     data<int64_t>(sorted_labels),
                                     data<int64_t>(order),
                                     pairs.queries.states(),
-                                    pairs.gallery().flags(),
+                                    pairs.gallery().flag(),
                                     a.facts.norm,
                                     b.facts.norm};
       triplet_distances<T>(pairs.precision, pairs.sides, problem, stripe, only_active && problem.active != nullptr,

@@ -39,7 +39,7 @@ def test_one_way_to_launch_and_to_share_memory():
 def test_assembly_has_its_twin_on_the_host():
     assert users(r"\basm\b|__cvta_generic") <= {"mma.cuh", "async.cuh"}
     # And what these call a large batch or workspace is smaller there, so that tests of few rows see both.
-    smaller = {"ranked_list_op.cpp", "pair_loss_op.cpp", "distance_weighted_op.cpp", "triplet_op.cpp"}
+    smaller = {"pair_loss_op.cpp", "distance_weighted_op.cpp", "triplet_op.cpp"}
     assert users(r"DML_CUDA_HOST") <= smaller | {"launch.cuh", "launcher.h", "mma.cuh", "async.cuh"}
 
 

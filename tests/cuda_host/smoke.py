@@ -19,6 +19,7 @@ from torch import Tensor
 from dmlkernels import _checks
 from dmlkernels import functional as F
 from dmlkernels.ops.distance_weighted import sample_negatives
+from dmlkernels.ops.pair_loss import Options, Side, statistics
 from dmlkernels.testing import Outcome, evaluate, make_pairs
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -56,6 +57,12 @@ def _easy(positive: str, **options: object) -> Callable[..., Tensor]:
     )
 
 
+def _mixed(x: Tensor, y: Tensor, g: Tensor, h: Tensor) -> Tensor:
+    options = Options("distance", Side("softplus", 2.0, 0.3), Side("moment", -1.0, 1.3, temperature=5.0), apart=True)
+    found = statistics("smoke", _checks.pair_inputs("smoke", x, y, g, h), options)
+    return _joined(found.pos, found.neg)
+
+
 def _nearest(x: Tensor, y: Tensor, g: Tensor | None, h: Tensor | None) -> Tensor:
     return F.nearest_positive(x, y, g, h).distance
 
@@ -76,11 +83,11 @@ CALLS = {
     "similarity_wide": Call("pairwise", lambda x, y, g, h: F.pairwise_similarity(x, g, metric="dot"), wide=True),
     "distance": Call("pairwise", lambda x, y, g, h: F.pairwise_distance(x)),
     "squared": Call("pairwise", lambda x, y, g, h: F.pairwise_distance(x, g, squared=True, normalize=True)),
-    "ranked_list": Call("ranked_list", _easy("all")),
-    "ranked_list_wide": Call("ranked_list", _easy("all", weight_grad=True), wide=True),
-    "ranked_list_easy": Call("ranked_list", _easy("easy")),
-    "ranked_list_query": Call("ranked_list", _easy("easy", grad="query", ignore_index=2)),
-    "ranked_list_gallery": Call("ranked_list", lambda x, y, g, h: F.ranked_list_loss(x, y, g, h, normalize=False)),
+    "ranked_list": Call("pair_loss", _easy("all")),
+    "ranked_list_wide": Call("pair_loss", _easy("all", weight_grad=True), wide=True),
+    "ranked_list_easy": Call("pair_loss", _easy("easy")),
+    "ranked_list_query": Call("pair_loss", _easy("easy", grad="query", ignore_index=2)),
+    "ranked_list_gallery": Call("pair_loss", lambda x, y, g, h: F.ranked_list_loss(x, y, g, h, normalize=False)),
     "nearest": Call("nearest_positive", lambda x, y, g, h: _nearest(x, y, None, None)),
     "nearest_gallery": Call("nearest_positive", _nearest, wide=True),
     "mine": Call("mine", lambda x, y, g, h: _mined(x, y, None, None, "semihard")),
@@ -91,6 +98,7 @@ CALLS = {
     "multi_similarity": Call("pair_loss", lambda x, y, g, h: F.multi_similarity_loss(x, y, epsilon=0.1)),
     "ntxent": Call("pair_loss", lambda x, y, g, h: F.ntxent_loss(x, y, g, h), wide=True),
     "circle": Call("pair_loss", lambda x, y, g, h: F.circle_loss(x, y, normalize=False, gamma=1.0)),
+    "mixed": Call("pair_loss", _mixed),
     "triplets": Call("triplet", lambda x, y, g, h: F.triplet_loss(x, y, positive="all", negative="all")),
     "triplets_gallery": Call(
         "triplet",
@@ -113,7 +121,7 @@ CALLS = {
         "coding_rate", lambda x, y, g, h: F.class_coding_rate(x.repeat(1, 9), (y - 4).clamp_min(0))
     ),
     "expansion": Call("spherical_expansion", _expansion),
-    "proxy_anchor": Call("proxy_anchor", lambda x, y, g, h: F.proxy_anchor_loss(x, y, g[:CLASSES])),
+    "proxy_anchor": Call("pair_loss", lambda x, y, g, h: F.proxy_anchor_loss(x, y, g[:CLASSES])),
     "soft_triple": Call("soft_triple", lambda x, y, g, h: F.soft_triple_loss(x, y, g, centers_per_class=N // CLASSES)),
     "soft_triple_wide": Call(
         "soft_triple",
