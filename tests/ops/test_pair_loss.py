@@ -140,7 +140,9 @@ def test_gradients_of_the_reference(kernel, device, name, n):
     options = OPTIONS[name]
     pairs = make_pairs("random", 140, n, 9, 12, torch.float64, device=device)
     bounds = bounds_for(options, 140).to(device) if name in BOUNDED else None
-    assert_matches(differentiable(Case(pairs, options, bounds, {})), tensors(pairs), scale=200.0, exponent=200.0)
+    # Of "ranked_steep" two factors of a gradient are as steep as its scores of up to 300.
+    steep = 600.0 if name == "ranked_steep" else 200.0
+    assert_matches(differentiable(Case(pairs, options, bounds, {})), tensors(pairs), scale=200.0, exponent=steep)
 
 
 @pytest.mark.parametrize("kind", thinned(KINDS, "random", "duplicates"))
@@ -150,7 +152,7 @@ def test_data(kernel, device, name, kind):
     hinges = [
         s.base
         for s in (options.pos, options.neg)
-        if s and s.term in ("hinge", "moment") and options.value == "distance"
+        if s and s.term in ("hinge", "moment") and options.value == "distance" and s.base > 0
     ]
     pairs = make_pairs(kind, 130, None, 16, 12, torch.float32, avoid=hinges, device=device)
     steepest = max(
@@ -195,7 +197,7 @@ def test_sizes(kernel, device, name, m, n, d):
 
 
 @pytest.mark.parametrize("labels", thinned(["one_class", "distinct", "sorted", "ragged", "wide"], "ragged"))
-@pytest.mark.parametrize(("name", "exponent"), [("softmax", 100.0), ("contrastive", 100.0), ("ranked_steep", 300.0)])
+@pytest.mark.parametrize(("name", "exponent"), [("softmax", 100.0), ("contrastive", 100.0), ("ranked_steep", 600.0)])
 def test_labels(kernel, device, name, exponent, labels):
     pairs = make_pairs("random", 140, None, 6, 9, torch.float64, labels=labels, device=device)
     case = Case(pairs, OPTIONS[name], None, {})

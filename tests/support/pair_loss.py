@@ -46,7 +46,7 @@ OPTIONS = {
         weight_grad=True,
         grad="query",
     ),
-    "squared_moment": Options("squared", None, Side("moment", -0.5, 2.0, temperature=3.0), weight_grad=True),
+    "squared_moment": Options("squared", None, Side("moment", -0.5, 1.9, temperature=3.0), weight_grad=True),
     "cosine_moment": Options("similarity", Side("moment", -1.0, 0.9), None),
     "query": Options("similarity", Side("exp", 10.0), Side("exp", 14.0, 0.2), grad="query"),
     "hinge_and_exp": Options("distance", Side("hinge", 1.0, 0.5), Side("exp", -6.0, 1.0)),
