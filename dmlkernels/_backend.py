@@ -80,6 +80,8 @@ def namespace(op: str, device: torch.device) -> str | None:
     Raises:
         RuntimeError: if the backend that was asked for is not available for the device; nothing falls back in silence.
     """
+    if device.type == "meta":
+        return namespaces["native"]  # shapes alone, which are the same in every namespace
     if _backend == "reference":
         return None
     if _backend == "auto":

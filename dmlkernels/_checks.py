@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numbers
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -37,22 +39,65 @@ def renamed(op: str, operator: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def one_of(op: str, argument: str, value: object, choices: Sequence[str]) -> None:
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         fail(op, argument, " or ".join(repr(c) for c in choices), repr(value))
 
 
-def positive(op: str, argument: str, value: float) -> float:
-    """A finite number above 0."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-        fail(op, argument, "a positive number", repr(value))
-    return float(value)
+def _finite_number(value: object) -> bool:
+    """Python's and numpy's numbers alike; a bool is none, and a tensor would be read once and never differentiated."""
+    real = isinstance(value, (int, float, numbers.Real)) and not isinstance(value, bool)
+    return real and bool(abs(value) <= sys.float_info.max)  # type: ignore[arg-type]
 
 
 def number(op: str, argument: str, value: float) -> float:
     """A finite number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < float("inf"):
+    if not _finite_number(value):
         fail(op, argument, "a finite number", repr(value))
     return float(value)
+
+
+def positive(op: str, argument: str, value: float) -> float:
+    """A finite number above 0."""
+    if not _finite_number(value) or not value > 0:
+        fail(op, argument, "a positive number", repr(value))
+    return float(value)
+
+
+def not_negative(op: str, argument: str, value: float) -> float:
+    """A finite number of at least 0."""
+    if not _finite_number(value) or not value >= 0:
+        fail(op, argument, "a number of at least 0", repr(value))
+    return float(value)
+
+
+def integer(op: str, argument: str, value: int) -> int:
+    """An integer, Python's or numpy's."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        fail(op, argument, "an integer", repr(value))
+    return int(value)
+
+
+def whole(op: str, argument: str, value: int, least: int, expected: str | None = None) -> int:
+    """An integer of at least so much."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+        fail(op, argument, expected or f"an integer of at least {least}", repr(value))
+    return int(value)
+
+
+def label(op: str, argument: str, value: int | None) -> int | None:
+    """What may stand for no label."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not -(2**63) <= value < 2**63:
+        fail(op, argument, "an int or None", repr(value))
+    return int(value)
+
+
+def flag(op: str, argument: str, value: bool) -> bool:
+    """True or False."""
+    if type(value) is not bool:
+        fail(op, argument, "True or False", repr(value))
+    return value
 
 
 def floating(op: str, argument: str, value: Tensor) -> None:
@@ -68,6 +113,8 @@ def matrix(op: str, argument: str, value: object, columns: str = "(M, D)") -> Te
     if value.ndim != 2:
         fail(op, argument, columns, tuple(value.shape))
     floating(op, argument, value)
+    if value.layout != torch.strided:
+        fail(op, argument, "a dense tensor", value.layout)
     return value
 
 
@@ -123,8 +170,7 @@ def pair_inputs(
     x = matrix(op, "embeddings", embeddings)
     y = integers(op, "labels", labels, x, "M")
     query_ids = None if ids is None else integers(op, "ids", ids, x, "M")
-    if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, int)):
-        fail(op, "ignore_index", "an int or None", repr(ignore_index))
+    ignore_index, normalize = label(op, "ignore_index", ignore_index), flag(op, "normalize", normalize)
     if ref_emb is None:
         for name, value in (("ref_labels", ref_labels), ("ref_ids", ref_ids)):
             if value is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -49,15 +50,15 @@ def retrieval(
         >>> scores = retrieval(embeddings, labels)
         >>> scores["recall_at_1"], scores["map_at_r"]
     """
-    queries, items = _prepare("retrieval", embeddings, gallery, normalize, block)
+    block = _rows_at_a_time("retrieval", block)
+    queries, items = _prepare("retrieval", embeddings, gallery, normalize)
     labels = _checks.integers("retrieval", "labels", labels, embeddings, "M")
     if (gallery is None) != (gallery_labels is None):
         _checks.fail("retrieval", "gallery_labels", "given exactly when gallery is", _given(gallery_labels))
     item_labels = labels
     if gallery is not None:
         item_labels = _checks.integers("retrieval", "gallery_labels", gallery_labels, gallery, "N")
-    if not ks or min(ks) < 1:
-        _checks.fail("retrieval", "ks", "positive integers", tuple(ks))
+    ks = _positive_integers("retrieval", "ks", ks)
     relevant = _count_relevant(labels, item_labels, leave_one_out=gallery is None)  # (M,)
     counted = int((relevant > 0).sum())
     if not counted:
@@ -101,8 +102,10 @@ def neighbors(
         >>> neighbors(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.2]]), 1).squeeze(1)
         tensor([2, 2, 0])
     """
-    queries, items = _prepare("neighbors", embeddings, gallery, normalize, block)
+    block = _rows_at_a_time("neighbors", block)
+    queries, items = _prepare("neighbors", embeddings, gallery, normalize)
     available = len(items) - (gallery is None)
+    k = _checks.integer("neighbors", "k", k)
     if not 1 <= k <= available:
         _checks.fail("neighbors", "k", f"from 1 to {available}", k)
     depths = [k] * math.ceil(len(queries) / block)
@@ -128,14 +131,14 @@ def singular_values(embeddings: Tensor, *, block: int = 1024) -> Tensor:
         >>> singular_values(torch.tensor([[3.0, 0.0], [-3.0, 0.0]]))
         tensor([4.2426, 0.0000], dtype=torch.float64)
     """
-    rows, _ = _prepare("singular_values", embeddings, None, False, block)
+    block = _rows_at_a_time("singular_values", block)
+    rows, _ = _prepare("singular_values", embeddings, None, False)
     return _singular_values(rows, block)
 
 
-def _prepare(op: str, embeddings: Tensor, gallery: Tensor | None, normalize: bool, block: int) -> tuple[Tensor, Tensor]:
+def _prepare(op: str, embeddings: Tensor, gallery: Tensor | None, normalize: bool) -> tuple[Tensor, Tensor]:
     """Check the matrices and return queries and items in float32 or float64."""
-    if block < 1:
-        _checks.fail(op, "block", "at least 1", block)
+    _checks.flag(op, "normalize", normalize)
     matrices = {"embeddings": _checks.matrix(op, "embeddings", embeddings)}
     if gallery is not None:
         matrices["gallery"] = _checks.matrix(op, "gallery", gallery, "(N, D)")
@@ -150,6 +153,21 @@ def _prepare(op: str, embeddings: Tensor, gallery: Tensor | None, normalize: boo
         matrix = matrix.detach().to(torch.float64 if double else torch.float32)
         prepared.append(torch.nn.functional.normalize(matrix) if normalize else matrix)
     return prepared[0], prepared[-1]
+
+
+def _positive_integers(op: str, argument: str, values: object) -> tuple[int, ...]:
+    given = tuple(values) if isinstance(values, Sequence) else ()
+    whole = all(isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1 for value in given)
+    if not given or not whole:
+        _checks.fail(op, argument, "positive integers", repr(values))
+    return tuple(int(value) for value in given)
+
+
+def _rows_at_a_time(op: str, block: int) -> int:
+    block = _checks.integer(op, "block", block)
+    if block < 1:
+        _checks.fail(op, "block", "at least 1", block)
+    return block
 
 
 def _given(value: object) -> str:

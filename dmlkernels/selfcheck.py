@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import _backend
 from . import functional as F
+from ._losses import TABLE, Loss
 from .reference.pairwise import compute_dtype
 
 ROWS, WIDTH, CLASSES = 300, 40, 24  # three tiles, ragged in every direction
@@ -26,15 +27,22 @@ def _logdet(x: Tensor, side: int) -> Tensor:
     return F.cholesky_logdet(z @ z.mT / WIDTH + torch.eye(side, dtype=z.dtype, device=z.device))
 
 
-def _proxies(x: Tensor) -> Tensor:
-    """Rows that no row of x coincides with, but differentiated with them."""
-    return x[:CLASSES].flip(1)
-
-
 def _expansion(x: Tensor, labels: Tensor) -> Tensor:
     noise = torch.randn(len(x), SYNTHETICS - 1, WIDTH, generator=torch.Generator().manual_seed(1))
     noise = noise.bfloat16().to(x)  # every dtype holds these numbers
-    return F.spherical_expansion(x, labels, _proxies(x), n=SYNTHETICS, noise=noise, differentiable=True).embeddings
+    return F.spherical_expansion(
+        x, labels, x[:CLASSES].flip(1), n=SYNTHETICS, noise=noise, differentiable=True
+    ).embeddings
+
+
+def _of(loss: Loss) -> Case:
+    """The function of a row of the table of losses, with the options that are the same in every dtype."""
+    function = getattr(F, str(loss.function))
+    if not loss.proxies:
+        return Case(loss.name, lambda x, y: function(x, y, **loss.steady))
+    rows = CLASSES * loss.steady.get("centers_per_class", 1)
+    # Rows that no row of x coincides with, but differentiated with them.
+    return Case(loss.name, lambda x, y: function(x, y, x[:rows].flip(1), **loss.steady))
 
 
 def _drawn(x: Tensor, labels: Tensor) -> Tensor:
@@ -45,29 +53,18 @@ def _drawn(x: Tensor, labels: Tensor) -> Tensor:
 CASES = (
     Case("pairwise similarity", lambda x, y: F.pairwise_similarity(x)),
     Case("pairwise distance", lambda x, y: F.pairwise_distance(x, normalize=True)),
-    Case("ranked list loss", lambda x, y: F.ranked_list_loss(x, y, weight_grad=True)),
-    Case("ranked list loss, easy", lambda x, y: F.ranked_list_loss(x, y, positive="easy")),
     Case("nearest positive", lambda x, y: F.nearest_positive(x, y).distance),
+    *(_of(loss) for loss in TABLE if loss.function is not None),
+    Case("ranked_list, weights differentiated", lambda x, y: F.ranked_list_loss(x, y, weight_grad=True)),
+    Case("ranked_list, easy", lambda x, y: F.ranked_list_loss(x, y, positive="easy")),
     Case("triplet, easy × hard", lambda x, y: F.triplet_loss(x, y)),
     Case("triplet, hard × semihard", lambda x, y: F.triplet_loss(x, y, positive="hard", negative="semihard")),
-    Case("triplet, all × all", lambda x, y: F.triplet_loss(x, y, positive="all", negative="all", reduction="mean")),
-    Case("contrastive", lambda x, y: F.contrastive_loss(x, y, reduction="mean")),
-    Case("margin", lambda x, y: F.margin_loss(x, y)),
     Case("margin, drawn negatives", _drawn),
-    Case("multi-similarity", lambda x, y: F.multi_similarity_loss(x, y)),
-    Case("NT-Xent", lambda x, y: F.ntxent_loss(x, y)),
-    Case("SupCon", lambda x, y: F.supcon_loss(x, y)),
-    Case("circle", lambda x, y: F.circle_loss(x, y)),
-    Case("generalised lifted", lambda x, y: F.lifted_loss(x, y)),
-    Case("NCA, easy", lambda x, y: F.nca_loss(x, y)),
     Case("coding rate", lambda x, y: F.coding_rate(x)),
     Case("coding rate, per class", lambda x, y: F.class_coding_rate(x, y)),
     Case("logdet, 30 × 30", lambda x, y: _logdet(x, 30)),
     Case("logdet, 60 × 60", lambda x, y: _logdet(x, 60)),
     Case("spherical expansion", _expansion),
-    Case("Proxy-Anchor", lambda x, y: F.proxy_anchor_loss(x, y, _proxies(x))),
-    Case("ProxyNCA", lambda x, y: F.proxy_nca_loss(x, y, _proxies(x))),
-    Case("SoftTriple", lambda x, y: F.soft_triple_loss(x, y, x[: 3 * CLASSES].flip(1), centers_per_class=3)),
 )
 # Largest error of value and gradient, each relative to the largest entry of the truth. float32 is 1000 times its eps;
 # bf16 and fp16 are judged on the inputs as rounded, and their gradients are stored in 8 and 11 bits.
@@ -106,7 +103,7 @@ def run() -> int:
                 good = max(errors) <= tolerance
                 failed += not good
                 print(
-                    f"{'ok  ' if good else 'FAIL'} {case.name:<26} {backend:<10} {device:<5} {str(dtype)[6:]:<9} "
+                    f"{'ok  ' if good else 'FAIL'} {case.name:<36} {backend:<10} {device:<5} {str(dtype)[6:]:<9} "
                     f"value {errors[0]:.1e}  gradient {errors[1]:.1e}"
                 )
     print(f"{failed} outside the tolerance" if failed else "all within the tolerance")

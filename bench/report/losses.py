@@ -8,6 +8,7 @@ from typing import Any
 
 from bench.report.kernels import render_machine
 from bench.report.tables import RESULTS, grid, read_json
+from dmlkernels._losses import TABLE
 
 FILE = RESULTS / "losses.json"
 METRICS = {"recall_at_1": ("R@1", 3), "map_at_r": ("MAP@R", 3), "effective_rank": ("effective rank", 1)}
@@ -45,29 +46,21 @@ def _row(choose: str, loss: str, **settings: Any) -> Row:
 
 
 EASY_SEMIHARD = {"negative": "semihard"}
-ROWS = (
-    _row("for retrieval: it stops pulling at a distance, so a class keeps its spread", "ranked_list"),
-    _row("if the batch that fits is small: it adds the negatives of earlier batches", "ranked_list", memory=2048),
-    _row("as a baseline, and where the application compares distances with a fixed threshold", "contrastive"),
-    _row("where classes need boundaries of their own, which it can learn (`--learn-beta`)", "margin"),
-    _row("as the best known baseline; its hard positives want clean labels", "triplet"),
-    _row(
-        "if a class has several kinds of images, or a label several classes",
-        "triplet",
-        easy_positive=True,
-        loss_options=EASY_SEMIHARD,
-    ),
-    _row("if the hardest negatives of a clean data set should count most", "multi_similarity"),
-    _row("for pairs: two views of an image, or a question and its answer", "ntxent"),
-    _row("for labelled classes with many positives in a batch, all of which should count", "supcon"),
-    _row("if a pair should count the more, the farther it is from where it belongs", "circle"),
-    _row("if all pairs of a row should count smoothly, with a margin", "lifted"),
-    _row("if near positives suffice, as for a nearest-neighbour classifier", "nca"),
-    _row("if batches are too small for pairs and classes few enough for proxies", "proxy_nca"),
-    _row("as that one, with hard samples counting more, and time for proxies to settle", "proxy_anchor"),
-    _row("as the proxy losses, for classes of several kinds of images", "soft_triple"),
-    _row("if classes should span subspaces and not be points", "mcr2"),
-)
+# What is worth a row beside the plain loss.
+VARIANTS = {
+    "ranked_list": [
+        _row("if the batch that fits is small: it adds the negatives of earlier batches", "ranked_list", memory=2048)
+    ],
+    "triplet": [
+        _row(
+            "if a class has several kinds of images, or a label several classes",
+            "triplet",
+            easy_positive=True,
+            loss_options=EASY_SEMIHARD,
+        )
+    ],
+}
+ROWS = tuple(row for loss in TABLE for row in [_row(loss.choose, loss.name), *VARIANTS.get(loss.name, [])])
 Runs = dict[str, dict[str, Any]]
 
 
@@ -77,6 +70,12 @@ def _last(run: dict[str, Any], metric: str) -> float:
 
 def _milliseconds(seconds: float) -> str:
     return f"{1e3 * seconds:.3g} ms"
+
+
+def formulae() -> str:
+    """What the losses compute."""
+    lines = [f"| `{loss.name}` | `{loss.module}` | {loss.formula} |" for loss in TABLE]
+    return "\n".join(["| `--loss` | module | a row's (or proxy's) loss |", "|---|---|---|", *lines])
 
 
 def settings(results: dict[str, Any]) -> str:
@@ -136,6 +135,7 @@ def choice(results: dict[str, Any]) -> str:
 
 
 BLOCKS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "losses:formulae": lambda results: formulae(),
     "losses:settings": settings,
     "losses:rows": rows,
     "losses:choice": choice,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 
@@ -9,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import _checks
+from .._options import Configured, above_zero, choice, flag, not_negative
 from ..ops.coding_rate import RateOptions, rate_of, rate_options
 from ..reference.coding_rate import rate_scale
 from ..reference.pairwise import rows
-from ._base import call_loss
+from ._pairs import call_loss
 from .multi_head import MultiHead
 
 FORMS = ("neg_rate", "exp_neg_rate")
@@ -98,7 +100,8 @@ def _tell_of_underflow(op: str, rate: Tensor, rate_weight: float, shape: tuple, 
     )
 
 
-class AntiCollapseLoss(nn.Module):
+@dataclasses.dataclass(eq=False, repr=False)
+class AntiCollapseLoss(Configured):
     """base_weight·base_loss + weight·φ(R) around any loss, with R the coding rate of features or proxies.
 
     Args:
@@ -126,47 +129,29 @@ class AntiCollapseLoss(nn.Module):
         >>> loss(embeddings, labels).backward()
     """
 
-    def __init__(
-        self,
-        base_loss: nn.Module,
-        on: str | None = None,
-        weight: float | None = None,
-        base_weight: float = 1.0,
-        *,
-        form: str = "neg_rate",
-        gain: float = 1.0,
-        rate_weight: float = 1.0,
-        eps_squared: float = 0.5,
-        scale: str = "mcr2",
-        normalize: bool = True,
-    ) -> None:
-        super().__init__()
-        op = "AntiCollapseLoss"
-        if isinstance(base_loss, MultiHead):
-            _checks.fail(op, "base_loss", "a loss of one embedding (MultiHead belongs around this loss)", "MultiHead")
-        has_proxies = isinstance(getattr(base_loss, "proxies", None), Tensor)
-        on = on or ("batch_proxies" if has_proxies else "features")
-        _checks.one_of(op, "on", on, ("features", "batch_proxies", "all_proxies"))
-        if on != "features" and not has_proxies:
-            _checks.fail(op, "on", "'features' for a base loss without proxies", repr(on))
-        _checks.one_of(op, "form", form, FORMS)
-        self.options = rate_options(op, eps_squared, gain, scale, normalize)
-        self.base_loss, self.on, self.form = base_loss, on, form
-        self.rate_weight = _checks.positive(op, "rate_weight", rate_weight)
-        self.weight = DEFAULT_WEIGHT[form] if weight is None else weight
-        self.base_weight = base_weight
-        self.last_stats: dict[str, Tensor] = {}
+    base_loss: nn.Module
+    on: str | None = choice(None, "features", "batch_proxies", "all_proxies")
+    weight: float | None = not_negative(None)
+    base_weight: float = not_negative(1.0)
+    _: dataclasses.KW_ONLY
+    form: str = choice("neg_rate", *FORMS)
+    gain: float = above_zero(1.0)
+    rate_weight: float = above_zero(1.0)
+    eps_squared: float = above_zero(0.5)
+    scale: str = choice("mcr2", "mcr2", "official_proxy")
+    normalize: bool = flag(True)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.base_loss, MultiHead):
+            expected = "a loss of one embedding (MultiHead belongs around this loss)"
+            _checks.fail(self.op, "base_loss", expected, "MultiHead")
+        if self.on is None:
+            self.on = "batch_proxies" if self._has_proxies() else "features"
+        self._check_rows()
 
     @property
     def proxies(self) -> Tensor:
         return self.base_loss.proxies  # type: ignore[return-value]
-
-    def extra_repr(self) -> str:
-        own = f"on={self.on!r}, weight={self.weight}, base_weight={self.base_weight}, form={self.form!r}"
-        return ", ".join([own, f"rate_weight={self.rate_weight}", *(f"{k}={v!r}" for k, v in self._options())])
-
-    def _options(self) -> list[tuple[str, object]]:
-        return list(self.options._asdict().items())
 
     def forward(
         self,
@@ -183,31 +168,43 @@ class AntiCollapseLoss(nn.Module):
         given = {"indices_tuple": indices_tuple, "ref_emb": ref_emb, "ref_labels": ref_labels}
         base = call_loss(self.base_loss, embeddings, labels, **given, ids=ids, ref_ids=ref_ids)
         rate, shape = self._rate(embeddings, labels)
-        term = _term("AntiCollapseLoss", rate, self.form, self.rate_weight, shape, self.options)
+        term = _term(self.op, rate, self.form, self.rate_weight, shape, self._options())
         stats = {"base_loss": base.detach(), "rate": rate.detach()}
         self.last_stats = {**getattr(self.base_loss, "last_stats", {}), **stats}
-        return self.base_weight * base + self.weight * term
+        weight = DEFAULT_WEIGHT[self.form] if self.weight is None else self.weight
+        return self.base_weight * base + weight * term
+
+    def _options(self) -> RateOptions:
+        return rate_options(self.op, self.eps_squared, self.gain, self.scale, self.normalize)
+
+    def _has_proxies(self) -> bool:
+        return isinstance(getattr(self.base_loss, "proxies", None), Tensor)
+
+    def _check_rows(self) -> None:
+        if self.on != "features" and not self._has_proxies():
+            _checks.fail(self.op, "on", "'features' for a base loss without proxies", repr(self.on))
 
     def _rate(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, tuple]:
         """R and the shape of the rows that it is of."""
+        self._check_rows()
         if self.on == "batch_proxies":
             return self._rate_of_batch_proxies(labels)
         z = embeddings if self.on == "features" else self.proxies
-        return rate_of("AntiCollapseLoss", z, None, self.options), tuple(z.shape)
+        return rate_of(self.op, z, None, self._options()), tuple(z.shape)
 
     def _rate_of_batch_proxies(self, labels: Tensor) -> tuple[Tensor, tuple]:
         """Shapes may not depend on how many classes there are: rows of zeros, which add nothing to ZᵀZ, fill them up.
 
         The scale a of the rate does depend on the number of rows, and is corrected in their length.
         """
-        proxies, options = self.proxies, self.options._replace(normalize=False)
+        proxies, options = self.proxies, self._options()._replace(normalize=False)
         classes, width = proxies.shape
         size = min(len(labels), classes)
         present = torch.zeros(classes, dtype=torch.bool, device=proxies.device)
         present = present.index_fill(0, labels.to(torch.int64).clamp(0, max(classes - 1, 0)), True)
         first = present.to(torch.int8).argsort(descending=True, stable=True)[:size]
-        z = rows(proxies[first], self.options.normalize)
+        z = rows(proxies[first], self.normalize)
         share = present.sum().to(z.dtype) / max(size, 1)
-        length = (share if self.options.scale == "official_proxy" else 1 / share).sqrt()
+        length = (share if self.scale == "official_proxy" else 1 / share).sqrt()
         z = torch.where(present[first, None], z * length, 0)
-        return rate_of("AntiCollapseLoss", z, None, options), (size, width)
+        return rate_of(self.op, z, None, options), (size, width)

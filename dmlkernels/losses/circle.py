@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import dataclasses
 
 from torch import Tensor
 
-from .. import _checks
-from ..ops.pair_loss import Options, Side, Statistics
-from ._rows import RowLoss, Source, nonzero_mean, softplus
+from .._options import above_zero, choice, number
+from ..ops.pair_loss import Side, Statistics
+from ._pairs import PairLoss, Pairs, PairSettings, nonzero_mean, softplus
 
 
-class Settings(NamedTuple):
-    """The options of `circle_loss`, checked."""
+@dataclasses.dataclass(eq=False, repr=False)
+class Circle(PairSettings):
+    """The options of `circle_loss`, and the loss."""
 
-    m: float
-    gamma: float
-    positive: str
+    op = "circle_loss"
 
-    @staticmethod
-    def checked(name: str, m: float, gamma: float, positive: str) -> Settings:
-        _checks.one_of(name, "positive", positive, ("all", "easy"))
-        return Settings(_checks.number(name, "m", m), _checks.positive(name, "gamma", gamma), positive)
+    m: float = number(0.4)
+    gamma: float = above_zero(80.0)
+    positive: str = choice("all", "all", "easy")
 
-    def loss(self, source: Source) -> tuple[Tensor, Statistics]:
-        pos = Side("exp", -self.gamma, base=1 - self.m, ramp=-1.0, origin=1 + self.m)
-        neg = Side("exp", self.gamma, base=self.m, ramp=1.0, origin=-self.m)
-        stats = source.statistics(Options("similarity", pos, neg))
+    def loss(self, pairs: Pairs) -> tuple[Tensor, Statistics]:
+        m, gamma = self.m, self.gamma
+        pos = Side("exp", -gamma, base=1 - m, ramp=-1.0, origin=1 + m)
+        neg = Side("exp", gamma, base=m, ramp=1.0, origin=-m)
+        stats = pairs.statistics("similarity", pos, neg)
         return nonzero_mean(softplus(stats.pos + stats.neg)), stats
 
 
@@ -69,13 +68,11 @@ def circle_loss(
     Example:
         >>> F.circle_loss(torch.randn(64, 16, requires_grad=True), torch.arange(64) // 4)
     """
-    name = "circle_loss"
-    settings = Settings.checked(name, m, gamma, positive)
-    inputs = _checks.pair_inputs(name, embeddings, labels, ref_emb, ref_labels, ids, ref_ids, ignore_index, normalize)
-    return settings.loss(Source(name, inputs, positive, check_finite))[0]
+    settings = Circle(m, gamma, positive, normalize=normalize, ignore_index=ignore_index, check_finite=check_finite)
+    return settings.of(embeddings, labels, None, ref_emb, ref_labels, ids, ref_ids)[0]
 
 
-class CircleLoss(RowLoss):
+class CircleLoss(Circle, PairLoss):
     """`circle_loss` as a module.
 
     pytorch-metric-learning takes log(1 + e^x) for x itself above 20; here the difference, up to 2e-9, is kept.
@@ -92,6 +89,3 @@ class CircleLoss(RowLoss):
         >>> loss = losses.CircleLoss(m=0.4, gamma=80)
         >>> loss(embeddings, labels).backward()
     """
-
-    def __init__(self, m: float = 0.4, gamma: float = 80.0, positive: str = "all", **options: Any) -> None:
-        super().__init__(Settings.checked("CircleLoss", m, gamma, positive), "similarity", **options)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+import dataclasses
 
-from .. import _checks
+from torch import Tensor
+
+from .._options import above_zero, flag
 from ..ops.coding_rate import rate_options, reduction_terms
-from ._base import refuse_pairs
+from ._proxies import BatchLoss
 
 
-class MCR2Loss(nn.Module):
+@dataclasses.dataclass(eq=False, repr=False)
+class MCR2Loss(BatchLoss):
     """Maximal coding rate reduction as a loss: R_c − rate_weight·R(gain).
 
     Args:
@@ -34,32 +37,13 @@ class MCR2Loss(nn.Module):
         >>> loss(embeddings, labels).backward()
     """
 
-    def __init__(
-        self, gain: float = 1.0, rate_weight: float = 1.0, eps_squared: float = 0.5, normalize: bool = True
-    ) -> None:
-        super().__init__()
-        self.options = rate_options("MCR2Loss", eps_squared, gain, normalize=normalize)
-        self.rate_weight = _checks.positive("MCR2Loss", "rate_weight", rate_weight)
-        self.last_stats: dict[str, Tensor] = {}
+    gain: float = above_zero(1.0)
+    rate_weight: float = above_zero(1.0)
+    eps_squared: float = above_zero(0.5)
+    normalize: bool = flag(True)
 
-    def extra_repr(self) -> str:
-        o = self.options
-        return f"gain={o.gain}, rate_weight={self.rate_weight}, eps_squared={o.eps_squared}, normalize={o.normalize}"
-
-    def forward(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        indices_tuple: None = None,
-        ref_emb: None = None,
-        ref_labels: None = None,
-        *,
-        ids: None = None,
-        ref_ids: None = None,
-    ) -> Tensor:
-        """() loss of embeddings (M, D) and labels (M,)."""
-        pairs = {"indices_tuple": indices_tuple, "ref_emb": ref_emb, "ref_labels": ref_labels}
-        refuse_pairs("MCR2Loss", **pairs, ids=ids, ref_ids=ref_ids)
-        rate, class_rate = reduction_terms("MCR2Loss", embeddings, labels, self.options)
+    def loss(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        options = rate_options(self.op, self.eps_squared, self.gain, normalize=self.normalize)
+        rate, class_rate = reduction_terms(self.op, embeddings, labels, options)
         self.last_stats = {"rate": rate.detach(), "class_rate": class_rate.detach()}
         return class_rate - self.rate_weight * rate

@@ -2,47 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import dataclasses
 
 from torch import Tensor
 
-from .. import _checks
-from ..ops.pair_loss import Options, Side, Statistics
-from ._base import PairLoss, mean_of
-from ._rows import Source
+from .._options import choice, number
+from ..ops.pair_loss import Side, Statistics
+from ._pairs import PairLoss, Pairs, PairSettings, mean
 
 
-class Settings(NamedTuple):
-    """The options of `contrastive_loss`, checked."""
+@dataclasses.dataclass(eq=False, repr=False)
+class Contrastive(PairSettings):
+    """The options of `contrastive_loss`, and the loss."""
 
-    pos_margin: float
-    neg_margin: float
-    metric: str
-    positive: str
-    reduction: str
+    op = "contrastive_loss"
+    distinct = False
 
-    @staticmethod
-    def checked(op: str, pos_margin: float, neg_margin: float, metric: str, positive: str, reduction: str) -> Settings:
-        margins = _checks.number(op, "pos_margin", pos_margin), _checks.number(op, "neg_margin", neg_margin)
-        _checks.one_of(op, "metric", metric, ("euclidean", "cosine"))
-        _checks.one_of(op, "positive", positive, ("all", "easy"))
-        _checks.one_of(op, "reduction", reduction, ("nonzero_mean", "mean", "sum", "none"))
-        return Settings(*margins, metric, positive, reduction)
+    pos_margin: float = number(0.0)
+    neg_margin: float = number(1.0)
+    metric: str = choice("euclidean", "euclidean", "cosine")
+    positive: str = choice("all", "all", "easy")
+    reduction: str = choice("nonzero_mean", "nonzero_mean", "mean", "sum", "none")
 
-    def hinges(self) -> Options:
-        """[d − pos_margin]₊ and [neg_margin − d]₊; of a similarity the other way round."""
-        sign, value = (1.0, "distance") if self.metric == "euclidean" else (-1.0, "similarity")
-        return Options(value, Side("hinge", sign, self.pos_margin), Side("hinge", -sign, self.neg_margin))
+    @property
+    def value(self) -> str:  # type: ignore[override]
+        return "distance" if self.metric == "euclidean" else "similarity"
 
-    def reduce(self, found: Statistics) -> Tensor:
+    def loss(self, pairs: Pairs) -> tuple[Tensor, Statistics]:
+        # [d − pos_margin]₊ and [neg_margin − d]₊; of a similarity the other way round.
+        sign = 1.0 if self.metric == "euclidean" else -1.0
+        pos, neg = Side("hinge", sign, self.pos_margin), Side("hinge", -sign, self.neg_margin)
+        stats = pairs.statistics(self.value, pos, neg)
+        return self._reduce(stats), stats
+
+    def _reduce(self, stats: Statistics) -> Tensor:
         if self.reduction == "none":
-            return found.pos + found.neg
-        pos, neg = found.pos.sum(), found.neg.sum()
+            return stats.pos + stats.neg
         if self.reduction == "sum":
-            return pos + neg
+            return stats.pos.sum() + stats.neg.sum()
         costly = self.reduction == "nonzero_mean"
-        sizes = (found.pos_slope, found.neg_slope) if costly else (found.pos_members, found.neg_members)
-        return mean_of(pos, sizes[0].sum()) + mean_of(neg, sizes[1].sum())
+        sizes = (stats.pos_slope, stats.neg_slope) if costly else (stats.pos_members, stats.neg_members)
+        return mean(stats.pos, sizes[0].sum()) + mean(stats.neg, sizes[1].sum())
 
 
 def contrastive_loss(
@@ -87,13 +87,20 @@ def contrastive_loss(
     Example:
         >>> loss = F.contrastive_loss(torch.randn(64, 16, requires_grad=True), torch.arange(64) // 8)
     """
-    op = "contrastive_loss"
-    settings = Settings.checked(op, pos_margin, neg_margin, metric, positive, reduction)
-    inputs = _checks.pair_inputs(op, embeddings, labels, ref_emb, ref_labels, ids, ref_ids, ignore_index, normalize)
-    return settings.reduce(Source(op, inputs, positive, check_finite).statistics(settings.hinges()))
+    settings = Contrastive(
+        pos_margin,
+        neg_margin,
+        metric,
+        positive,
+        reduction,
+        normalize=normalize,
+        ignore_index=ignore_index,
+        check_finite=check_finite,
+    )
+    return settings.of(embeddings, labels, None, ref_emb, ref_labels, ids, ref_ids)[0]
 
 
-class ContrastiveLoss(PairLoss):
+class ContrastiveLoss(Contrastive, PairLoss):
     """`contrastive_loss` as a module.
 
     `positive="easy"` gives Easy Positive Sampling (EPS), which is pytorch-metric-learning's
@@ -113,44 +120,3 @@ class ContrastiveLoss(PairLoss):
         >>> loss = losses.ContrastiveLoss(neg_margin=0.8, positive="easy")
         >>> loss(embeddings, labels).backward()
     """
-
-    def __init__(
-        self,
-        pos_margin: float = 0.0,
-        neg_margin: float = 1.0,
-        metric: str = "euclidean",
-        positive: str = "all",
-        reduction: str = "nonzero_mean",
-        **options: Any,
-    ) -> None:
-        super().__init__(**options)
-        self.settings = Settings.checked("ContrastiveLoss", pos_margin, neg_margin, metric, positive, reduction)
-
-    def extra_repr(self) -> str:
-        settings = {**self.settings._asdict(), "normalize": self.normalize}
-        return ", ".join(f"{name}={value!r}" for name, value in settings.items())
-
-    def forward(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        indices_tuple: tuple[Tensor, ...] | None = None,
-        ref_emb: Tensor | None = None,
-        ref_labels: Tensor | None = None,
-        *,
-        ids: Tensor | None = None,
-        ref_ids: Tensor | None = None,
-    ) -> Tensor:
-        """() loss, or (M,) for reduction="none".
-
-        With `indices_tuple`, of the listed pairs only, each as often as it is listed, whatever ids or ignore_index say.
-        """
-        op, settings = "ContrastiveLoss", self.settings
-        inputs = self.pair_inputs(op, embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
-        source = Source(op, inputs, settings.positive, self.check_finite, indices_tuple, distinct=False)
-        found = source.statistics(settings.hinges())
-        value = "distance" if settings.metric == "euclidean" else "similarity"
-        columns = found.pos_slope, found.neg_slope, found.pos_sum, found.neg_sum
-        pos, neg, pos_sum, neg_sum = (column.sum() for column in columns)
-        self.set_stats(pos, neg, pos_sum, neg_sum, value=value)
-        return settings.reduce(found)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import _checks
+from .._options import Configured, size, whole
 from ..reference.pairwise import compute_dtype
-from ._base import NO_LABEL, PairLoss, call_loss, ignoring
+from ._pairs import NO_LABEL, PairLoss, call_loss, ignoring
 
 
-class CrossBatchMemory(nn.Module):
+@dataclasses.dataclass(eq=False, repr=False)
+class CrossBatchMemory(Configured):
     """The loss of a batch against the last `memory_size` embeddings, the batch's own among them.
 
     Each call first remembers the batch, detached, in place of the oldest rows; then every row of the batch is an anchor
@@ -52,37 +55,27 @@ class CrossBatchMemory(nn.Module):
     """
 
     loss: PairLoss
-    embedding_memory: Tensor
-    label_memory: Tensor
-    id_memory: Tensor
-    position: Tensor
-    fill: Tensor
-    step: Tensor
+    embedding_size: int = size()
+    memory_size: int = size(1024)
+    start_step: int = whole(0, least=0)
 
-    def __init__(self, loss: PairLoss, embedding_size: int, memory_size: int = 1024, start_step: int = 0) -> None:
-        super().__init__()
-        op = "CrossBatchMemory"
-        if not isinstance(loss, PairLoss):
+    embedding_memory: Tensor = dataclasses.field(init=False)
+    label_memory: Tensor = dataclasses.field(init=False)
+    id_memory: Tensor = dataclasses.field(init=False)
+    position: Tensor = dataclasses.field(init=False)
+    fill: Tensor = dataclasses.field(init=False)
+    step: Tensor = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.loss, PairLoss):
             expected = "a pair loss of this package (what goes around a loss goes around its memory)"
-            _checks.fail(op, "loss", expected, type(loss).__name__)
-        for name, value, least in (
-            ("embedding_size", embedding_size, 1),
-            ("memory_size", memory_size, 1),
-            ("start_step", start_step, 0),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                _checks.fail(op, name, f"an integer of at least {least}", repr(value))
-        self.loss, self.start_step = loss, start_step
-        self.embedding_size, self.memory_size = embedding_size, memory_size
-        self.register_buffer("embedding_memory", torch.zeros(memory_size, embedding_size))
+            _checks.fail(self.op, "loss", expected, type(self.loss).__name__)
+        memory_size = self.memory_size
+        self.register_buffer("embedding_memory", torch.zeros(memory_size, self.embedding_size))
         self.register_buffer("label_memory", torch.zeros(memory_size, dtype=torch.int64))
         self.register_buffer("id_memory", torch.full((memory_size,), NO_LABEL))
         for name in ("position", "fill", "step"):
             self.register_buffer(name, torch.zeros((), dtype=torch.int64))
-        self.last_stats: dict[str, Tensor] = {}
-
-    def extra_repr(self) -> str:
-        return f"{self.embedding_size}, memory_size={self.memory_size}, start_step={self.start_step}"
 
     def reset(self) -> None:
         """Forget all rows, and count steps from 0 again."""
@@ -105,7 +98,7 @@ class CrossBatchMemory(nn.Module):
         A gallery (ref_emb (N, D), ref_labels, ref_ids) is remembered in place of the batch, for instance the embeddings
         of a momentum encoder. Then only equal ids are excluded.
         """
-        op = "CrossBatchMemory"
+        op = self.op
         if indices_tuple is not None:
             _checks.fail(op, "indices_tuple", "None: its pairs are all of the batch with the memory", "a list of pairs")
         inputs = _checks.pair_inputs(op, embeddings, labels, ref_emb, ref_labels, ids, ref_ids, self.loss.ignore_index)

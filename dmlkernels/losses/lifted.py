@@ -2,40 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import dataclasses
 
 import torch
 from torch import Tensor
 
-from .. import _checks
-from ..ops.pair_loss import Options, Side, Statistics
-from ._rows import RowLoss, Source, mean, some
+from .._options import choice, number
+from ..ops.pair_loss import Side, Statistics
+from ._pairs import PairLoss, Pairs, PairSettings, mean, some
 
 
-class Settings(NamedTuple):
-    """The options of `lifted_loss`, checked."""
+@dataclasses.dataclass(eq=False, repr=False)
+class Lifted(PairSettings):
+    """The options of `lifted_loss`, and the loss."""
 
-    neg_margin: float
-    pos_margin: float
-    positive: str
+    op = "lifted_loss"
+    value = "distance"
 
-    @staticmethod
-    def checked(name: str, neg_margin: float, pos_margin: float, positive: str) -> Settings:
-        _checks.one_of(name, "positive", positive, ("all", "easy"))
-        neg_margin, pos_margin = (
-            _checks.number(name, argument, value)
-            for argument, value in (("neg_margin", neg_margin), ("pos_margin", pos_margin))
-        )
-        return Settings(neg_margin, pos_margin, positive)
+    neg_margin: float = number(1.0)
+    pos_margin: float = number(0.0)
+    positive: str = choice("all", "all", "easy")
 
-    def loss(self, source: Source) -> tuple[Tensor, Statistics]:
-        options = Options("distance", Side("exp", 1.0, self.pos_margin), Side("exp", -1.0, self.neg_margin))
-        stats = source.statistics(options)
+    def loss(self, pairs: Pairs) -> tuple[Tensor, Statistics]:
+        stats = pairs.statistics("distance", Side("exp", 1.0, self.pos_margin), Side("exp", -1.0, self.neg_margin))
         anchors = some(stats.pos)
         rows = torch.where(anchors, stats.pos, 0) + torch.where(some(stats.neg), stats.neg, 0)
         if self.positive == "easy":
-            return mean(torch.where(anchors, rows.clamp_min(0), 0), anchors.sum()), stats
-        return mean(rows.clamp_min(0), source.rows()), stats
+            return mean(torch.where(anchors, rows.relu(), 0), anchors.sum()), stats
+        return mean(rows.relu(), pairs.queries()), stats
 
 
 def lifted_loss(
@@ -76,13 +70,13 @@ def lifted_loss(
     Example:
         >>> F.lifted_loss(torch.randn(64, 16, requires_grad=True), torch.arange(64) // 4)
     """
-    name = "lifted_loss"
-    settings = Settings.checked(name, neg_margin, pos_margin, positive)
-    inputs = _checks.pair_inputs(name, embeddings, labels, ref_emb, ref_labels, ids, ref_ids, ignore_index, normalize)
-    return settings.loss(Source(name, inputs, positive, check_finite))[0]
+    settings = Lifted(
+        neg_margin, pos_margin, positive, normalize=normalize, ignore_index=ignore_index, check_finite=check_finite
+    )
+    return settings.of(embeddings, labels, None, ref_emb, ref_labels, ids, ref_ids)[0]
 
 
-class GeneralizedLiftedStructureLoss(RowLoss):
+class GeneralizedLiftedStructureLoss(Lifted, PairLoss):
     """`lifted_loss` as a module.
 
     Where neither kind has more than one pair, pytorch-metric-learning returns 0; here such a batch counts.
@@ -98,7 +92,3 @@ class GeneralizedLiftedStructureLoss(RowLoss):
         >>> loss = losses.GeneralizedLiftedStructureLoss()
         >>> loss(embeddings, labels).backward()
     """
-
-    def __init__(self, neg_margin: float = 1.0, pos_margin: float = 0.0, positive: str = "all", **options: Any) -> None:
-        settings = Settings.checked("GeneralizedLiftedStructureLoss", neg_margin, pos_margin, positive)
-        super().__init__(settings, "distance", **options)

@@ -2,15 +2,158 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+import numbers
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .. import _checks
-from ._base import PairLoss
-from ._margin import Settings, boundary_of, drawn_statistics, weighted_statistics
-from ._rows import Source
+from .._options import Option, above_zero, choice, flag, number
+from ..ops.distance_weighted import sample_negatives
+from ..ops.pair_loss import Side, Statistics
+from ..reference.pairwise import compute_dtype
+from ._pairs import PairLoss, Pairs, PairSettings, mean, sampled_distance, side_statistics
+
+
+def _classes(op: str, argument: str, value: int) -> int:
+    """How many classes have a β."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        _checks.fail(op, argument, "an int or None", repr(value))
+    if value < 1:
+        _checks.fail(op, argument, "at least 1", value)
+    return int(value)
+
+
+class Weighted(NamedTuple):
+    """The statistics, and how often the pairs of each query (M,) count."""
+
+    stats: Statistics
+    pos_weight: Tensor
+    neg_weight: Tensor
+    triplets: Tensor  # that β belongs to, for its own term
+
+
+@dataclasses.dataclass(eq=False, repr=False)
+class Margin(PairSettings):
+    """The options of `margin_loss`, and the loss."""
+
+    op = "margin_loss"
+    value = "distance"
+
+    beta: float | Tensor
+    margin: float = number(0.2)
+    nu: float = number(0.0)
+    positive: str = choice("all", "all", "easy")
+    negative: str = choice("all", "all", "distance_weighted")
+    count: str | None = choice(None, "pairs", "triplets")
+    cutoff: float = above_zero(0.5)
+    nonzero_loss_cutoff: float = above_zero(1.4)
+    uniforms: Tensor | None = None
+    generator: torch.Generator | None = None
+
+    @property
+    def counted(self) -> str:
+        return self.count or ("pairs" if self.positive == "easy" else "triplets")
+
+    @property
+    def distinct(self) -> bool:  # type: ignore[override]
+        return self.counted == "pairs"
+
+    def loss(self, pairs: Pairs) -> tuple[Tensor, Weighted]:
+        beta = _boundary(pairs.op, self.beta, pairs.inputs)
+        if self.negative == "all" or pairs.indices_tuple is not None:
+            found = self._of_all(pairs, beta)
+        else:
+            found = self._of_drawn(pairs, beta)
+        stats, pos_weight, neg_weight, triplets = found
+        size = (pos_weight * stats.pos_slope + neg_weight * stats.neg_slope).sum()
+        # 0 times NaN is NaN: a non-finite row reaches the loss whatever its weight.
+        loss = mean(pos_weight * stats.pos + neg_weight * stats.neg, size)
+        if isinstance(beta, Tensor):
+            loss = loss + (0 * beta).sum()  # so does a β that is NaN, which no hinge is above
+        nu = self._weight_of_beta()
+        if nu == 0:
+            return loss, found
+        if isinstance(self.beta, Tensor) and self.beta.numel() > 1:
+            return loss + nu * mean(triplets * beta, size) * (size > 0), found
+        boundary = beta[:1].sum() if isinstance(beta, Tensor) else beta
+        return loss + nu * boundary * (triplets.sum() > 0).to(loss.dtype), found
+
+    def watched(self, found: Weighted) -> dict[str, Tensor]:
+        stats, pos, neg = found.stats, found.pos_weight > 0, found.neg_weight > 0
+        counts = {"pos_slope": pos * stats.pos_slope, "neg_slope": neg * stats.neg_slope}
+        sums = {"pos_sum": pos * stats.pos_sum, "neg_sum": neg * stats.neg_sum}
+        beta = self.beta.mean() if isinstance(self.beta, Tensor) else stats.pos.new_full((), self.beta)
+        return {**super().watched(stats._replace(**counts, **sums)), "mean_beta": beta.detach()}
+
+    def _weight_of_beta(self) -> float:
+        return self.nu
+
+    def _hinges(self, beta: float | Tensor) -> tuple[Side, Side, Tensor | None]:
+        """[margin + d − β]₊, [margin + β − d]₊ and, of a tensor β (M,), their bounds (2, M)."""
+        at = 0.0 if isinstance(beta, Tensor) else beta
+        pos, neg = Side("hinge", 1.0, at - self.margin), Side("hinge", -1.0, at + self.margin)
+        bounds = torch.stack([beta - self.margin, beta + self.margin]) if isinstance(beta, Tensor) else None
+        return pos, neg, bounds
+
+    def _of_all(self, pairs: Pairs, beta: float | Tensor) -> Weighted:
+        """Of listed triplets every one counts ("triplets"), or each of their pairs once ("pairs")."""
+        stats = pairs.statistics("distance", *self._hinges(beta))
+        p, n, listed = stats.pos_members, stats.neg_members, pairs.indices_tuple
+        if self.counted == "pairs":
+            return _each_once(stats)
+        if self.positive == "all" and isinstance(listed, (tuple, list)) and len(listed) == 3:
+            return Weighted(stats, torch.ones_like(p), torch.ones_like(n), p)
+        return Weighted(stats, n, p, n * p)
+
+    def _of_drawn(self, pairs: Pairs, beta: float | Tensor) -> Weighted:
+        """One drawn negative for each positive."""
+        pos, neg, bounds = self._hinges(beta)
+        found = pairs.statistics("distance", pos, None, bounds)
+        m, device = len(found.pos), found.pos.device
+        uniforms = self.uniforms
+        if uniforms is None:
+            draws = 1 if self.positive == "easy" else int(found.pos_members.max()) if m else 0
+            # Where no generator is given, none may be named: a graph with symbolic sizes has no overload for it.
+            given: dict[str, Any] = {} if self.generator is None else {"generator": self.generator}
+            uniforms = torch.rand(m, draws, dtype=torch.float64, device=device, **given)
+        far, check_finite = self.nonzero_loss_cutoff, pairs.check_finite
+        index = sample_negatives(pairs.op, pairs.inputs, uniforms, self.cutoff, far, check_finite)
+        draws = index.shape[1]
+        index = torch.where(torch.arange(draws, device=device) < found.pos_members[:, None], index, -1)
+        d, present = sampled_distance(pairs.inputs, index).flatten(), (index >= 0).flatten()
+        row = torch.arange(m, device=device).repeat_interleave(draws)
+        negatives = side_statistics(d, row, m, neg, None if bounds is None else bounds[1], present)
+        return _each_once(Statistics.of(found.positives(), negatives))
+
+
+def _each_once(stats: Statistics) -> Weighted:
+    """Each pair of a query that has both kinds."""
+    p, n = stats.pos_members, stats.neg_members
+    both = (n > 0).to(n.dtype)
+    return Weighted(stats, both, (p > 0).to(p.dtype), both * p)
+
+
+def _boundary(op: str, beta: float | Tensor, inputs: _checks.PairInputs) -> float | Tensor:
+    """β as a number, or of each query (M,). On a GPU, which is not waited for, a label without a β has NaN."""
+    if not isinstance(beta, Tensor):
+        return _checks.number(op, "beta", beta)
+    _checks.floating(op, "beta", beta)
+    labels, count = inputs.labels, beta.numel()
+    if beta.ndim > 1:
+        _checks.fail(op, "beta", "a number, or of shape () or (C,)", tuple(beta.shape))
+    if beta.device != labels.device:
+        _checks.fail(op, "beta", f"on {labels.device} like the embeddings", beta.device)
+    beta = beta.to(compute_dtype(inputs.embeddings.dtype))
+    if beta.ndim == 0 or count == 1:
+        return beta.reshape(1).expand(len(labels))
+    if inputs.ignore_index is not None:
+        labels = torch.where(labels == inputs.ignore_index, 0, labels)
+    _checks.class_labels(op, labels, count)
+    inside = (labels >= 0) & (labels < count)
+    return torch.where(inside, beta[labels.clamp(0, count - 1)], torch.nan)
 
 
 def margin_loss(
@@ -70,20 +213,14 @@ def margin_loss(
     Example:
         >>> loss = F.margin_loss(torch.randn(64, 16, requires_grad=True), torch.arange(64) // 8, positive="easy")
     """
-    op = "margin_loss"
-    settings = Settings.checked(op, margin, nu, positive, negative, count, cutoff, nonzero_loss_cutoff)
-    inputs = _checks.pair_inputs(op, embeddings, labels, ref_emb, ref_labels, ids, ref_ids, ignore_index, normalize)
-    per_class = isinstance(beta, Tensor) and beta.numel() > 1
-    boundary = boundary_of(op, beta, inputs)
-    source = Source(op, inputs, positive, check_finite)
-    if negative == "all":
-        weighted = weighted_statistics(source, settings, boundary)
-    else:
-        weighted = drawn_statistics(source, settings, boundary, uniforms, generator)
-    return weighted.loss(settings.nu, boundary, per_class)
+    settings = Margin(
+        beta, margin, nu, positive, negative, count, cutoff, nonzero_loss_cutoff, uniforms, generator,
+        normalize=normalize, ignore_index=ignore_index, check_finite=check_finite,
+    )  # fmt: skip
+    return settings.of(embeddings, labels, None, ref_emb, ref_labels, ids, ref_ids)[0]
 
 
-class MarginLoss(PairLoss):
+class MarginLoss(Margin, PairLoss):
     """`margin_loss` as a module, with a β that it learns if asked.
 
     `positive="easy"` gives Easy Positive Sampling (EPS): with `count="triplets"` it is pytorch-metric-learning's
@@ -106,6 +243,9 @@ class MarginLoss(PairLoss):
         >>> loss(embeddings, labels).backward()
     """
 
+    learn_beta: bool = flag(False)
+    num_classes: int | None = Option(None, _classes, optional=True)  # type: ignore[assignment]
+
     def __init__(
         self,
         margin: float = 0.2,
@@ -121,49 +261,16 @@ class MarginLoss(PairLoss):
         generator: torch.Generator | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(**options)
-        op = "MarginLoss"
-        self.settings = Settings.checked(op, margin, nu, positive, negative, count, cutoff, nonzero_loss_cutoff)
-        if num_classes is not None and (isinstance(num_classes, bool) or not isinstance(num_classes, int)):
-            _checks.fail(op, "num_classes", "an int or None", repr(num_classes))
-        if num_classes is not None and num_classes < 1:
-            _checks.fail(op, "num_classes", "at least 1", num_classes)
-        start = _checks.number(op, "beta", beta)
-        self.learn_beta, self.num_classes, self.generator = learn_beta, num_classes, generator
-        self.beta: float | nn.Parameter = start
+        beta = _checks.number(self.op, "beta", beta)
+        how = (positive, negative, count, cutoff, nonzero_loss_cutoff, None, generator)
+        super().__init__(beta, margin, nu, *how, **options)
+        self.learn_beta, self.num_classes = learn_beta, num_classes
         if learn_beta:
-            self.beta = nn.Parameter(torch.full((num_classes or 1,), start))
+            self.beta = nn.Parameter(torch.full((num_classes or 1,), beta))
 
     def extra_repr(self) -> str:
-        beta = self.beta if isinstance(self.beta, float) else tuple(self.beta.shape)
-        settings = {**self.settings._asdict(), "beta": beta, "learn_beta": self.learn_beta, "normalize": self.normalize}
-        return ", ".join(f"{name}={value!r}" for name, value in settings.items())
+        beta = tuple(self.beta.shape) if isinstance(self.beta, Tensor) else self.beta
+        return f"beta={beta}, {super().extra_repr()}"
 
-    def forward(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        indices_tuple: tuple[Tensor, ...] | None = None,
-        ref_emb: Tensor | None = None,
-        ref_labels: Tensor | None = None,
-        *,
-        ids: Tensor | None = None,
-        ref_ids: Tensor | None = None,
-    ) -> Tensor:
-        """() loss.
-
-        With `indices_tuple`, of the listed pairs or triplets only, whatever ids or ignore_index say; none is drawn.
-        """
-        op, settings, beta = "MarginLoss", self.settings, self.beta
-        inputs = self.pair_inputs(op, embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
-        boundary = boundary_of(op, beta, inputs)
-        distinct = settings.counted == "pairs"
-        source = Source(op, inputs, settings.positive, self.check_finite, indices_tuple, distinct)
-        if settings.negative == "all" or indices_tuple is not None:
-            weighted = weighted_statistics(source, settings, boundary)
-        else:
-            weighted = drawn_statistics(source, settings, boundary, None, self.generator)
-        self.set_stats(*weighted.totals())
-        self.last_stats["mean_beta"] = torch.as_tensor(beta).detach().mean()
-        per_class = isinstance(beta, Tensor) and beta.numel() > 1
-        return weighted.loss(settings.nu if self.learn_beta else 0.0, boundary, per_class)
+    def _weight_of_beta(self) -> float:
+        return self.nu if self.learn_beta else 0.0

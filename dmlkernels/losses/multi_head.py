@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _checks
-from ._base import call_loss
+from ._pairs import call_loss
 from .cross_batch_memory import CrossBatchMemory
 
 

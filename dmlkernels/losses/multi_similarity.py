@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import dataclasses
 
 import torch
 from torch import Tensor
 
-from .. import _checks
-from ..ops.pair_loss import Options, Side, Statistics
-from ._rows import RowLoss, Source, mean, softplus, some
+from .._options import above_zero, choice, number
+from ..ops.pair_loss import Side, Statistics
+from ._pairs import PairLoss, Pairs, PairSettings, mean, softplus, some
 
 
 def _sharp(dtype: torch.dtype) -> float:
@@ -21,47 +21,37 @@ def _sharp(dtype: torch.dtype) -> float:
     return 2.0**60 if dtype == torch.float64 else 2.0**40
 
 
-class Settings(NamedTuple):
-    """The options of `multi_similarity_loss`, checked."""
+@dataclasses.dataclass(eq=False, repr=False)
+class MultiSimilarity(PairSettings):
+    """The options of `multi_similarity_loss`, and the loss."""
 
-    alpha: float
-    beta: float
-    base: float
-    epsilon: float | None
-    positive: str
+    op = "multi_similarity_loss"
 
-    @staticmethod
-    def checked(name: str, alpha: float, beta: float, base: float, epsilon: float | None, positive: str) -> Settings:
-        _checks.one_of(name, "positive", positive, ("all", "easy"))
-        return Settings(
-            _checks.positive(name, "alpha", alpha),
-            _checks.positive(name, "beta", beta),
-            _checks.number(name, "base", base),
-            None if epsilon is None else _checks.number(name, "epsilon", epsilon),
-            positive,
-        )
+    alpha: float = above_zero(2.0)
+    beta: float = above_zero(50.0)
+    base: float = number(0.5)
+    epsilon: float | None = number(None)
+    positive: str = choice("all", "all", "easy")
 
-    def bounds(self, source: Source) -> Tensor:
-        """(2, M): positives below the first and negatives above the second are kept."""
-        assert self.epsilon is not None
-        sharp = _sharp(source.inputs.embeddings.dtype)
-        neg = None if self.positive == "easy" else Side("exp", sharp)
-        with torch.no_grad():
-            extreme = source.statistics(Options("similarity", Side("exp", -sharp), neg))
-        # Of no positive the least is +inf and of no negative the largest −inf: then the other side keeps nothing.
-        least, largest = extreme.pos / -sharp, extreme.neg / sharp
-        if self.positive == "easy":
-            return torch.stack([torch.full_like(least, torch.inf), least - self.epsilon])
-        return torch.stack([largest + self.epsilon, least - self.epsilon])
-
-    def loss(self, source: Source) -> tuple[Tensor, Statistics]:
-        options = Options("similarity", Side("exp", -self.alpha, self.base), Side("exp", self.beta, self.base))
-        stats = source.statistics(options, None if self.epsilon is None else self.bounds(source))
+    def loss(self, pairs: Pairs) -> tuple[Tensor, Statistics]:
+        bounds = None if self.epsilon is None else self.bounds(pairs, self.epsilon)
+        pos, neg = Side("exp", -self.alpha, self.base), Side("exp", self.beta, self.base)
+        stats = pairs.statistics("similarity", pos, neg, bounds)
         rows = softplus(stats.pos) / self.alpha + softplus(stats.neg) / self.beta
         if self.positive == "easy":
             anchors = some(stats.pos)
             return mean(torch.where(anchors, rows, 0), anchors.sum()), stats
-        return mean(rows, source.rows()), stats
+        return mean(rows, pairs.queries()), stats
+
+    @torch.no_grad()
+    def bounds(self, pairs: Pairs, epsilon: float) -> Tensor:
+        """(2, M): positives below the first and negatives above the second are kept."""
+        sharp = _sharp(pairs.inputs.embeddings.dtype)
+        easy = self.positive == "easy"
+        extreme = pairs.statistics("similarity", Side("exp", -sharp), None if easy else Side("exp", sharp))
+        # Of no positive the least is +inf and of no negative the largest −inf: then the other side keeps nothing.
+        least, largest = extreme.pos / -sharp, extreme.neg / sharp
+        return torch.stack([torch.full_like(least, torch.inf) if easy else largest + epsilon, least - epsilon])
 
 
 def multi_similarity_loss(
@@ -107,13 +97,13 @@ def multi_similarity_loss(
     Example:
         >>> F.multi_similarity_loss(torch.randn(64, 16, requires_grad=True), torch.arange(64) // 4, epsilon=0.1)
     """
-    name = "multi_similarity_loss"
-    settings = Settings.checked(name, alpha, beta, base, epsilon, positive)
-    inputs = _checks.pair_inputs(name, embeddings, labels, ref_emb, ref_labels, ids, ref_ids, ignore_index, normalize)
-    return settings.loss(Source(name, inputs, positive, check_finite))[0]
+    settings = MultiSimilarity(
+        alpha, beta, base, epsilon, positive, normalize=normalize, ignore_index=ignore_index, check_finite=check_finite
+    )
+    return settings.of(embeddings, labels, None, ref_emb, ref_labels, ids, ref_ids)[0]
 
 
-class MultiSimilarityLoss(RowLoss):
+class MultiSimilarityLoss(MultiSimilarity, PairLoss):
     """`multi_similarity_loss` as a module.
 
     Where pytorch-metric-learning takes a distance, this is its loss of CosineSimilarity, or without `normalize` of
@@ -134,15 +124,3 @@ class MultiSimilarityLoss(RowLoss):
         >>> loss = losses.MultiSimilarityLoss(epsilon=0.1)
         >>> loss(embeddings, labels).backward()
     """
-
-    def __init__(
-        self,
-        alpha: float = 2.0,
-        beta: float = 50.0,
-        base: float = 0.5,
-        epsilon: float | None = None,
-        positive: str = "all",
-        **options: Any,
-    ) -> None:
-        settings = Settings.checked("MultiSimilarityLoss", alpha, beta, base, epsilon, positive)
-        super().__init__(settings, "similarity", **options)

@@ -2,63 +2,65 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import dataclasses
 
 import torch
 from torch import Tensor
 
 from .. import _checks
+from .._options import above_zero, choice
 from ..ops.nearest_positive import mine_pairs
-from ..ops.pair_loss import Options, Side, Statistics
-from ._rows import RowLoss, Source, mean, softmax_cost, some
+from ..ops.pair_loss import OneSide, Side, Statistics
+from ._pairs import PairLoss, Pairs, PairSettings, mean, softmax_cost, some
 
 
-class Settings(NamedTuple):
-    """The options of `nca_loss`, checked."""
+@dataclasses.dataclass(eq=False, repr=False)
+class NCA(PairSettings):
+    """The options of the losses, and the loss."""
 
-    temperature: float
-    positive: str
-    negative: str
+    op = "nca_loss"
+    value = "squared_distance"
 
-    @staticmethod
-    def checked(name: str, temperature: float, positive: str, negative: str) -> Settings:
-        _checks.one_of(name, "positive", positive, ("easy", "all"))
-        _checks.one_of(name, "negative", negative, ("all", "hard", "semihard"))
-        if (positive, negative) == ("all", "semihard"):
+    softmax_scale: float = above_zero(1.0)
+    positive: str = choice("all", "easy", "all")
+    negative: str = choice("all", "all", "hard", "semihard")
+
+    def __post_init__(self) -> None:
+        self._check_words()
+
+    def _check_words(self) -> None:
+        if (self.positive, self.negative) == ("all", "semihard"):
             expected = "'all' or 'hard' with positive='all' (semi-hard is relative to one positive)"
-            _checks.fail(name, "negative", expected, repr(negative))
-        return Settings(_checks.positive(name, "temperature", temperature), positive, negative)
+            _checks.fail(self.op, "negative", expected, repr(self.negative))
 
-    def loss(self, source: Source) -> tuple[Tensor, Statistics]:
-        stats = self.statistics(source)
+    def loss(self, pairs: Pairs) -> tuple[Tensor, Statistics]:
+        self._check_words()
+        stats = self._statistics(pairs, Side("exp", -self.softmax_scale))
         cost, anchors = softmax_cost(stats)
         if self.negative != "all":
             anchors = anchors & some(stats.neg)
         return mean(cost, anchors.sum()), stats
 
-    def statistics(self, source: Source) -> Statistics:
-        """Log-sum-exps of −d²/(2τ)."""
-        side = Side("exp", -1 / (2 * self.temperature))
+    def _statistics(self, pairs: Pairs, side: Side) -> Statistics:
+        """Log-sum-exps of −scale·d²."""
         if self.negative == "all":
-            return source.statistics(Options("squared", side, side))
-        if source.indices_tuple is not None:
-            _checks.fail(
-                source.op, "indices_tuple", f"None with negative={self.negative!r}: a list has its negatives", "a list"
-            )
-        mined = mine_pairs(source.inputs, "easy", self.negative, source.check_finite)
-        neg, neg_sum, neg_count = _of_one(mined.neg_distance, side)
+            return pairs.statistics("squared", side, side)
+        if pairs.indices_tuple is not None:
+            expected = f"None with negative={self.negative!r}: a list has its negatives"
+            _checks.fail(pairs.op, "indices_tuple", expected, "a list")
+        mined = mine_pairs(pairs.inputs, "easy", self.negative, pairs.check_finite)
+        negatives = _of_one(mined.neg_distance, side)
         if self.positive == "all":
-            positives = source.statistics(Options("squared", side, None))
-            return positives._replace(neg=neg, neg_sum=neg_sum, neg_members=neg_count, neg_slope=neg_count)
-        pos, pos_sum, pos_count = _of_one(mined.pos_distance, side)
-        return Statistics(pos, neg, pos_sum, neg_sum, pos_count, neg_count, pos_count, neg_count)
+            return Statistics.of(pairs.statistics("squared", side, None).positives(), negatives)
+        return Statistics.of(_of_one(mined.pos_distance, side), negatives)
 
 
-def _of_one(distance: Tensor, side: Side) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-sum-exp, sum and count (M,) of one pair a row; +inf is none."""
+def _of_one(distance: Tensor, side: Side) -> OneSide:
+    """The statistics (M,) of one pair a row; +inf is none."""
     there = distance.detach() != torch.inf
     squared = torch.where(there, distance, 0).square()
-    return torch.where(there, side.scale * squared, -torch.inf), squared, there.to(distance.dtype)
+    nothing, count = torch.full_like(squared.detach(), -torch.inf), there.to(distance.dtype)
+    return OneSide(torch.where(there, side.scale * squared, nothing), nothing, squared, count, count)
 
 
 def nca_loss(
@@ -78,6 +80,7 @@ def nca_loss(
 ) -> Tensor:
     """NCA or N-pair loss −log Σ_p e^{−d_p²/2τ}/(Σ_p e^{−d_p²/2τ} + Σ_n e^{−d_n²/2τ}) of each query.
 
+    The defaults, easy positives and τ = 0.1, are not those of `losses.NCALoss`: all positives and a scale of 1 (τ = ½).
     For unit rows −d²/2τ is s/τ up to a constant, so this is the softmax of similarities at temperature τ; with
     normalize=False it is that of squared distances.
 
@@ -105,15 +108,18 @@ def nca_loss(
     Example:
         >>> F.nca_loss(torch.randn(64, 16, requires_grad=True), torch.arange(64) // 4, negative="semihard")
     """
-    name = "nca_loss"
-    settings = Settings.checked(name, temperature, positive, negative)
-    inputs = _checks.pair_inputs(name, embeddings, labels, ref_emb, ref_labels, ids, ref_ids, ignore_index, normalize)
-    return settings.loss(Source(name, inputs, positive, check_finite))[0]
+    temperature = _checks.positive("nca_loss", "temperature", temperature)
+    settings = NCA(
+        1 / (2 * temperature), positive, negative,
+        normalize=normalize, ignore_index=ignore_index, check_finite=check_finite,
+    )  # fmt: skip
+    return settings.of(embeddings, labels, None, ref_emb, ref_labels, ids, ref_ids)[0]
 
 
-class NCALoss(RowLoss):
-    """`nca_loss` as a module: all positives and negatives by default, and a scale in place of the temperature.
+class NCALoss(NCA, PairLoss):
+    """`nca_loss` as a module, with a scale in place of the temperature, and other defaults than the function.
 
+    Those are pytorch-metric-learning's: all positives and negatives, and a scale of 1, which is a temperature of ½.
     `positive="easy"` gives EP, with hard negatives EPHN, with semi-hard ones EPSHN; easy, hard and semihard are the
     words of pytorch-metric-learning's BatchEasyHardMiner. In that library a query whose probability is rounded to 0 is
     left out, and a miner weighs queries; here such a query counts with its loss, and only listed pairs take part.
@@ -134,14 +140,3 @@ class NCALoss(RowLoss):
         >>> loss = losses.NCALoss(softmax_scale=5, positive="easy", negative="semihard")
         >>> loss(embeddings, labels).backward()
     """
-
-    def __init__(
-        self, softmax_scale: float = 1.0, positive: str = "all", negative: str = "all", **options: Any
-    ) -> None:
-        self.softmax_scale = _checks.positive("NCALoss", "softmax_scale", softmax_scale)
-        settings = Settings.checked("NCALoss", 1 / (2 * softmax_scale), positive, negative)
-        super().__init__(settings, "squared_distance", **options)
-
-    def extra_repr(self) -> str:
-        settings = {"softmax_scale": self.softmax_scale, **self.settings._asdict(), "normalize": self.normalize}
-        return ", ".join(f"{name}={value!r}" for name, value in settings.items() if name != "temperature")

@@ -2,38 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import dataclasses
 
 import torch
 from torch import Tensor
 
-from .. import _checks
-from ..ops.pair_loss import Options, Side, Statistics
-from ._rows import RowLoss, Source, mean, softmax_cost
+from .._options import above_zero, choice
+from ..ops.pair_loss import Side, Statistics
+from ._pairs import PairLoss, Pairs, PairSettings, mean, softmax_cost
 
 
-class Settings(NamedTuple):
-    """The options of `ntxent_loss`, checked."""
+@dataclasses.dataclass(eq=False, repr=False)
+class NTXent(PairSettings):
+    """The options of `ntxent_loss`, and the loss."""
 
-    temperature: float
-    positive: str
+    op = "ntxent_loss"
+    distinct = False
 
-    @staticmethod
-    def checked(name: str, temperature: float, positive: str) -> Settings:
-        _checks.one_of(name, "positive", positive, ("all", "easy"))
-        return Settings(_checks.positive(name, "temperature", temperature), positive)
+    temperature: float = above_zero(0.07)
+    positive: str = choice("all", "all", "easy")
 
-    def loss(self, source: Source) -> tuple[Tensor, Statistics]:
+    def loss(self, pairs: Pairs) -> tuple[Tensor, Statistics]:
         side = Side("exp", 1 / self.temperature)
         if self.positive == "easy":
-            stats = source.statistics(Options("similarity", side, side))
+            stats = pairs.statistics("similarity", side, side)
             terms, anchors = softmax_cost(stats)
             return mean(terms, anchors.sum()), stats
-        negatives = source.statistics(Options("similarity", None, side))
+        negatives = pairs.statistics("similarity", None, side)
         # −log e^{s_p/τ}/(e^{s_p/τ} + e^L) = log(1 + e^{L − s_p/τ}), L the log-sum-exp of the negatives.
         bound = self.temperature * negatives.neg
-        options = Options("similarity", Side("softplus", -1 / self.temperature), None)
-        positives = source.statistics(options, torch.stack([bound, torch.zeros_like(bound)]))
+        bounds = torch.stack([bound, torch.zeros_like(bound)])
+        positives = pairs.statistics("similarity", Side("softplus", -1 / self.temperature), None, bounds)
         count = positives.pos_members
         stats = negatives._replace(pos_slope=count, pos_sum=positives.pos_sum)
         return mean(positives.pos, count.sum()), stats
@@ -74,13 +73,11 @@ def ntxent_loss(
     Example:
         >>> F.ntxent_loss(torch.randn(64, 16, requires_grad=True), torch.arange(64) // 2)
     """
-    name = "ntxent_loss"
-    settings = Settings.checked(name, temperature, positive)
-    inputs = _checks.pair_inputs(name, embeddings, labels, ref_emb, ref_labels, ids, ref_ids, ignore_index, normalize)
-    return settings.loss(Source(name, inputs, positive, check_finite))[0]
+    settings = NTXent(temperature, positive, normalize=normalize, ignore_index=ignore_index, check_finite=check_finite)
+    return settings.of(embeddings, labels, None, ref_emb, ref_labels, ids, ref_ids)[0]
 
 
-class NTXentLoss(RowLoss):
+class NTXentLoss(NTXent, PairLoss):
     """`ntxent_loss` as a module.
 
     Where pytorch-metric-learning takes a distance, this is its loss of CosineSimilarity, or without `normalize` of
@@ -99,8 +96,3 @@ class NTXentLoss(RowLoss):
         >>> loss = losses.NTXentLoss(temperature=0.1)
         >>> loss(embeddings, labels).backward()
     """
-
-    distinct = False
-
-    def __init__(self, temperature: float = 0.07, positive: str = "all", **options: Any) -> None:
-        super().__init__(Settings.checked("NTXentLoss", temperature, positive), "similarity", **options)

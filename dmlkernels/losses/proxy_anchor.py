@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .. import _checks
+from .._options import above_zero, flag, number
 from ..ops.pair_loss import Options, Side, statistics
-from ._base import refuse_pairs
-from ._rows import mean, softplus, some
+from ._pairs import mean, softplus, some
+from ._proxies import ProxyLoss, proxy_inputs
 
 
 class Terms(NamedTuple):
@@ -23,12 +25,9 @@ class Terms(NamedTuple):
 def _terms(
     op: str, embeddings: Tensor, labels: Tensor, proxies: Tensor, margin: float, alpha: float, normalize: bool
 ) -> Terms:
-    x = _checks.matrix(op, "embeddings", embeddings)
-    y = _checks.integers(op, "labels", labels, x, "M")
-    p = _checks.matrix(op, "proxies", proxies, "(C, D)")
-    _checks.same_width(op, x, p, "proxies", "(C, D)")
+    x, y, p, classes = proxy_inputs(op, embeddings, labels, proxies)
     alpha, margin = _checks.positive(op, "alpha", alpha), _checks.number(op, "margin", margin)
-    inputs = _checks.pair_inputs(op, p, torch.arange(len(p), device=p.device), x, y, normalize=normalize)
+    inputs = _checks.pair_inputs(op, p, classes, x, y, normalize=normalize)
     sides = Side("exp", -alpha, margin), Side("exp", alpha, -margin)
     stats = statistics(op, inputs, Options("similarity", *sides, classes=len(p)))
     return Terms(mean(softplus(stats.pos), some(stats.pos).sum()), softplus(stats.neg).sum() / max(len(p), 1))
@@ -74,7 +73,8 @@ def proxy_anchor_loss(
     return terms.pos + terms.neg
 
 
-class ProxyAnchorLoss(nn.Module):
+@dataclasses.dataclass(eq=False, repr=False)
+class ProxyAnchorLoss(ProxyLoss):
     """`proxy_anchor_loss` with proxies of its own, which have to be given to an optimiser.
 
     They usually learn with 10 to 100 times the learning rate of the network and without weight decay.
@@ -103,39 +103,18 @@ class ProxyAnchorLoss(nn.Module):
         >>> loss(embeddings, labels).backward()
     """
 
-    def __init__(
-        self,
-        num_classes: int,
-        embedding_size: int,
-        margin: float = 0.1,
-        alpha: float = 32.0,
-        normalize: bool = True,
-    ) -> None:
-        super().__init__()
-        self.margin, self.alpha, self.normalize = margin, alpha, normalize
-        self.proxies = nn.Parameter(torch.empty(num_classes, embedding_size))
+    margin: float = number(0.1)
+    alpha: float = above_zero(32.0)
+    normalize: bool = flag(True)
+
+    def __post_init__(self) -> None:
+        self.proxies = nn.Parameter(torch.empty(self.num_classes, self.embedding_size))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
         nn.init.kaiming_normal_(self.proxies, mode="fan_out")
-        self.last_stats: dict[str, Tensor] = {}
 
-    def extra_repr(self) -> str:
-        classes, width = self.proxies.shape
-        options = f"margin={self.margin}, alpha={self.alpha}, normalize={self.normalize}"
-        return f"num_classes={classes}, embedding_size={width}, {options}"
-
-    def forward(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        indices_tuple: None = None,
-        ref_emb: None = None,
-        ref_labels: None = None,
-        *,
-        ids: None = None,
-        ref_ids: None = None,
-    ) -> Tensor:
-        """() loss of embeddings (M, D) and labels (M,) in [0, C)."""
-        op = "ProxyAnchorLoss"
-        refuse_pairs(op, indices_tuple=indices_tuple, ref_emb=ref_emb, ref_labels=ref_labels, ids=ids, ref_ids=ref_ids)
-        terms = _terms(op, embeddings, labels, self.proxies, self.margin, self.alpha, self.normalize)
+    def loss(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        terms = _terms(self.op, embeddings, labels, self.proxies, self.margin, self.alpha, self.normalize)
         self.last_stats = {"pos_term": terms.pos.detach(), "neg_term": terms.neg.detach()}
         return terms.pos + terms.neg

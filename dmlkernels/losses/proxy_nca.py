@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor, nn
 
 from .. import _checks
+from .._options import above_zero, flag
 from ..ops.pair_loss import Options, Side, Statistics, statistics
-from ._base import mean_of, refuse_pairs
-from ._rows import softmax_cost
+from ._pairs import mean, softmax_cost
+from ._proxies import ProxyLoss, proxy_inputs
 
 
 def _loss_and_statistics(
     op: str, embeddings: Tensor, labels: Tensor, proxies: Tensor, softmax_scale: float, normalize: bool
 ) -> tuple[Tensor, Statistics]:
-    x = _checks.matrix(op, "embeddings", embeddings)
-    y = _checks.integers(op, "labels", labels, x, "M")
-    gallery = _checks.matrix(op, "proxies", proxies, "(C, D)")
-    _checks.same_width(op, x, gallery, "proxies", "(C, D)")
-    classes = torch.arange(len(gallery), device=x.device)
+    x, y, gallery, classes = proxy_inputs(op, embeddings, labels, proxies)
     inputs = _checks.pair_inputs(op, x, y, gallery, classes, normalize=normalize)
     side = Side("exp", -_checks.positive(op, "softmax_scale", softmax_scale))
     stats = statistics(op, inputs, Options("squared", side, side, classes=len(gallery)))
@@ -55,7 +54,8 @@ def proxy_nca_loss(
     return _loss_and_statistics("proxy_nca_loss", embeddings, labels, proxies, softmax_scale, normalize)[0]
 
 
-class ProxyNCALoss(nn.Module):
+@dataclasses.dataclass(eq=False, repr=False)
+class ProxyNCALoss(ProxyLoss):
     """`proxy_nca_loss` with proxies of its own, which have to be given to an optimiser.
 
     They usually learn with 10 to 100 times the learning rate of the network and without weight decay.
@@ -83,38 +83,21 @@ class ProxyNCALoss(nn.Module):
         >>> loss(embeddings, labels).backward()
     """
 
-    def __init__(
-        self, num_classes: int, embedding_size: int, softmax_scale: float = 1.0, normalize: bool = True
-    ) -> None:
-        super().__init__()
-        self.softmax_scale = _checks.positive("ProxyNCALoss", "softmax_scale", softmax_scale)
-        self.normalize = normalize
-        self.proxies = nn.Parameter(torch.empty(num_classes, embedding_size))
+    softmax_scale: float = above_zero(1.0)
+    normalize: bool = flag(True)
+
+    def __post_init__(self) -> None:
+        self.proxies = nn.Parameter(torch.empty(self.num_classes, self.embedding_size))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
         nn.init.normal_(self.proxies)
-        self.last_stats: dict[str, Tensor] = {}
 
-    def extra_repr(self) -> str:
-        classes, width = self.proxies.shape
-        options = f"softmax_scale={self.softmax_scale}, normalize={self.normalize}"
-        return f"num_classes={classes}, embedding_size={width}, {options}"
-
-    def forward(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        indices_tuple: None = None,
-        ref_emb: None = None,
-        ref_labels: None = None,
-        *,
-        ids: None = None,
-        ref_ids: None = None,
-    ) -> Tensor:
-        """() loss of embeddings (M, D) and labels (M,) in [0, C)."""
-        op = "ProxyNCALoss"
-        refuse_pairs(op, indices_tuple=indices_tuple, ref_emb=ref_emb, ref_labels=ref_labels, ids=ids, ref_ids=ref_ids)
-        loss, stats = _loss_and_statistics(op, embeddings, labels, self.proxies, self.softmax_scale, self.normalize)
+    def loss(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        arguments = (embeddings, labels, self.proxies, self.softmax_scale, self.normalize)
+        loss, stats = _loss_and_statistics(self.op, *arguments)
         self.last_stats = {
-            "mean_pos_squared_distance": mean_of(stats.pos_sum.detach().sum(), stats.pos_members.sum()),
-            "mean_neg_squared_distance": mean_of(stats.neg_sum.detach().sum(), stats.neg_members.sum()),
+            "mean_pos_squared_distance": mean(stats.pos_sum.detach(), stats.pos_members.sum()),
+            "mean_neg_squared_distance": mean(stats.neg_sum.detach(), stats.neg_members.sum()),
         }
         return loss

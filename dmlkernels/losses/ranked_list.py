@@ -2,97 +2,62 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import dataclasses
 
 import torch
 from torch import Tensor
 
-from .. import _checks
-from ..ops.pair_loss import Options, Side, Statistics
-from ._rows import RowLoss, Source
+from .._options import choice, flag, not_negative, number
+from ..ops.pair_loss import Side, Statistics
+from ._pairs import PairLoss, Pairs, PairSettings
 
 PML_EPS = 1e-5
 
 
-class Settings(NamedTuple):
-    """The options of `ranked_list_loss`, checked; those that depend on others have their values."""
+@dataclasses.dataclass(eq=False, repr=False)
+class RankedList(PairSettings):
+    """The options of `ranked_list_loss`, and the loss."""
 
-    alpha: float
-    margin: float
-    pos_temperature: float
-    neg_temperature: float
-    pos_weight: float
-    neg_weight: float
-    weight_grad: bool
-    grad: str
-    positive: str
-    eps_mode: str
-    reduction: str
+    op = "ranked_list_loss"
+    value = "distance"
 
-    @staticmethod
-    def checked(
-        name: str,
-        alpha: float | None,
-        margin: float,
-        pos_temperature: float,
-        neg_temperature: float,
-        neg_weight: float | None,
-        form: str,
-        weight_grad: bool,
-        grad: str,
-        positive: str,
-        eps_mode: str,
-        reduction: str,
-    ) -> Settings:
-        for argument, value, choices in (
-            ("form", form, ("tpami", "cvpr")),
-            ("grad", grad, ("full", "query")),
-            ("positive", positive, ("all", "easy")),
-            ("eps_mode", eps_mode, ("none", "pml")),
-            ("reduction", reduction, ("mean", "sum", "none", "share")),
-        ):
-            _checks.one_of(name, argument, value, choices)
-        margin = _checks.number(name, "margin", margin)
-        if neg_weight is None:
-            neg_weight = 0.5 if form == "tpami" else 1.0
-        return Settings(
-            alpha=1.0 + margin / 2 if alpha is None else _checks.number(name, "alpha", alpha),
-            margin=margin,
-            pos_temperature=_checks.number(name, "pos_temperature", pos_temperature),
-            neg_temperature=_checks.number(name, "neg_temperature", neg_temperature),
-            pos_weight=1.0 - neg_weight if form == "tpami" else 1.0,
-            neg_weight=_checks.number(name, "neg_weight", neg_weight),
-            weight_grad=weight_grad,
-            grad=grad,
-            positive=positive,
-            eps_mode=eps_mode,
-            reduction=reduction,
-        )
+    margin: float = number(0.4)
+    alpha: float | None = number(None)
+    pos_temperature: float = number(0.0)
+    neg_temperature: float = number(10.0)
+    neg_weight: float | None = not_negative(None)
+    form: str = choice("tpami", "tpami", "cvpr")
+    weight_grad: bool = flag(False)
+    grad: str = choice("full", "full", "query")
+    positive: str = choice("all", "all", "easy")
+    eps_mode: str = choice("none", "none", "pml")
+    reduction: str = choice("mean", "mean", "sum", "none", "share")
 
-    def loss(self, source: Source) -> tuple[Tensor, Statistics]:
-        stats = source.statistics(
-            Options(
-                "distance",
-                Side("moment", 1.0, self.alpha - self.margin, temperature=self.pos_temperature),
-                Side("moment", -1.0, self.alpha, temperature=self.neg_temperature),
-                weight_grad=self.weight_grad,
-                grad=self.grad,
-                apart=self.eps_mode == "pml",
-            )
+    def loss(self, pairs: Pairs) -> tuple[Tensor, Statistics]:
+        alpha = 1.0 + self.margin / 2 if self.alpha is None else self.alpha
+        stats = pairs.statistics(
+            "distance",
+            Side("moment", 1.0, alpha - self.margin, temperature=self.pos_temperature),
+            Side("moment", -1.0, alpha, temperature=self.neg_temperature),
+            weight_grad=self.weight_grad,
+            grad=self.grad,
+            apart=self.eps_mode == "pml",
         )
         pos, neg = stats.pos, stats.neg
         if self.eps_mode == "pml":
-            pos = pos * self._share_beside_eps(stats.pos_log_sum, source)
-            neg = neg * self._share_beside_eps(stats.neg_log_sum, source)
-        return self._reduce(self.pos_weight * pos + self.neg_weight * neg, stats, source), stats
+            pos = pos * self._share_beside_eps(stats.pos_log_sum, pairs)
+            neg = neg * self._share_beside_eps(stats.neg_log_sum, pairs)
+        neg_weight = {"tpami": 0.5, "cvpr": 1.0}[self.form] if self.neg_weight is None else self.neg_weight
+        pos_weight = 1.0 - neg_weight if self.form == "tpami" else 1.0
+        return self._reduce(pos_weight * pos + neg_weight * neg, stats, pairs), stats
 
-    def _share_beside_eps(self, log_sum: Tensor, source: Source) -> Tensor:
+    def _share_beside_eps(self, log_sum: Tensor, pairs: Pairs) -> Tensor:
         """Z/(Z + ε·N) (M,) of the denominators Z of the weights."""
-        gallery = source.gallery_rows().clamp_min(1).to(log_sum.dtype)
+        gallery = pairs.gallery_rows().clamp_min(1).to(log_sum.dtype)
         share = (log_sum - (PML_EPS * gallery).log()).sigmoid()
         return share if self.weight_grad else share.detach()
 
-    def _reduce(self, rows: Tensor, stats: Statistics, source: Source) -> Tensor:
+    def _reduce(self, rows: Tensor, stats: Statistics, pairs: Pairs) -> Tensor:
         if self.reduction == "none":
             return rows
         if self.reduction == "sum":
@@ -102,7 +67,7 @@ class Settings(NamedTuple):
             # Of no query with a set, all logarithms are -inf, and their softmax NaN.
             share = torch.where(log_weight == -torch.inf, 0, log_weight.softmax(0))
             return (share * rows).sum()
-        return rows.sum() / source.rows().clamp_min(1)
+        return rows.sum() / pairs.queries().clamp_min(1)
 
 
 def ranked_list_loss(
@@ -164,16 +129,14 @@ def ranked_list_loss(
         >>> loss = F.ranked_list_loss(torch.randn(64, 16, requires_grad=True), torch.arange(64) // 8)
         >>> loss.backward()
     """
-    name = "ranked_list_loss"
-    settings = Settings.checked(
-        name, alpha, margin, pos_temperature, neg_temperature, neg_weight, form, weight_grad, grad, positive, eps_mode,
-        reduction,
+    settings = RankedList(
+        margin, alpha, pos_temperature, neg_temperature, neg_weight, form, weight_grad, grad, positive, eps_mode,
+        reduction, normalize=normalize, ignore_index=ignore_index, check_finite=check_finite,
     )  # fmt: skip
-    inputs = _checks.pair_inputs(name, embeddings, labels, ref_emb, ref_labels, ids, ref_ids, ignore_index, normalize)
-    return settings.loss(Source(name, inputs, positive, check_finite))[0]
+    return settings.of(embeddings, labels, None, ref_emb, ref_labels, ids, ref_ids)[0]
 
 
-class RankedListLoss(RowLoss):
+class RankedListLoss(RankedList, PairLoss):
     """`ranked_list_loss` as a module; the defaults are RLL-Simpler's.
 
     Args:
@@ -189,24 +152,3 @@ class RankedListLoss(RowLoss):
         >>> loss = losses.RankedListLoss(margin=0.4)
         >>> loss(embeddings, labels).backward()
     """
-
-    def __init__(
-        self,
-        margin: float = 0.4,
-        alpha: float | None = None,
-        pos_temperature: float = 0.0,
-        neg_temperature: float = 10.0,
-        neg_weight: float | None = None,
-        form: str = "tpami",
-        weight_grad: bool = False,
-        grad: str = "full",
-        positive: str = "all",
-        eps_mode: str = "none",
-        reduction: str = "mean",
-        **options: Any,
-    ) -> None:
-        settings = Settings.checked(
-            "RankedListLoss", alpha, margin, pos_temperature, neg_temperature, neg_weight, form, weight_grad, grad,
-            positive, eps_mode, reduction,
-        )  # fmt: skip
-        super().__init__(settings, "distance", **options)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import torch
 from torch import Tensor, nn
 
+from .._options import above_zero, flag, number, size
 from ..ops.soft_triple import soft_triple_rows
-from ._base import refuse_pairs
+from ._proxies import ProxyLoss
 
 
-class SoftTripleLoss(nn.Module):
+@dataclasses.dataclass(eq=False, repr=False)
+class SoftTripleLoss(ProxyLoss):
     """`soft_triple_loss` with centers of its own, which have to be given to an optimiser.
 
     They usually learn with 10 to 100 times the learning rate of the network. It has no `.proxies`, since the centers of
@@ -45,45 +48,24 @@ class SoftTripleLoss(nn.Module):
         >>> loss(embeddings, labels).backward()
     """
 
-    def __init__(
-        self,
-        num_classes: int,
-        embedding_size: int,
-        centers_per_class: int = 10,
-        la: float = 20,
-        gamma: float = 0.1,
-        margin: float = 0.01,
-        normalize: bool = True,
-    ) -> None:
-        super().__init__()
-        self.num_classes, self.centers_per_class = num_classes, centers_per_class
-        self.la, self.gamma, self.margin, self.normalize = la, gamma, margin, normalize
-        columns = torch.empty(embedding_size, num_classes * centers_per_class)
-        nn.init.kaiming_uniform_(columns, a=math.sqrt(5))
-        self.centers = nn.Parameter(columns.t().contiguous())
-        self.last_stats: dict[str, Tensor] = {}
+    centers_per_class: int = size(10, "a positive int")
+    la: float = number(20.0)
+    gamma: float = above_zero(0.1)
+    margin: float = number(0.01)
+    normalize: bool = flag(True)
 
-    def extra_repr(self) -> str:
-        sizes = f"num_classes={self.num_classes}, embedding_size={self.centers.shape[1]}"
-        options = f"la={self.la}, gamma={self.gamma}, margin={self.margin}, normalize={self.normalize}"
-        return f"{sizes}, centers_per_class={self.centers_per_class}, {options}"
+    def __post_init__(self) -> None:
+        self.centers = nn.Parameter(torch.empty(self.num_classes * self.centers_per_class, self.embedding_size))
+        self.reset_parameters()
 
-    def forward(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        indices_tuple: None = None,
-        ref_emb: None = None,
-        ref_labels: None = None,
-        *,
-        ids: None = None,
-        ref_ids: None = None,
-    ) -> Tensor:
-        """() loss of embeddings (M, D) and labels (M,) in [0, C)."""
-        op = "SoftTripleLoss"
-        refuse_pairs(op, indices_tuple=indices_tuple, ref_emb=ref_emb, ref_labels=ref_labels, ids=ids, ref_ids=ref_ids)
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        columns = self.centers.new_empty(self.embedding_size, len(self.centers))
+        self.centers.copy_(nn.init.kaiming_uniform_(columns, a=math.sqrt(5)).t())
+
+    def loss(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         options = (self.centers_per_class, self.la, self.gamma, self.margin, self.normalize)
-        loss, stats = soft_triple_rows(op, embeddings, labels, self.centers, *options)
+        loss, stats = soft_triple_rows(self.op, embeddings, labels, self.centers, *options)
         rows = max(len(loss), 1)
         self.last_stats = {"probability": 1 - stats[1].sum() / rows}
         return loss.sum() / rows

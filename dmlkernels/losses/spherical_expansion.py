@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import torch
 from torch import Tensor, nn
 
 from .. import _checks
+from .._options import Configured, flag, not_negative, number, whole
 from ..ops.spherical_expansion import class_means, own_proxies, spherical_expansion
 from ..reference.pairwise import rows
-from ._base import call_loss, ignoring
+from ._pairs import call_loss, ignoring
 from .coding_rate import MCR2Loss
 from .cross_batch_memory import CrossBatchMemory
 from .multi_head import MultiHead
@@ -19,7 +21,8 @@ from .soft_triple import SoftTripleLoss
 RAMP = 200  # epochs after which the authors' schedule has reached its end
 
 
-class SphericalExpansionLoss(nn.Module):
+@dataclasses.dataclass(eq=False, repr=False)
+class SphericalExpansionLoss(Configured):
     """base_loss + weight·base_loss(synthetics), with n synthetics of each of the samples nearest to their proxies.
 
     With a base loss that has `.proxies`, the synthetics are its embeddings, detached: they train the proxies only, as
@@ -58,42 +61,45 @@ class SphericalExpansionLoss(nn.Module):
         ...     loss(embeddings, labels).backward()
     """
 
-    def __init__(
-        self,
-        base_loss: nn.Module,
-        n: int = 8,
-        weight: float = 0.2,
-        min_fraction: float = 0.0,
-        max_fraction: float = 0.4,
-        differentiable: bool = False,
-    ) -> None:
-        super().__init__()
-        if not 0 <= min_fraction <= max_fraction <= 1:
-            got = f"{min_fraction}, {max_fraction}"
-            _checks.fail("SphericalExpansionLoss", "min_fraction, max_fraction", "0 <= min <= max <= 1", got)
+    base_loss: nn.Module
+    n: int = whole(8)
+    weight: float = not_negative(0.2)
+    min_fraction: float = number(0.0)
+    max_fraction: float = number(0.4)
+    differentiable: bool = flag(False)
+
+    def __post_init__(self) -> None:
+        self._check_fractions()
+        base_loss = self.base_loss
         inside = [module for module in base_loss.modules() if module is not base_loss]
         if isinstance(base_loss, (MCR2Loss, MultiHead)) or any(isinstance(m, CrossBatchMemory) for m in inside):
             expected = "a loss of pairs (around their CrossBatchMemory, inside MultiHead) or with proxies"
-            _checks.fail("SphericalExpansionLoss", "base_loss", expected, type(base_loss).__name__)
-        self.base_loss, self.n, self.weight, self.differentiable = base_loss, n, weight, differentiable
-        self.min_fraction, self.max_fraction, self.fraction = min_fraction, max_fraction, max_fraction
-        self.last_stats: dict[str, Tensor] = {}
+            _checks.fail(self.op, "base_loss", expected, type(base_loss).__name__)
+        self._left = 0.0  # of the way from min_fraction to max_fraction
+
+    def _check_fractions(self) -> None:
+        if not 0 <= self.min_fraction <= self.max_fraction <= 1:
+            got = f"{self.min_fraction}, {self.max_fraction}"
+            _checks.fail(self.op, "min_fraction, max_fraction", "0 <= min <= max <= 1", got)
+
+    @property
+    def fraction(self) -> float:
+        """The share of the batch that is expanded now."""
+        self._check_fractions()
+        return self.max_fraction - (self.max_fraction - self.min_fraction) * self._left
 
     @property
     def proxies(self) -> Tensor:
         return self.base_loss.proxies  # type: ignore[return-value]
 
-    def extra_repr(self) -> str:
-        fractions = f"min_fraction={self.min_fraction}, max_fraction={self.max_fraction}"
-        return f"n={self.n}, weight={self.weight}, {fractions}, differentiable={self.differentiable}"
-
     def set_epoch(self, epoch: float, total: float) -> None:
         """Move along the schedule: epoch, counted from 0, of total. A run without epochs gives its progress of 1."""
+        op = "SphericalExpansionLoss.set_epoch"
+        epoch, total = _checks.number(op, "epoch", epoch), _checks.number(op, "total", total)
         if not (epoch >= 0 and total > 0):
-            _checks.fail("SphericalExpansionLoss.set_epoch", "epoch, total", ">= 0 and > 0", f"{epoch}, {total}")
+            _checks.fail(op, "epoch, total", ">= 0 and > 0", f"{epoch:g}, {total:g}")
         progress = min(1.0, min(epoch, RAMP) / min(total, RAMP))
-        left = (math.cos(math.pi * progress) + 1) / 2
-        self.fraction = self.max_fraction - (self.max_fraction - self.min_fraction) * left
+        self._left = (math.cos(math.pi * progress) + 1) / 2
 
     def forward(
         self,
@@ -116,7 +122,7 @@ class SphericalExpansionLoss(nn.Module):
 
     def _synthetic_loss(self, embeddings: Tensor, labels: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
         """Base loss of the synthetics, and how many samples have some."""
-        op = "SphericalExpansionLoss"
+        op = self.op
         embeddings = _checks.matrix(op, "embeddings", embeddings)
         labels = _checks.integers(op, "labels", labels, embeddings, "M")
         proxies = getattr(self.base_loss, "proxies", None)

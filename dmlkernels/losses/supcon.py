@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import dataclasses
 
 import torch
 from torch import Tensor
 
-from .. import _checks
-from ..ops.pair_loss import Options, Side, Statistics
-from ._rows import RowLoss, Source, nonzero_mean, softmax_cost, some
+from .._options import above_zero, choice
+from ..ops.pair_loss import Side, Statistics
+from ._pairs import PairLoss, Pairs, PairSettings, nonzero_mean, softmax_cost, some
 
 
-class Settings(NamedTuple):
-    """The options of `supcon_loss`, checked."""
+@dataclasses.dataclass(eq=False, repr=False)
+class SupCon(PairSettings):
+    """The options of `supcon_loss`, and the loss."""
 
-    temperature: float
-    positive: str
+    op = "supcon_loss"
 
-    @staticmethod
-    def checked(name: str, temperature: float, positive: str) -> Settings:
-        _checks.one_of(name, "positive", positive, ("all", "easy"))
-        return Settings(_checks.positive(name, "temperature", temperature), positive)
+    temperature: float = above_zero(0.1)
+    positive: str = choice("all", "all", "easy")
 
-    def loss(self, source: Source) -> tuple[Tensor, Statistics]:
+    def loss(self, pairs: Pairs) -> tuple[Tensor, Statistics]:
         side = Side("exp", 1 / self.temperature)
-        stats = source.statistics(Options("similarity", side, side))
+        stats = pairs.statistics("similarity", side, side)
         # log(e^{L_P} + e^{L_N}) − mean s_p/τ as two terms that are never negative. The second, L_P − mean s_p/τ, is at
         # least log K, and 0 for one positive: nothing cancels in a converged batch.
         terms, anchors = softmax_cost(stats)
@@ -71,13 +69,11 @@ def supcon_loss(
     Example:
         >>> F.supcon_loss(torch.randn(64, 16, requires_grad=True), torch.arange(64) // 4)
     """
-    name = "supcon_loss"
-    settings = Settings.checked(name, temperature, positive)
-    inputs = _checks.pair_inputs(name, embeddings, labels, ref_emb, ref_labels, ids, ref_ids, ignore_index, normalize)
-    return settings.loss(Source(name, inputs, positive, check_finite))[0]
+    settings = SupCon(temperature, positive, normalize=normalize, ignore_index=ignore_index, check_finite=check_finite)
+    return settings.of(embeddings, labels, None, ref_emb, ref_labels, ids, ref_ids)[0]
 
 
-class SupConLoss(RowLoss):
+class SupConLoss(SupCon, PairLoss):
     """`supcon_loss` as a module.
 
     Where pytorch-metric-learning takes a distance, this is its loss of CosineSimilarity, or without `normalize` of
@@ -98,6 +94,3 @@ class SupConLoss(RowLoss):
         >>> loss = losses.SupConLoss(temperature=0.1)
         >>> loss(embeddings, labels).backward()
     """
-
-    def __init__(self, temperature: float = 0.1, positive: str = "all", **options: Any) -> None:
-        super().__init__(Settings.checked("SupConLoss", temperature, positive), "similarity", **options)

@@ -1,129 +1,138 @@
-"""Triplet loss: one pair an anchor by mining, one with all pairs of the other side by row statistics."""
+"""Triplet loss: of one triplet an anchor, of all triplets, of one pair with all of the other side, or of lists."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import dataclasses
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import _checks
-from ..ops.nearest_positive import find_nearest, mine_pairs
-from ..ops.pair_loss import Options as PairOptions
-from ..ops.pair_loss import Side, statistics
+from .._options import choice, flag, number
+from ..ops.nearest_positive import mine_pairs
+from ..ops.pair_loss import Side
 from ..ops.triplet import triplets
 from ..reference import triplet as reference
-from ._base import PairLoss, mean_of
-from ._listed import listed_distance, listed_triplets
-from ._listed_statistics import rows_at
-from ._rows import softplus
-
-
-class Options(NamedTuple):
-    """The options of `triplet_loss`, checked."""
-
-    positive: str
-    negative: str
-    margin: float
-    soft: bool
-    swap: bool
-    reduction: str
-
-    @staticmethod
-    def checked(
-        name: str, positive: str, negative: str, margin: float, soft: bool, swap: bool, reduction: str
-    ) -> Options:
-        _checks.one_of(name, "positive", positive, ("easy", "hard", "all"))
-        _checks.one_of(name, "negative", negative, ("hard", "semihard", "all"))
-        _checks.one_of(name, "reduction", reduction, ("nonzero_mean", "mean", "sum"))
-        return Options(positive, negative, _checks.number(name, "margin", margin), soft, swap, reduction)
-
-    def hinge(self, gap: Tensor) -> Tensor:
-        """Cost of d_ap − d_an."""
-        violation = gap + self.margin
-        return softplus(violation) if self.soft else violation.clamp_min(0)
-
-    def reduce(self, summed: Summed) -> Tensor:
-        if self.reduction == "sum":
-            return summed.total
-        return mean_of(summed.total, summed.active if self.reduction == "nonzero_mean" else summed.triplets)
+from ._pairs import PairLoss, Pairs, PairSettings, listed_triplets, mean, pair_values, rows_at, softplus
 
 
 class Summed(NamedTuple):
-    """Of all triplets, each (): their summed terms, how many there are, and how many have a term that is not 0."""
+    """Of all triplets, each (): the sum of their terms, how many there are, and how many have a term that is not 0."""
 
     total: Tensor
     triplets: Tensor
     active: Tensor
-
-    @staticmethod
-    def of(terms: Tensor, members: Tensor) -> Summed:
-        """From terms that are 0 where there is no triplet."""
-        return Summed(terms.sum(), members.sum(), (members & (terms.detach() != 0)).sum())
+    d_ap: Tensor | None = None  # summed distances, where there are not several triplets an anchor
+    d_an: Tensor | None = None
 
 
-class Mined(NamedTuple):
-    """Terms (M,) of one triplet an anchor, which anchors have one, and their distances (0 for the others)."""
+@dataclasses.dataclass(eq=False, repr=False)
+class Triplet(PairSettings):
+    """The options of the loss, and its sum over the triplets that they choose."""
 
-    terms: Tensor
-    members: Tensor
-    d_ap: Tensor
-    d_an: Tensor
+    op = "triplet_loss"
 
+    margin: float = number(0.05)
+    swap: bool = flag(False)
+    positive: str = choice("all", "easy", "hard", "all")
+    negative: str = choice("all", "hard", "semihard", "all")
+    soft: bool = flag(False)
+    reduction: str = choice("nonzero_mean", "nonzero_mean", "mean", "sum")
 
-def _mined(inputs: _checks.PairInputs, options: Options, check_finite: bool) -> Mined:
-    mined = mine_pairs(inputs, options.positive, options.negative, check_finite)
-    chosen = (mined.pos_index >= 0) & (mined.neg_index >= 0)
-    # A NaN distance has no index, and must reach the loss.
-    members = chosen | mined.pos_distance.isnan()
-    d_ap = torch.where(members, mined.pos_distance, 0)
-    d_an = torch.where(members, mined.neg_distance, 0)
-    if options.swap:
-        gallery = inputs.embeddings if inputs.ref_emb is None else inputs.ref_emb
-        p, n = (rows_at(gallery, torch.where(chosen, index, -1)) for index in (mined.pos_index, mined.neg_index))
-        d_an = torch.minimum(d_an, torch.where(chosen, listed_distance(p, n, inputs.normalize), d_an))
-    return Mined(torch.where(members, options.hinge(d_ap - d_an), 0), members, d_ap, d_an)
+    def loss(self, pairs: Pairs) -> tuple[Tensor, Summed]:
+        found = self._sum(pairs)
+        if self.reduction == "sum":
+            return found.total, found
+        return mean(found.total, found.active if self.reduction == "nonzero_mean" else found.triplets), found
 
+    def watched(self, found: Summed) -> dict[str, Tensor]:
+        if found.d_ap is None or found.d_an is None:
+            return {"triplets": found.triplets, "active_triplets": found.active}
+        count = found.triplets
+        distances = {"mean_pos_distance": mean(found.d_ap, count), "mean_neg_distance": mean(found.d_an, count)}
+        return {"active_positives": count, "active_negatives": count, **distances, "active_triplets": found.active}
 
-def _one_side(inputs: _checks.PairInputs, options: Options, check_finite: bool) -> Summed:
-    """One chosen pair an anchor with all pairs of the other side: sums of h(d_ap − d_an + margin) over that side."""
-    op, h = "triplet_loss", "softplus" if options.soft else "hinge"
-    if options.positive == "all":
-        mined = mine_pairs(inputs, "easy", options.negative, check_finite)
-        chosen, index, shift = mined.neg_distance, mined.neg_index, -options.margin
-        sums = PairOptions("distance", Side(h, 1.0), None)
-    else:
-        if options.positive == "easy":
-            chosen, index = find_nearest(op, inputs, check_finite)
+    def _sum(self, pairs: Pairs) -> Summed:
+        if pairs.indices_tuple is not None:
+            return self._of_lists(pairs)
+        if "all" not in (self.positive, self.negative):
+            return self._of_one_an_anchor(pairs)
+        if self.swap:
+            return self._with_every_swap(pairs)
+        if self.positive == "all" and self.negative != "hard":
+            # Of every positive: with all negatives, or with the nearest that is farther.
+            soft, check_finite = self.soft, pairs.check_finite
+            found = triplets(pairs.op, pairs.inputs, self.negative, self.margin, soft, check_finite)
+            return Summed(found.loss_sum.sum(), found.count.sum(), found.nonzero.sum())
+        return self._of_one_with_all(pairs)
+
+    def _cost(self, d_ap: Tensor, d_an: Tensor) -> Tensor:
+        violation = d_ap - d_an + self.margin
+        return softplus(violation) if self.soft else violation.relu()
+
+    def _of_lists(self, pairs: Pairs) -> Summed:
+        _checks.pair_namespace(pairs.op, pairs.inputs, pairs.check_finite)
+        x, gallery, normalize = pairs.inputs.embeddings, pairs.gallery(), pairs.inputs.normalize
+        a, p, n = listed_triplets(pairs.op, pairs.indices_tuple, len(x), len(gallery))
+        d_ap = pair_values(x[a], gallery[p], "distance", normalize)
+        d_an = pair_values(x[a], gallery[n], "distance", normalize)
+        if self.swap:
+            d_an = torch.minimum(d_an, pair_values(gallery[p], gallery[n], "distance", normalize))
+        return self._summed(d_ap, d_an, torch.ones_like(a, dtype=torch.bool))
+
+    def _of_one_an_anchor(self, pairs: Pairs) -> Summed:
+        mined = mine_pairs(pairs.inputs, self.positive, self.negative, pairs.check_finite)
+        chosen = (mined.pos_index >= 0) & (mined.neg_index >= 0)
+        # A NaN distance has no index, and must reach the loss.
+        members = chosen | mined.pos_distance.isnan()
+        d_ap = torch.where(members, mined.pos_distance, 0)
+        d_an = torch.where(members, mined.neg_distance, 0)
+        if self.swap:
+            ends = (torch.where(chosen, index, -1) for index in (mined.pos_index, mined.neg_index))
+            p, n = (rows_at(pairs.gallery(), index) for index in ends)
+            between = pair_values(p, n, "distance", pairs.inputs.normalize)
+            d_an = torch.minimum(d_an, torch.where(chosen, between, d_an))
+        return self._summed(d_ap, d_an, members)
+
+    def _summed(self, d_ap: Tensor, d_an: Tensor, members: Tensor) -> Summed:
+        """Of triplets with these distances, which are 0 where there is no triplet."""
+        terms = torch.where(members, self._cost(d_ap, d_an), 0)
+        active = members & (terms.detach() != 0)
+        return Summed(terms.sum(), members.sum(), active.sum(), d_ap.detach().sum(), d_an.detach().sum())
+
+    def _of_one_with_all(self, pairs: Pairs) -> Summed:
+        """One chosen pair an anchor, and all pairs of the other side: sums of [± d − bound]₊ over that side."""
+        term = "softplus" if self.soft else "hinge"
+        if self.positive == "all":
+            mined = mine_pairs(pairs.inputs, "easy", self.negative, pairs.check_finite)
+            chosen, index, bound = mined.neg_distance, mined.neg_index, mined.neg_distance - self.margin
+            pos, neg = Side(term, 1.0), None
         else:
-            chosen, index = mine_pairs(inputs, "hard", "hard", check_finite)[:2]
-        shift, sums = options.margin, PairOptions("distance", None, Side(h, -1.0))
-    found = (index >= 0) | chosen.isnan()
-    # With a bound of 0 no negative of an anchor without a positive costs anything.
-    bound = torch.where(found, chosen + shift, 0)
-    stats = statistics(op, inputs, sums, bound.expand(2, -1), check_finite)
-    side = stats.positives() if sums.pos else stats.negatives()
-    stat, members, cost = (torch.where(found, rows, 0) for rows in (side.stat, side.members, side.slope))
-    triplets = members.sum()
-    return Summed(stat.sum(), triplets, triplets if options.soft else cost.sum())
+            if self.positive == "easy":
+                chosen, index = pairs.nearest()
+            else:
+                chosen, index = mine_pairs(pairs.inputs, "hard", "hard", pairs.check_finite)[:2]
+            bound = chosen + self.margin
+            pos, neg = None, Side(term, -1.0)
+        found = (index >= 0) | chosen.isnan()
+        # With a bound of 0 no negative of an anchor without a positive costs anything.
+        bounds = torch.where(found, bound, 0).expand(2, -1)
+        stats = pairs.statistics("distance", pos, neg, bounds)
+        side = stats.positives() if pos else stats.negatives()
+        total, members, active = (torch.where(found, rows, 0).sum() for rows in (side.stat, side.members, side.slope))
+        return Summed(total, members, members if self.soft else active)
 
-
-def _several(inputs: _checks.PairInputs, options: Options, check_finite: bool) -> Summed:
-    """Several triplets an anchor."""
-    kernels = _checks.pair_namespace("triplet_loss", inputs, check_finite) is not None
-    if kernels and options.swap:
-        raise ValueError(
-            f"triplet_loss: swap must be False for positive={options.positive!r} with negative={options.negative!r}, "
-            "got True; choose easy or hard with hard or semihard, or run it N×N with "
-            'dmlkernels.use_backend("reference")'
-        )
-    if options.positive == "all" and options.negative != "hard" and not options.swap:
-        found = triplets("triplet_loss", inputs, options.negative, options.margin, options.soft, check_finite)
-        return Summed(*(rows.sum() for rows in (found.loss_sum, found.count, found.nonzero)))
-    if not kernels:
-        loss_sum, nonzero, count = reference.triplet_rows(inputs, *options[:5])
-        return Summed(loss_sum.sum(), count.sum(), nonzero.sum())
-    return _one_side(inputs, options, check_finite)
+    def _with_every_swap(self, pairs: Pairs) -> Summed:
+        if _checks.pair_namespace(pairs.op, pairs.inputs, pairs.check_finite) is not None:
+            raise ValueError(
+                f"{pairs.op}: swap must be False for positive={self.positive!r} with negative={self.negative!r}, "
+                "got True; choose easy or hard with hard or semihard, or run it N×N with "
+                'dmlkernels.use_backend("reference")'
+            )
+        words = (self.positive, self.negative, self.margin, self.soft, self.swap)
+        total, active, count = reference.triplet_rows(pairs.inputs, *words)
+        return Summed(total.sum(), count.sum(), active.sum())
 
 
 def triplet_loss(
@@ -145,6 +154,8 @@ def triplet_loss(
     check_finite: bool = False,
 ) -> Tensor:
     """Triplet loss [d_ap − d_an + margin]₊ on in-batch selected positives and negatives.
+
+    The defaults, easy × hard and a margin of 0.2, are not those of `losses.TripletMarginLoss`: all × all and 0.05.
 
     Args:
         embeddings, labels, ref_emb, ref_labels, normalize, ids, ref_ids, ignore_index, check_finite: as in
@@ -170,17 +181,17 @@ def triplet_loss(
     Example:
         >>> loss = F.triplet_loss(torch.randn(64, 16, requires_grad=True), torch.arange(64) // 8)
     """
-    name = "triplet_loss"
-    options = Options.checked(name, positive, negative, margin, soft, swap, reduction)
-    inputs = _checks.pair_inputs(name, embeddings, labels, ref_emb, ref_labels, ids, ref_ids, ignore_index, normalize)
-    if "all" in (positive, negative):
-        return options.reduce(_several(inputs, options, check_finite))
-    mined = _mined(inputs, options, check_finite)
-    return options.reduce(Summed.of(mined.terms, mined.members))
+    settings = Triplet(
+        margin, swap, positive, negative, soft, reduction,
+        normalize=normalize, ignore_index=ignore_index, check_finite=check_finite,
+    )  # fmt: skip
+    return settings.of(embeddings, labels, None, ref_emb, ref_labels, ids, ref_ids)[0]
 
 
-class TripletMarginLoss(PairLoss):
-    """`triplet_loss` as a module.
+class TripletMarginLoss(Triplet, PairLoss):
+    """`triplet_loss` as a module, whose defaults are pytorch-metric-learning's: all × all and a margin of 0.05.
+
+    The function's are easy × hard and 0.2.
 
     `positive="easy"` gives Easy Positive Sampling (EPS), with hard negatives EPHN, with semi-hard ones EPSHN; easy
     and hard are the words of pytorch-metric-learning's BatchEasyHardMiner. With a gallery, that library's swap takes a
@@ -188,7 +199,7 @@ class TripletMarginLoss(PairLoss):
 
     Args:
         margin: δ.
-        swap, positive, negative, soft, reduction: as in `triplet_loss`. The default is all × all.
+        swap, positive, negative, soft, reduction: as in `triplet_loss`.
         **options: normalize, ignore_index, check_finite.
 
     Attributes:
@@ -199,58 +210,3 @@ class TripletMarginLoss(PairLoss):
         >>> loss = losses.TripletMarginLoss(margin=0.2, positive="easy", negative="semihard")
         >>> loss(embeddings, labels).backward()
     """
-
-    def __init__(
-        self,
-        margin: float = 0.05,
-        swap: bool = False,
-        positive: str = "all",
-        negative: str = "all",
-        soft: bool = False,
-        reduction: str = "nonzero_mean",
-        **options: Any,
-    ) -> None:
-        super().__init__(**options)
-        self.settings = Options.checked("TripletMarginLoss", positive, negative, margin, soft, swap, reduction)
-
-    def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.settings._asdict().items())
-
-    def forward(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        indices_tuple: tuple[Tensor, ...] | None = None,
-        ref_emb: Tensor | None = None,
-        ref_labels: Tensor | None = None,
-        *,
-        ids: Tensor | None = None,
-        ref_ids: Tensor | None = None,
-    ) -> Tensor:
-        """() loss; with `indices_tuple`, of the listed triplets (or of every triplet of the listed pairs) only."""
-        inputs = self.pair_inputs("TripletMarginLoss", embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
-        if indices_tuple is not None:
-            _checks.pair_namespace("TripletMarginLoss", inputs, self.check_finite)
-            return self._listed(inputs.embeddings, indices_tuple, inputs.ref_emb)
-        if "all" in (self.settings.positive, self.settings.negative):
-            summed = _several(inputs, self.settings, self.check_finite)
-            self.last_stats = {"triplets": summed.triplets, "active_triplets": summed.active}
-            return self.settings.reduce(summed)
-        mined = _mined(inputs, self.settings, self.check_finite)
-        return self._finish(*mined)
-
-    def _listed(self, embeddings: Tensor, indices_tuple: tuple[Tensor, ...], ref_emb: Tensor | None) -> Tensor:
-        gallery = embeddings if ref_emb is None else ref_emb
-        a, p, n = listed_triplets("TripletMarginLoss", indices_tuple, embeddings.shape[0], gallery.shape[0])
-        d_ap = listed_distance(embeddings[a], gallery[p], self.normalize)
-        d_an = listed_distance(embeddings[a], gallery[n], self.normalize)
-        if self.settings.swap:
-            d_an = torch.minimum(d_an, listed_distance(gallery[p], gallery[n], self.normalize))
-        return self._finish(self.settings.hinge(d_ap - d_an), torch.ones_like(a, dtype=torch.bool), d_ap, d_an)
-
-    def _finish(self, terms: Tensor, members: Tensor, d_ap: Tensor, d_an: Tensor) -> Tensor:
-        summed = Summed.of(terms, members)
-        count = summed.triplets
-        self.set_stats(count, count, d_ap.detach().sum(), d_an.detach().sum())
-        self.last_stats["active_triplets"] = summed.active
-        return self.settings.reduce(summed)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import _checks
-from ..ops.nearest_positive import mine
+from .._options import Configured, choice, flag, label
+from ..ops.nearest_positive import mine_pairs
 
 
-class PairMiner(nn.Module):
+@dataclasses.dataclass(eq=False, repr=False)
+class PairMiner(Configured):
     """Mine (anchors, positives, negatives) without the N×N matrix.
 
     Args:
@@ -29,27 +31,11 @@ class PairMiner(nn.Module):
         >>> loss(embeddings, labels, miner(embeddings, labels))
     """
 
-    def __init__(
-        self,
-        positive: str = "easy",
-        negative: str = "hard",
-        normalize: bool = True,
-        ignore_index: int | None = None,
-        check_finite: bool = False,
-    ) -> None:
-        super().__init__()
-        _checks.one_of("PairMiner", "positive", positive, ("easy", "hard"))
-        _checks.one_of("PairMiner", "negative", negative, ("hard", "semihard"))
-        self.options: dict[str, Any] = {
-            "positive": positive,
-            "negative": negative,
-            "normalize": normalize,
-            "ignore_index": ignore_index,
-            "check_finite": check_finite,
-        }
-
-    def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+    positive: str = choice("easy", "easy", "hard")
+    negative: str = choice("hard", "hard", "semihard")
+    normalize: bool = flag(True)
+    ignore_index: int | None = label()
+    check_finite: bool = flag(False)
 
     @torch.no_grad()
     def forward(
@@ -66,6 +52,8 @@ class PairMiner(nn.Module):
 
         T depends on the data, so this waits for the device; the losses with `positive="easy"` do not.
         """
-        mined = mine(embeddings, labels, ref_emb, ref_labels, ids=ids, ref_ids=ref_ids, **self.options)
+        gallery = (ref_emb, ref_labels, ids, ref_ids)
+        inputs = _checks.pair_inputs(self.op, embeddings, labels, *gallery, self.ignore_index, self.normalize)
+        mined = mine_pairs(inputs, self.positive, self.negative, self.check_finite)
         anchors = ((mined.pos_index >= 0) & (mined.neg_index >= 0)).nonzero()[:, 0]
         return anchors, mined.pos_index[anchors], mined.neg_index[anchors]

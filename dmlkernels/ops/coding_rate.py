@@ -69,7 +69,7 @@ def rate_options(
     """The options, checked."""
     _checks.one_of(op, "scale", scale, ("mcr2", "official_proxy"))
     numbers = _checks.positive(op, "eps_squared", eps_squared), _checks.positive(op, "gain", gain)
-    return RateOptions(*numbers, scale, normalize)
+    return RateOptions(*numbers, scale, _checks.flag(op, "normalize", normalize))
 
 
 def rate_of(op: str, z: Tensor, labels: Tensor | None, options: RateOptions) -> Tensor:

@@ -66,7 +66,7 @@ def nearest_positive(
     """
     op = "nearest_positive"
     inputs = _checks.pair_inputs(op, embeddings, labels, ref_emb, ref_labels, ids, ref_ids, ignore_index, normalize)
-    return find_nearest(op, inputs, check_finite)
+    return find_nearest(op, inputs, _checks.flag(op, "check_finite", check_finite))
 
 
 def find_nearest(op: str, inputs: _checks.PairInputs, check_finite: bool) -> NearestPositive:
@@ -114,7 +114,7 @@ def mine(
         >>> mined = F.mine(torch.randn(8, 4), torch.arange(8) // 2, negative="semihard")
     """
     inputs = _checks.pair_inputs("mine", embeddings, labels, ref_emb, ref_labels, ids, ref_ids, ignore_index, normalize)
-    return mine_pairs(inputs, positive, negative, check_finite)
+    return mine_pairs(inputs, positive, negative, _checks.flag("mine", "check_finite", check_finite))
 
 
 def mine_pairs(inputs: _checks.PairInputs, positive: str, negative: str, check_finite: bool) -> Mined:

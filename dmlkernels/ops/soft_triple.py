@@ -28,13 +28,12 @@ def soft_triple_rows(
     y = _checks.integers(op, "labels", labels, x, "M")
     c = _checks.matrix(op, "centers", centers, "(C*K, D)")
     _checks.same_width(op, x, c, "centers", "(C*K, D)")
-    k = centers_per_class
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        _checks.fail(op, "centers_per_class", "a positive int", repr(k))
+    k = _checks.whole(op, "centers_per_class", centers_per_class, 1, "a positive int")
     if len(c) % k != 0:
         _checks.fail(op, "centers", f"(C*K, D) with K={k}", tuple(c.shape))
     gamma = _checks.positive(op, "gamma", gamma)
     la, margin = _checks.number(op, "la", la), _checks.number(op, "margin", margin)
+    _checks.flag(op, "normalize", normalize)
     if len(c) == 0 and len(y) > 0:
         _checks.fail(op, "labels", "in [0, C) with C=0", f"{len(y)} labels")
     namespace = _backend.namespace(op, x.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,14 +38,7 @@ def max_mahalanobis_centers(n: int) -> Tensor:
         tensor([[ 1.],
                 [-1.]], dtype=torch.float64)
     """
-    return reference.max_mahalanobis_centers(_count("max_mahalanobis_centers", n))
-
-
-def _count(op: str, n: object) -> int:
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        _checks.fail(op, "n", "an integer of at least 1", repr(n))
-    assert isinstance(n, int)
-    return n
+    return reference.max_mahalanobis_centers(_checks.whole("max_mahalanobis_centers", "n", n, 1))
 
 
 def class_means(z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,9 +104,10 @@ def spherical_expansion(
     op = "spherical_expansion"
     z = _checks.matrix(op, "z", z)
     labels = _checks.integers(op, "labels", labels, z, "M")
-    if _count(op, n) + 1 > z.shape[1]:
+    n = _checks.whole(op, "n", n, 1)
+    if n + 1 > z.shape[1]:
         _checks.fail(op, "n", f"at most D - 1 = {z.shape[1] - 1}", n)
-    z = z if differentiable else z.detach()
+    z = z if _checks.flag(op, "differentiable", differentiable) else z.detach()
     chosen = None if index is None else _row_index(op, index, z)
     if proxies is None:
         # Rounded to a narrow dtype, the mean of one sample would no longer be that sample.
@@ -129,7 +123,9 @@ def spherical_expansion(
 
     shape = (len(z), n - 1, z.shape[1])
     if noise is None:
-        noise = torch.randn(shape, generator=generator, dtype=z.dtype, device=z.device)
+        # Where no generator is given, none may be named: a graph with symbolic sizes has no overload for it.
+        given: dict[str, Any] = {} if generator is None else {"generator": generator}
+        noise = torch.randn(shape, dtype=z.dtype, device=z.device, **given)
     elif tuple(noise.shape) != shape:
         _checks.fail(op, "noise", f"(M, n-1, D) = {shape}", tuple(noise.shape))
     namespace = _backend.namespace(op, z.device)

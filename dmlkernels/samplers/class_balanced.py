@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from .. import _checks
+
 
 class ClassBalancedSampler(Sampler[list[int]]):
     """Batch sampler that draws P classes and K samples of each, sorted by label.
@@ -52,6 +54,11 @@ class ClassBalancedSampler(Sampler[list[int]]):
                 "ClassBalancedSampler: labels must be (n,) integers with n >= 1, "
                 f"got {labels.dtype} {tuple(labels.shape)}"
             )
+        op = "ClassBalancedSampler"
+        classes_per_batch = _checks.integer(op, "classes_per_batch", classes_per_batch)
+        samples_per_class = _checks.integer(op, "samples_per_class", samples_per_class)
+        batches = None if batches is None else _checks.integer(op, "batches", batches)
+        seed, replacement = _checks.integer(op, "seed", seed), _checks.flag(op, "replacement", replacement)
         for name, value in (
             ("classes_per_batch", classes_per_batch),
             ("samples_per_class", samples_per_class),
@@ -105,6 +112,7 @@ class ClassBalancedSampler(Sampler[list[int]]):
         Raises:
             ValueError: `epoch` is negative.
         """
+        epoch = _checks.integer("ClassBalancedSampler", "epoch", epoch)
         if epoch < 0:
             raise ValueError(f"ClassBalancedSampler: epoch must be at least 0, got {epoch}")
         if epoch < self.epoch:

@@ -1,57 +1,24 @@
-"""The losses that ``--loss`` knows. A new loss is one entry in ``LOSSES``, and one in ``OPTIONS`` for each new option.
+"""The losses that ``--loss`` knows, which are those of the package's table, and their options.
 
-An option belongs to a loss if the loss's constructor has an argument of that name, so nothing is listed twice.
-Losses with learnable proxies say so by requiring ``num_classes`` and ``embedding_size``, which are filled in.
-``WRAPPERS`` are what goes around any of them, and ``--memory`` is next to a loss of pairs.
+An option belongs to a loss if the loss's constructor has an argument of that name, so nothing is listed twice: a new
+option is one entry in ``OPTIONS``. Losses with learnable proxies say so by requiring ``num_classes`` and
+``embedding_size``, which are filled in. ``WRAPPERS`` are what goes around any of them, and ``--memory`` is next to a
+loss of pairs.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from dmlkernels import losses
-from dmlkernels.losses._base import PairLoss
+from dmlkernels._losses import TABLE, Loss
 from dmlkernels.train.config import JobError
 
-
-@dataclasses.dataclass(frozen=True)
-class LossEntry:
-    """A loss of the command line.
-
-    Args:
-        module: class in ``dmlkernels.losses``.
-        defaults: arguments where the job's default is not the class's.
-        easy_positive: arguments that ``--easy-positive`` sets, unless the user names them.
-    """
-
-    module: str
-    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    easy_positive: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"positive": "easy"})
-
-    @property
-    def arguments(self) -> Mapping[str, inspect.Parameter]:
-        return inspect.signature(getattr(losses, self.module)).parameters
-
-    @property
-    def pairs(self) -> bool:
-        """Whether it is a loss of pairs, which takes a gallery and ids."""
-        return issubclass(getattr(losses, self.module), PairLoss)
-
-    @property
-    def proxies(self) -> bool:
-        """Whether it has proxies, or centers, of so many classes."""
-        return "num_classes" in self.sizes
-
-    @property
-    def sizes(self) -> list[str]:
-        """The arguments that it cannot do without."""
-        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-        return [a.name for a in self.arguments.values() if a.default is inspect.Parameter.empty and a.kind in named]
+LOSSES: dict[str, Loss] = {loss.name: loss for loss in TABLE}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,26 +35,6 @@ class WrapperEntry:
     help: str
     options: Mapping[str, dict[str, Any]]
 
-
-LOSSES: dict[str, LossEntry] = {
-    # The wider margin brings the boundary of positives down to 0.6: at 0.8 most nearest positives are inside it.
-    "ranked_list": LossEntry("RankedListLoss", easy_positive={"positive": "easy", "margin": 0.8}),
-    "triplet": LossEntry("TripletMarginLoss", defaults={"positive": "hard", "negative": "semihard", "margin": 0.2}),
-    "contrastive": LossEntry("ContrastiveLoss"),
-    "margin": LossEntry("MarginLoss"),
-    "multi_similarity": LossEntry("MultiSimilarityLoss"),
-    "ntxent": LossEntry("NTXentLoss"),
-    "supcon": LossEntry("SupConLoss"),
-    "circle": LossEntry("CircleLoss"),
-    "lifted": LossEntry("GeneralizedLiftedStructureLoss"),
-    # The temperature of N-pair losses, 0.1, and that of ProxyNCA++, 1/9: the classes' scale of 1 is that of a peer.
-    "nca": LossEntry("NCALoss", defaults={"softmax_scale": 5.0}),
-    "proxy_nca": LossEntry("ProxyNCALoss", defaults={"softmax_scale": 9.0}),
-    # Half the class's alpha was better on held-out training classes (docs/methods.md).
-    "proxy_anchor": LossEntry("ProxyAnchorLoss", defaults={"alpha": 16.0}),
-    "soft_triple": LossEntry("SoftTripleLoss"),
-    "mcr2": LossEntry("MCR2Loss"),
-}
 
 # From the inside out: the expansion of a loss with proxies trains them, and a rate counts once.
 WRAPPERS: dict[str, WrapperEntry] = {
@@ -183,9 +130,9 @@ def build(
     if expansion is not None and not entry.pairs and not entry.proxies:
         raise JobError(f"--expansion needs a loss of pairs or with proxies: leave it out, or --loss {name}")
     sizes = {"num_classes": num_classes, "embedding_size": embedding_size}
-    chosen = {size: sizes[size] for size in entry.sizes} | dict(entry.defaults)
+    chosen = {size: sizes[size] for size in entry.sizes} | dict(entry.job)
     if easy_positive:
-        chosen |= entry.easy_positive
+        chosen |= entry.easy
     loss = _construct(f"--loss {name}", entry.module, **(chosen | dict(options)))
     if memory:
         arguments = {"embedding_size": embedding_size, "memory_size": memory, "start_step": memory_start}

@@ -13,7 +13,7 @@ import dmlkernels
 from dmlkernels import functional as F
 from dmlkernels import losses
 from dmlkernels._checks import pair_inputs
-from dmlkernels.losses._sampled import sampled_distance
+from dmlkernels.losses._pairs import sampled_distance
 from dmlkernels.testing import evaluate, make_pairs
 
 

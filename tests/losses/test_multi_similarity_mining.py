@@ -8,7 +8,7 @@ from support.logsumexp_cases import CASES, MINED, bound_to, check_brute_force
 from support.pairs import tensors
 
 from dmlkernels import _checks, losses
-from dmlkernels.losses._rows import Source
+from dmlkernels.losses._pairs import Pairs
 from dmlkernels.testing import assert_matches, make_pairs
 
 
@@ -29,8 +29,8 @@ def test_extremes(backend, device, scale, lowest):
         x = (torch.randint(lowest, 9, (20, 6), generator=torch.Generator().manual_seed(0)) * scale).to(device, dtype)
         labels = torch.arange(20, device=device) % 4
         inputs = _checks.pair_inputs("test", x, labels, normalize=False)
-        settings = losses.MultiSimilarityLoss(epsilon=0.0).settings
-        below, above = settings.bounds(Source("test", inputs, "all"))
+        settings = losses.MultiSimilarityLoss()
+        below, above = settings.bounds(Pairs("test", inputs, "all"), epsilon=0.0)
         s = x @ x.T
         same = labels[:, None] == labels
         own = torch.eye(20, dtype=torch.bool, device=device)

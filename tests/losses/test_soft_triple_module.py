@@ -83,7 +83,7 @@ def test_module_refuses_pairs(backend, device):
         with pytest.raises(ValueError, match=f"SoftTripleLoss: {name} {words}, got"):
             module(x, y, **{name: value})
     assert repr(module) == (
-        "SoftTripleLoss(num_classes=5, embedding_size=6, centers_per_class=10, la=20, gamma=0.1, margin=0.01, "
+        "SoftTripleLoss(num_classes=5, embedding_size=6, centers_per_class=10, la=20.0, gamma=0.1, margin=0.01, "
         "normalize=True)"
     )
 

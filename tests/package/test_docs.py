@@ -76,7 +76,7 @@ def test_the_readme_has_every_operation_function_and_loss() -> None:
 def decoupled() -> type:
     namespace: dict = {"__name__": "decoupled"}
     ((_, code),) = blocks("run")
-    exec(code, namespace)
+    exec(compile(code, "decoupled", "exec", dont_inherit=True), namespace)
     return namespace["DecoupledContrastiveLoss"]
 
 

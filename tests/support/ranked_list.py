@@ -66,25 +66,3 @@ def statistics(pairs: Pairs, options, **ids):
     counts = [float(module.last_stats[f"active_{side}tives"]) for side in ("posi", "nega")]
     means = [float(module.last_stats[f"mean_{side}_distance"]) for side in ("pos", "neg")]
     return [*counts, *(mean * count for mean, count in zip(means, counts, strict=True))]
-
-
-def arguments(pairs: Pairs, ids=None, ref_ids=None, ignore_index=None, **options):
-    """Arguments of ranked_list_fwd, in the order of the schema."""
-    o = {
-        "normalize": True,
-        "alpha": 1.2,
-        "margin": 0.4,
-        "pos_temperature": 0.0,
-        "neg_temperature": 10.0,
-        "pos_weight": 0.5,
-        "neg_weight": 0.5,
-        "weight_grad": False,
-        "grad": "full",
-        "positive": "all",
-        "eps_mode": "none",
-        "precision": "ieee",
-        "deterministic": True,
-        "check_finite": False,
-        **options,
-    }
-    return (*pairs, ids, ref_ids, ignore_index, *o.values())

@@ -98,7 +98,7 @@ def test_a_loss_with_proxies_gets_its_sizes(monkeypatch: pytest.MonkeyPatch) -> 
             self.margin = margin
 
     monkeypatch.setattr(dmlkernels.losses, "Proxies", Proxies, raising=False)
-    monkeypatch.setitem(losses.LOSSES, "proxies", losses.LossEntry("Proxies"))
+    monkeypatch.setitem(losses.LOSSES, "proxies", losses.Loss("proxies", "Proxies", None, "", "", ()))
     loss = losses.build("proxies", {"margin": 0.3}, easy_positive=False, num_classes=5, embedding_size=7)
     assert loss.proxies.shape == (5, 7)
     assert loss.margin == 0.3

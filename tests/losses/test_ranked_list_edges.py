@@ -6,7 +6,7 @@ import pytest
 import torch
 from support.contract import VIEWS, assert_close, assert_identical, strided, thinned
 from support.pairs import tensors
-from support.ranked_list import OPTIONS, arguments, draw, loss, match
+from support.ranked_list import OPTIONS, draw, loss, match
 
 import dmlkernels
 from dmlkernels import functional as F
@@ -103,7 +103,7 @@ def test_an_empty_set_costs_nothing(backend, device, labels, n):
 @pytest.mark.parametrize("grad", ["full", "query"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 def test_a_single_active_pair(kernel, device, i, j, side, grad, dtype):
-    """Of 300 rows, one pair counts: both of its ends get their gradient, and the other tiles are marked as empty."""
+    """Of 300 rows, one pair counts: both of its ends get their gradient."""
     x = torch.randn(300, 48, dtype=dtype, generator=torch.Generator().manual_seed(23))
     y = torch.randperm(300, generator=torch.Generator().manual_seed(24))
     if side == "positive":
@@ -116,9 +116,6 @@ def test_a_single_active_pair(kernel, device, i, j, side, grad, dtype):
     truth = assert_matches(loss(pairs, **options), [pairs.embeddings], scale=0.4)
     assert (truth.value != 0).nonzero()[:, 0].tolist() == sorted((i, j))
     assert truth.grads[0].any(1).nonzero()[:, 0].tolist() == sorted((i, j))
-    outputs = kernel.operators.ranked_list_fwd(*arguments(pairs, **options))
-    assert outputs[4].shape == (3, 3)
-    assert 1 <= int(outputs[4].count_nonzero()) <= 2
 
 
 @pytest.mark.parametrize("order", ["sorted", "shuffled"])

@@ -1,0 +1,63 @@
+"""Losses of the batch as a whole: those with proxies, and what they share with MCR²."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from .. import _checks
+from .._options import Configured, size
+
+
+class BatchLoss(Configured):
+    """A loss of (embeddings, labels) that has no pairs to list, no gallery and nothing to exclude.
+
+    Attributes:
+        last_stats: detached () tensors of the last forward.
+    """
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        indices_tuple: None = None,
+        ref_emb: None = None,
+        ref_labels: None = None,
+        *,
+        ids: None = None,
+        ref_ids: None = None,
+    ) -> Tensor:
+        """() loss of embeddings (M, D) and labels (M,), which are in [0, C) where there are proxies."""
+        pairs = {"indices_tuple": indices_tuple, "ref_emb": ref_emb, "ref_labels": ref_labels, "ids": ids}
+        for name, value in {**pairs, "ref_ids": ref_ids}.items():
+            if value is not None:
+                _checks.fail(self.op, name, "None, since this loss is not one of pairs", type(value).__name__)
+        return self.loss(embeddings, labels)
+
+    def loss(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(eq=False, repr=False)
+class ProxyLoss(BatchLoss):
+    """A loss with rows of its own for each class, which have to be given to an optimiser."""
+
+    num_classes: int = size()
+    embedding_size: int = size()
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters anew."""
+        raise NotImplementedError
+
+
+def proxy_inputs(op: str, embeddings: object, labels: object, proxies: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Checked embeddings (M, D), labels (M,), proxies (C, D), and the class (C,) of each proxy."""
+    x = _checks.matrix(op, "embeddings", embeddings)
+    y = _checks.integers(op, "labels", labels, x, "M")
+    p = _checks.matrix(op, "proxies", proxies, "(C, D)")
+    _checks.same_width(op, x, p, "proxies", "(C, D)")
+    if len(p) == 0 and len(y) > 0:
+        _checks.fail(op, "labels", "in [0, C) with C=0", f"{len(y)} labels")
+    return x, y, p, torch.arange(len(p), device=p.device)

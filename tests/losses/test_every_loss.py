@@ -1,0 +1,79 @@
+"""Every loss of the table against its oracle, and that a wrong one is seen."""
+
+from __future__ import annotations
+
+import pytest
+from support import oracles
+from support.every_loss import AROUND, PLAIN, ROWS, check_oracle, make, samples
+
+from dmlkernels import functional as F
+from dmlkernels import losses
+from dmlkernels._losses import TABLE
+from dmlkernels._options import options
+
+CASES = [
+    pytest.param(name, chosen, kind, id="-".join([name, *chosen, kind]))
+    for name, chosen in samples()
+    for kind in (("self", "gallery", "ids") if ROWS[name].pairs else ("self",))
+]
+NOT_IN_SAMPLES = {"check_finite", "num_classes", "embedding_size"}
+
+
+def test_the_table_has_every_loss_and_every_loss_an_oracle():
+    assert set(ROWS) == set(PLAIN), "every exported loss has a row in dmlkernels/_losses.py"
+    assert len(ROWS) == len({row.name for row in TABLE}) == len(TABLE)
+    assert set(AROUND) <= set(losses.__all__)
+    for row in TABLE:
+        assert callable(getattr(oracles, row.name, None)), f"{row.name} has no oracle in tests/support/oracles.py"
+    functions = {name for name in F.__all__ if name.endswith("_loss")} - {"anti_collapse_loss"}
+    assert {row.function for row in TABLE if row.function} == functions
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_option_is_in_a_sample(name):
+    """With another value than its default, so that one that is ignored is seen."""
+    row = ROWS[name]
+    defaults = {option: parameter.default for option, parameter in row.arguments.items()}
+    changed = {k for sample in row.samples for k, v in sample.items() if v != defaults.get(k)}
+    assert set(options(row.type)) - NOT_IN_SAMPLES <= changed
+
+
+@pytest.mark.parametrize("name, chosen, kind", CASES)
+def test_value_and_gradient(backend, device, name, chosen, kind):
+    check_oracle(name, chosen, kind, device)
+
+
+def _lose_a_row(grad):
+    grad = grad.clone()
+    grad[3] = 0
+    return grad
+
+
+FAULTS = {
+    "scaled": lambda value, x: 3 * value + 7,
+    "shifted": lambda value, x: value + 1e-3,
+    "without one row": lambda value, x: value,
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("name", ROWS)
+def test_a_wrong_loss_is_seen(name, fault, monkeypatch):
+    """The same check, of a loss that is wrong, fails."""
+
+    def wrong(name, **sizes_and_options):
+        loss = make(name, **sizes_and_options)
+        forward = loss.forward
+
+        def faulty(x, *arguments, **given):
+            if fault == "without one row":
+                x = x.clone()
+                x.register_hook(_lose_a_row)
+            return FAULTS[fault](forward(x, *arguments, **given), x)
+
+        loss.forward = faulty
+        return loss
+
+    check_oracle(name, {}, "self", "cpu")
+    with pytest.raises(AssertionError):
+        check_oracle(name, {}, "self", "cpu", make=wrong)
