@@ -27,33 +27,42 @@ def is_near(squared, norms):
     return squared <= norms * NEAR
 
 
+# ||x||^2 and the difference form are added up in one order on every backend: 16 partial sums, and their halves.
+
+
+@triton.jit
+def product(a, b):
+    """a * b, rounded, where the compiler may not make an fma of it."""
+    if INTERPRETED:
+        result = a * b
+    elif a.dtype == tl.float64:
+        result = tl.inline_asm_elementwise("mul.rn.f64 $0, $1, $2;", "=d,d,d", [a, b], tl.float64, True, 1)
+    else:
+        result = tl.inline_asm_elementwise("mul.rn.f32 $0, $1, $2;", "=f,f,f", [a, b], tl.float32, True, 1)
+    return result
+
+
+@triton.jit
+def add_squares(sums, x):
+    """Partial sums (rows, 16) and the squares of 16 more columns."""
+    return sums + product(x, x)
+
+
+@triton.jit
+def add_halves(sums):
+    """(rows,) of the partial sums (rows, 16)."""
+    ROWS: tl.constexpr = sums.shape[0]
+    sums = tl.sum(tl.reshape(sums, (ROWS, 2, 8)), 1)
+    sums = tl.sum(tl.reshape(sums, (ROWS, 2, 4)), 1)
+    sums = tl.sum(tl.reshape(sums, (ROWS, 2, 2)), 1)
+    return tl.sum(sums, 1)
+
+
 @triton.jit
 def gradient_scale(squared, norms, EPS: tl.constexpr):
     """1/d as the weight of a gradient; coincident points, up to 4 eps of the rows' norm, get none."""
     apart = squared > norms * (8.0 * EPS * EPS)
     return tl.where(apart, 1.0 / tl.sqrt(tl.where(apart, squared, 1.0)), 0.0)
-
-
-# csrc/common/nearest_positive.h
-
-NO_INDEX = tl.constexpr(2**62)  # above every row: whatever is offered wins
-
-
-@triton.jit
-def offer(best, best_index, squared, candidates, index, FARTHEST: tl.constexpr):
-    """Best of a row and of the candidates of a tile, ties to the lower index. Farthest: keys are negative squares."""
-    key = tl.where(candidates, -squared if FARTHEST else squared, float("inf"))
-    tile_best = tl.min(key, 1)
-    chosen = candidates & (key == tile_best[:, None])
-    tile_index = tl.min(tl.where(chosen, index[None, :], NO_INDEX), 1)
-    wins = (tile_best < best) | ((tile_best == best) & (tile_index < best_index))
-    return tl.where(wins, tile_best, best), tl.where(wins, tile_index, best_index)
-
-
-@triton.jit
-def beyond_positive(squared, positive):
-    """Semi-hard: farther than the chosen positive, strictly."""
-    return squared > positive
 
 
 # Numbers as tensor cores take them.
@@ -97,6 +106,12 @@ def log_one_plus(x):
     return tl.where(y == 1.0, x, tl.log(y) * (x / tl.where(y == 1.0, 1.0, y - 1.0)))
 
 
+@triton.jit
+def any_of(mask):
+    """Whether a mask (rows, columns) holds anywhere."""
+    return tl.max(tl.max(mask.to(tl.int32), 1), 0) > 0
+
+
 # Tiles. Rows are int64 row numbers; a row that does not take part is read as zeros.
 
 
@@ -131,15 +146,14 @@ def tile_product(
 
 
 @triton.jit
-def difference_form(x, y, rows, cols, row_ok, col_ok, row_scale, col_scale, D: tl.constexpr, DTYPE: tl.constexpr):
-    """Sum of (f - g)^2, column by column: slow, exact where the product form cancels."""
-    acc = tl.zeros((rows.shape[0], cols.shape[0]), DTYPE)
-    for k in range(D):
-        f = tl.load(x + rows * D + k, mask=row_ok, other=0.0).to(DTYPE) * row_scale
-        g = tl.load(y + cols * D + k, mask=col_ok, other=0.0).to(DTYPE) * col_scale
-        delta = f[:, None] - g[None, :]
-        acc += delta * delta
-    return acc
+def difference_form(x, y, rows, others, ok, row_scale, scale, D: tl.constexpr, DTYPE: tl.constexpr):
+    """Sums of (f - g)^2 of the pairs (row, other), exact where the product form cancels."""
+    sums = tl.zeros((rows.shape[0], 16), DTYPE)
+    for k in range(0, D, 16):
+        f = product(load_rows(x, rows, ok, k, D, 16).to(DTYPE), row_scale[:, None])
+        g = product(load_rows(y, others, ok, k, D, 16).to(DTYPE), scale[:, None])
+        sums = add_squares(sums, f - g)
+    return add_halves(sums)
 
 
 @triton.jit
@@ -150,10 +164,17 @@ def squared_distances(
     """Squared distances of a tile; near-duplicates among the wanted pairs in difference form."""
     s = tile_product(x_operand, y_operand, rows, cols, row_ok, col_ok, D, PRECISION, DTYPE, BLOCK_K)
     squared = product_form(s * (row_scale[:, None] * col_scale[None, :]), norms)
-    near = is_near(squared, norms) & wanted
-    if tl.max(tl.max(near.to(tl.int32), 1), 0) > 0:
-        exact = difference_form(x, y, rows, cols, row_ok, col_ok, row_scale, col_scale, D, DTYPE)
-        squared = tl.where(near, exact, squared)
+    left = is_near(squared, norms) & wanted
+    # Few pairs are near: one of each row at a time.
+    place = tl.arange(0, cols.shape[0])
+    while any_of(left):
+        first = tl.min(tl.where(left, place[None, :], cols.shape[0]), 1)
+        here = left & (place[None, :] == first[:, None])
+        others = tl.sum(tl.where(here, cols[None, :], 0), 1)
+        scale = tl.sum(tl.where(here, col_scale[None, :], 0.0), 1)
+        exact = difference_form(x, y, rows, others, first < cols.shape[0], row_scale, scale, D, DTYPE)
+        squared = tl.where(here, exact[:, None], squared)
+        left = left & (here == 0)
     return squared
 
 
@@ -189,6 +210,97 @@ def upper_tile(program, tiles):
     c = program % (tiles + 1)
     first = c < tiles - r
     return tl.where(first, r, tiles - 1 - r), tl.where(first, r + c, c - 1)
+
+
+# csrc/common/nearest_positive.h: a pair is the nearer one. Rows are listed by number; those of y by pointers too, since
+# they may lie in another tile.
+
+NO_INDEX = tl.constexpr(2**62)  # above every row: whatever is offered wins
+
+
+@triton.jit
+def exact(
+    x, y, y_scale, y_norms, rows, row_scale, row_norms, others, ok, D: tl.constexpr, DTYPE: tl.constexpr
+):  # fmt: skip
+    """Squared distances of the pairs (row, other) in difference form. To a zero row it is the other's norm, which is 1
+    by definition.
+    """
+    scale = tl.load(y_scale + others, mask=ok, other=0.0)
+    norms = tl.load(y_norms + others, mask=ok, other=0.0)
+    difference = difference_form(x, y, rows, others, ok, row_scale, scale, D, DTYPE)
+    return tl.where((row_norms == 0.0) | (norms == 0.0), row_norms + norms, difference)
+
+
+@triton.jit
+def duel(
+    best, best_index, key, index, x, y, y_scale, y_norms, rows, row_scale, row_norms,
+    FARTHEST: tl.constexpr, SHARE: tl.constexpr, D: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """The better one of two rows of y, ties to the lower index. Farthest: keys are negative squares."""
+    there = index < NO_INDEX
+    both = there & (best_index < NO_INDEX)
+    band = SHARE * (row_norms + tl.load(y_norms + index, mask=there, other=0.0))
+    close = both & (key <= best + band) & (best <= key + band)
+    wins = there & (key < best)
+    if tl.max(close.to(tl.int32), 0) > 0:
+        own = exact(x, y, y_scale, y_norms, rows, row_scale, row_norms, index, close, D, DTYPE)
+        other = exact(x, y, y_scale, y_norms, rows, row_scale, row_norms, best_index, close, D, DTYPE)
+        nearer = own > other if FARTHEST else own < other
+        wins = tl.where(close, nearer | ((own == other) & (index < best_index)), wins)
+    return tl.where(wins, key, best), tl.where(wins, index, best_index)
+
+
+@triton.jit
+def offer(
+    best, best_index, squared, norms, candidates, cols, x, y, y_scale, y_norms, rows, row_scale, row_norms,
+    FARTHEST: tl.constexpr, SHARE: tl.constexpr, D: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """Best of a row and of the candidates of a tile, whose pairs have these squared distances and sums of norms."""
+    key = tl.where(candidates, -squared if FARTHEST else squared, float("inf"))
+    top = tl.minimum(best, tl.min(key, 1))
+    tied = candidates & (key <= top[:, None] + SHARE * norms)
+    first = tl.min(tl.where(tied, cols[None, :], NO_INDEX), 1)
+    last = tl.max(tl.where(tied, cols[None, :], -1), 1)
+    has_best = best_index < NO_INDEX
+    band = SHARE * (row_norms + tl.load(y_norms + best_index, mask=has_best, other=0.0))
+    contested = (last >= 0) & ((first != last) | (has_best & (best <= top + band)))
+    won = (last >= 0) & (contested == 0)
+    best, best_index = tl.where(won, top, best), tl.where(won, first, best_index)
+    left = tied & contested[:, None]
+    while any_of(left):
+        index = tl.min(tl.where(left, cols[None, :], NO_INDEX), 1)
+        here = left & (cols[None, :] == index[:, None])
+        of_index = tl.sum(tl.where(here, key, 0.0), 1)
+        best, best_index = duel(
+            best, best_index, of_index, index, x, y, y_scale, y_norms, rows, row_scale, row_norms,
+            FARTHEST, SHARE, D, DTYPE,
+        )  # fmt: skip
+        left = left & (here == 0)
+    return best, best_index
+
+
+@triton.jit
+def beyond_positive(
+    squared, limit, limit_index, best, norms, candidates, cols, x, y, y_scale, y_norms, rows, row_scale, row_norms,
+    SHARE: tl.constexpr, D: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """Semi-hard: the candidates that are farther than the chosen positive, strictly; it lies at `limit`, +inf for none.
+
+    Those that cannot win against the best one need not be known.
+    """
+    band = SHARE * norms
+    beyond = candidates & (squared > limit[:, None] + band)
+    left = candidates & (beyond == 0) & (squared >= limit[:, None] - band) & (squared <= best[:, None] + band)
+    if any_of(left):
+        there = limit_index < NO_INDEX
+        positive = exact(x, y, y_scale, y_norms, rows, row_scale, row_norms, limit_index, there, D, DTYPE)
+        while any_of(left):
+            index = tl.min(tl.where(left, cols[None, :], NO_INDEX), 1)
+            here = left & (cols[None, :] == index[:, None])
+            own = exact(x, y, y_scale, y_norms, rows, row_scale, row_norms, index, index < NO_INDEX, D, DTYPE)
+            beyond = beyond | (here & (own > positive)[:, None])
+            left = left & (here == 0)
+    return beyond
 
 
 # Sums of weighted rows. A weight meets raw rows, so the other row's scale is folded into it before it is rounded.

@@ -23,7 +23,7 @@ class Rows:
     operand: Tensor  # (rows, D) what products take: x, or x rounded
     scale: Tensor  # (rows,) 1 / max(norm, 1e-12), or 1
     inverse: Tensor  # (rows,) the same, but 0 for rows that are zero
-    norms: Tensor  # (rows,) squared norm of operand · scale
+    norms: Tensor  # (rows,) squared norm of operand · scale, 1 by definition of normalised rows that are not rounded
     state: Tensor  # (rows,) int32: KEPT, IGNORED or NON_FINITE
 
     @property
@@ -35,42 +35,70 @@ class Rows:
         return self.x.shape[1]
 
 
+SHORTEST = tl.constexpr(1e-12)  # the norm that a row is divided by at least
+
+
+# Rounded as on every other backend: Triton's own root and quotient of float32 are off by a few ulps.
+
+
+@triton.jit
+def root(x):
+    return tl.sqrt_rn(x) if x.dtype == tl.float32 else tl.sqrt(x)
+
+
+@triton.jit
+def quotient(a, b):
+    return tl.div_rn(a, b) if b.dtype == tl.float32 else a / b
+
+
 @triton.jit(do_not_specialize=["M", "ignore_index"])
 def _prepare(
     x, labels, operand, scale_out, inverse_out, norms_out, state_out, M, ignore_index, largest: tl.float64,
     D: tl.constexpr, NORMALIZE: tl.constexpr, IGNORE: tl.constexpr, DROPPED: tl.constexpr, DTYPE: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     inside = rows < M
     ok = inside
     if IGNORE:
         ok = inside & (tl.load(labels + rows, mask=inside, other=0) != ignore_index)
-    exact = tl.zeros((BLOCK_M,), DTYPE)
-    rounded = tl.zeros((BLOCK_M,), DTYPE)
-    for k in range(0, D, BLOCK_K):
-        values = _pair.load_rows(x, rows, ok, k, D, BLOCK_K).to(DTYPE)
-        exact += tl.sum(values * values, 1)
+    exact = tl.zeros((BLOCK_M, 16), DTYPE)
+    rounded = tl.zeros((BLOCK_M, 16), DTYPE)
+    scaled = tl.zeros((BLOCK_M, 16), DTYPE)
+    shortest = _pair.scalar(SHORTEST, DTYPE)
+    for k in range(0, D, 16):
+        values = _pair.load_rows(x, rows, ok, k, D, 16).to(DTYPE)
+        exact = _pair.add_squares(exact, values)
+        scaled = _pair.add_squares(scaled, _pair.product(values, quotient(1.0, shortest)))
         if DROPPED > 0:
             values = _pair.keep_bits(values, DROPPED)
-            rounded += tl.sum(values * values, 1)
-            columns = k + tl.arange(0, BLOCK_K)
+            rounded = _pair.add_squares(rounded, values)
+            columns = k + tl.arange(0, 16)
             mask = ok[:, None] & (columns < D)[None, :]
             _pair.store_as(operand + rows[:, None] * D + columns[None, :], values, mask)
-    if DROPPED == 0:
-        rounded = exact
+    exact = _pair.add_halves(exact)
     # Without normalising, squared distances must be finite too. A NaN is not below the limit.
     finite = exact <= _pair.scalar(largest, DTYPE)
-    norm = tl.sqrt(exact)
-    scale = 1.0 / tl.maximum(norm, 1e-12)
-    inverse = tl.where(norm > 1e-12, scale, 0.0)
-    if not NORMALIZE:
+    squares = exact if DROPPED == 0 else _pair.add_halves(rounded)
+    if NORMALIZE:
+        norm = root(exact)
+        scale = quotient(1.0, tl.maximum(norm, shortest))
+        inverse = tl.where(norm > shortest, scale, 0.0)
+        # 1 by definition where the product is as accurate as the rows, and NaN where the norm is not finite.
+        squares = quotient(norm, norm) if DROPPED == 0 else squares * scale * scale
+        squares = tl.where(norm < shortest, _pair.add_halves(scaled), squares)
+    else:
         scale = tl.full((BLOCK_M,), 1.0, DTYPE)
         inverse = scale
     tl.store(scale_out + rows, scale, mask=inside)
     tl.store(inverse_out + rows, inverse, mask=inside)
-    tl.store(norms_out + rows, rounded * scale * scale, mask=inside)
+    tl.store(norms_out + rows, squares, mask=inside)
     tl.store(state_out + rows, tl.where(ok, tl.where(finite, KEPT, NON_FINITE), IGNORED), mask=inside)
+
+
+def tie_share(dtype: torch.dtype, width: int) -> float:
+    """Two product forms of `width` roundings each may be off by so much of their norms, with room to spare."""
+    return torch.finfo(compute_dtype(dtype)).eps * (4 + 2 * width**0.5)
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -99,7 +127,7 @@ def prepare(
             x, state if labels is None else labels, operand, scale, inverse, norms, state, m,
             0 if ignore_index is None else ignore_index, torch.finfo(compute).max * (1.0 if normalize else 0.125),
             D=d, NORMALIZE=normalize, IGNORE=labels is not None and ignore_index is not None, DROPPED=dropped,
-            DTYPE=triton_dtype(x.dtype), BLOCK_M=block_m, BLOCK_K=power_of_two(d, 16, 128), num_warps=4,
+            DTYPE=triton_dtype(x.dtype), BLOCK_M=block_m, num_warps=4,
         )  # fmt: skip
     return Rows(x, operand, scale, inverse, norms, state)
 

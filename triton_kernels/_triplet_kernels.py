@@ -102,22 +102,38 @@ def sums(
 
 
 @triton.jit
-def _nearest_beyond(row, labels, own, near, N, DTYPE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr):
+def _nearest_beyond(
+    x, x_scale, x_norms, y, y_scale, y_norms, row, labels, anchor, own, columns, near, N,
+    SHARE: tl.constexpr, D: tl.constexpr, DTYPE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
     """Distance and column of the semi-hard negative of each positive; NO_INDEX for none."""
     best = tl.full((BLOCK_P,), float("inf"), DTYPE)
     best_index = tl.full((BLOCK_P,), NO_INDEX, tl.int64)
+    rows = tl.zeros((BLOCK_P,), tl.int64) + anchor
+    scale, norm = tl.load(x_scale + rows), tl.load(x_norms + rows)
+    there = near < float("inf")
+    limit, limit_index = near * near, tl.where(there, columns, NO_INDEX)
     for c in range(0, N, BLOCK_N):
-        cols, far, _ = _negatives(row, labels, own, c, N, BLOCK_N)
-        distance = tl.zeros((BLOCK_P, BLOCK_N), DTYPE) + far[None, :]
-        candidates = _pair.beyond_positive(distance, near[:, None]) & (distance < float("inf"))
-        best, best_index = _pair.offer(best, best_index, distance, candidates, cols, False)
-    return best, best_index
+        cols, far, other = _negatives(row, labels, own, c, N, BLOCK_N)
+        norms = norm[:, None] + tl.load(y_norms + cols, mask=other, other=0.0)[None, :]
+        squared = tl.zeros((BLOCK_P, BLOCK_N), DTYPE) + (far * far)[None, :]
+        candidates = _pair.beyond_positive(
+            squared, limit, limit_index, best, norms, there[:, None] & (far < float("inf"))[None, :], cols,
+            x, y, y_scale, y_norms, rows, scale, norm, SHARE, D, DTYPE,
+        )  # fmt: skip
+        best, best_index = _pair.offer(
+            best, best_index, squared, norms, candidates, cols, x, y, y_scale, y_norms, rows, scale, norm,
+            False, SHARE, D, DTYPE,
+        )  # fmt: skip
+    return tl.sqrt(best), best_index
 
 
 @triton.jit(do_not_specialize=["N", "first"])
 def semihard_sums(
-    values, x_labels, y_labels, order, begin, end, cost_out, nonzero_out, count_out, N, first, margin: tl.float64,
-    TERM: tl.constexpr, DTYPE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
+    values, x, x_scale, x_norms, x_labels, y, y_scale, y_norms, y_labels, order, begin, end,
+    cost_out, nonzero_out, count_out, N, first, margin: tl.float64,
+    TERM: tl.constexpr, SHARE: tl.constexpr, D: tl.constexpr, DTYPE: tl.constexpr, BLOCK_P: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     anchor = first + tl.program_id(0).to(tl.int64)
     row, own = values + (anchor - first) * N, tl.load(x_labels + anchor)
@@ -126,8 +142,11 @@ def semihard_sums(
     nonzero = tl.zeros((BLOCK_P,), tl.int64)
     count = tl.zeros((BLOCK_P,), tl.int64)
     for at in range(tl.load(begin + anchor), last, BLOCK_P):
-        _, near, _ = _positives(row, order, at, last, BLOCK_P)
-        far, index = _nearest_beyond(row, y_labels, own, near, N, DTYPE, BLOCK_P, BLOCK_N)
+        columns, near, _ = _positives(row, order, at, last, BLOCK_P)
+        far, index = _nearest_beyond(
+            x, x_scale, x_norms, y, y_scale, y_norms, row, y_labels, anchor, own, columns, near, N,
+            SHARE, D, DTYPE, BLOCK_P, BLOCK_N,
+        )  # fmt: skip
         found = index < NO_INDEX
         takes_part, term, _ = additive(_bounds(near, _pair.scalar(margin, DTYPE)) - far, TERM)
         term = tl.where(takes_part & found, term, 0.0)
@@ -183,8 +202,10 @@ def weights(
 
 @triton.jit(do_not_specialize=["N", "first"])
 def semihard_weights(
-    values, x_labels, x_norms, y_labels, y_norms, order, begin, end, grad, out, N, first, margin: tl.float64,
-    TERM: tl.constexpr, EPS: tl.constexpr, DTYPE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
+    values, x, x_scale, x_norms, x_labels, y, y_scale, y_norms, y_labels, order, begin, end, grad, out, N, first,
+    margin: tl.float64,
+    TERM: tl.constexpr, EPS: tl.constexpr, SHARE: tl.constexpr, D: tl.constexpr, DTYPE: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Likewise with semi-hard negatives, one of which several positives may have chosen."""
     anchor = first + tl.program_id(0).to(tl.int64)
@@ -198,7 +219,10 @@ def semihard_weights(
     tl.debug_barrier()  # what one thread has written, another may read
     for at in range(start, last, BLOCK_P):
         columns, near, there = _positives(row, order, at, last, BLOCK_P)
-        far, index = _nearest_beyond(row, y_labels, own, near, N, DTYPE, BLOCK_P, BLOCK_N)
+        far, index = _nearest_beyond(
+            x, x_scale, x_norms, y, y_scale, y_norms, row, y_labels, anchor, own, columns, near, N,
+            SHARE, D, DTYPE, BLOCK_P, BLOCK_N,
+        )  # fmt: skip
         found = index < NO_INDEX
         takes_part, _, slope = additive(_bounds(near, _pair.scalar(margin, DTYPE)) - far, TERM)
         slope = tl.where(takes_part & found, incoming * slope, 0.0)

@@ -16,8 +16,8 @@ from ._problem import Problem
 def _positives(
     x, x_operand, x_scale, x_norms, x_labels, x_ids, x_state, y, y_operand, y_scale, y_norms, y_labels, y_ids, y_state,
     row_order, col_order, begin, end, best_out, index_out, M,
-    FARTHEST: tl.constexpr, SELF: tl.constexpr, HAS_IDS: tl.constexpr, D: tl.constexpr, PRECISION: tl.constexpr,
-    DTYPE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    FARTHEST: tl.constexpr, SHARE: tl.constexpr, SELF: tl.constexpr, HAS_IDS: tl.constexpr, D: tl.constexpr,
+    PRECISION: tl.constexpr, DTYPE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """The sorted rows of one tile meet the sorted gallery rows of their own classes only."""
     tile = tl.program_id(0)
@@ -41,11 +41,15 @@ def _positives(
         )
         candidates = _pair.allowed(rows, cols, row_ok, col_ok, row_ids, col_ids, SELF, HAS_IDS)
         candidates = candidates & (row_labels[:, None] == col_labels[None, :])
+        norms = row_norms[:, None] + col_norms[None, :]
         squared = _pair.squared_distances(
-            x, x_operand, y, y_operand, rows, cols, row_ok, col_ok, row_scale, col_scale,
-            row_norms[:, None] + col_norms[None, :], candidates, D, PRECISION, DTYPE, BLOCK_K,
+            x, x_operand, y, y_operand, rows, cols, row_ok, col_ok, row_scale, col_scale, norms, candidates,
+            D, PRECISION, DTYPE, BLOCK_K,
         )  # fmt: skip
-        best, best_index = _pair.offer(best, best_index, squared, candidates, cols, FARTHEST)
+        best, best_index = _pair.offer(
+            best, best_index, squared, norms, candidates, cols, x, y, y_scale, y_norms, rows, row_scale, row_norms,
+            FARTHEST, SHARE, D, DTYPE,
+        )  # fmt: skip
     found = best_index < NO_INDEX
     squared = -best if FARTHEST else best
     tl.store(best_out + rows, tl.where(found, squared, float("inf")), mask=inside)
@@ -55,9 +59,9 @@ def _positives(
 @triton.jit(do_not_specialize=["M", "N", "part_tiles"])
 def _negatives(
     x, x_operand, x_scale, x_norms, x_labels, x_ids, x_state, y, y_operand, y_scale, y_norms, y_labels, y_ids, y_state,
-    beyond, best_out, index_out, M, N, part_tiles,
-    SEMIHARD: tl.constexpr, SELF: tl.constexpr, HAS_IDS: tl.constexpr, D: tl.constexpr, PRECISION: tl.constexpr,
-    DTYPE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    beyond, beyond_index, best_out, index_out, M, N, part_tiles,
+    SEMIHARD: tl.constexpr, SHARE: tl.constexpr, SELF: tl.constexpr, HAS_IDS: tl.constexpr, D: tl.constexpr,
+    PRECISION: tl.constexpr, DTYPE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Nearest negatives of one tile of rows in one part of the gallery."""
     part = tl.program_id(1)
@@ -70,6 +74,7 @@ def _negatives(
     best_index = tl.full((BLOCK_M,), NO_INDEX, tl.int64)
     if SEMIHARD:
         limit = tl.load(beyond + rows, mask=inside, other=0.0)
+        limit_index = tl.load(beyond_index + rows, mask=inside, other=NO_INDEX)
     for tile in range(part * part_tiles, tl.minimum((part + 1) * part_tiles, tl.cdiv(N, BLOCK_N))):
         cols = (tile * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
         col_ok, col_scale, col_norms, col_labels, col_ids = _pair.facts(
@@ -77,37 +82,55 @@ def _negatives(
         )
         candidates = _pair.allowed(rows, cols, row_ok, col_ok, row_ids, col_ids, SELF, HAS_IDS)
         candidates = candidates & (row_labels[:, None] != col_labels[None, :])
+        norms = row_norms[:, None] + col_norms[None, :]
         squared = _pair.squared_distances(
-            x, x_operand, y, y_operand, rows, cols, row_ok, col_ok, row_scale, col_scale,
-            row_norms[:, None] + col_norms[None, :], candidates, D, PRECISION, DTYPE, BLOCK_K,
+            x, x_operand, y, y_operand, rows, cols, row_ok, col_ok, row_scale, col_scale, norms, candidates,
+            D, PRECISION, DTYPE, BLOCK_K,
         )  # fmt: skip
         if SEMIHARD:
-            candidates = candidates & _pair.beyond_positive(squared, limit[:, None])
-        best, best_index = _pair.offer(best, best_index, squared, candidates, cols, False)
+            candidates = _pair.beyond_positive(
+                squared, limit, limit_index, best, norms, candidates, cols, x, y, y_scale, y_norms,
+                rows, row_scale, row_norms, SHARE, D, DTYPE,
+            )  # fmt: skip
+        best, best_index = _pair.offer(
+            best, best_index, squared, norms, candidates, cols, x, y, y_scale, y_norms, rows, row_scale, row_norms,
+            False, SHARE, D, DTYPE,
+        )  # fmt: skip
     at = part * M.to(tl.int64) + rows
     tl.store(best_out + at, best, mask=inside)
     tl.store(index_out + at, best_index, mask=inside)
 
 
 @triton.jit(do_not_specialize=["M", "parts"])
-def _finish(best, index, state, all_nan, distance_out, index_out, M, parts, DTYPE: tl.constexpr, BLOCK: tl.constexpr):
-    """Distance and row of the best of all parts. The parts are in the order of the gallery, so the first of equals."""
+def _finish(
+    best, index, x, x_scale, x_norms, state, y, y_scale, y_norms, all_nan, distance_out, index_out, M, parts,
+    SHARE: tl.constexpr, D: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Distance and row of the best of all parts."""
     rows = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = rows < M
     squared = tl.full((BLOCK,), float("inf"), DTYPE)
     winner = tl.full((BLOCK,), NO_INDEX, tl.int64)
+    scale = tl.load(x_scale + rows, mask=inside, other=0.0)
+    norms = tl.load(x_norms + rows, mask=inside, other=0.0)
     for part in range(parts):
         at = part * M.to(tl.int64) + rows
         other = tl.load(best + at, mask=inside, other=float("inf"))
         other_index = tl.load(index + at, mask=inside, other=NO_INDEX)
-        winner = tl.where(other < squared, other_index, winner)
-        squared = tl.minimum(squared, other)
+        # Of one part, which the farthest come in, all win.
+        squared, winner = _pair.duel(
+            squared, winner, other, other_index, x, y, y_scale, y_norms, rows, scale, norms, False, SHARE, D, DTYPE
+        )
     kind = tl.load(state + rows, mask=inside, other=0)
     spoilt = (kind != IGNORED) & ((kind != KEPT) | (tl.load(all_nan) != 0))
     found = (winner < NO_INDEX) & (kind == KEPT) & (tl.load(all_nan) == 0)
     distance = tl.where(found, tl.sqrt(tl.where(found, squared, 0.0)), float("inf"))
     tl.store(distance_out + rows, tl.where(spoilt, float("nan"), distance), mask=inside)
     tl.store(index_out + rows, tl.where(found, winner, -1), mask=inside)
+
+
+def _share(p: Problem) -> float:
+    return _rows.tie_share(p.q.x.dtype, p.queries.width)
 
 
 def choose_positives(p: Problem, farthest: bool, precision: str) -> tuple[Tensor, Tensor]:
@@ -126,13 +149,14 @@ def choose_positives(p: Problem, farthest: bool, precision: str) -> tuple[Tensor
     end = torch.searchsorted(ref_labels, labels[(first + config.block_m - 1).clamp_max(m - 1)], right=True)
     _positives[(tiles,)](
         *p.q, *p.g, order, ref_order, begin, end, squared, index, m,
-        FARTHEST=farthest, PRECISION=_configs.dot_precision(precision), **p.constants(), **config.tile(),
+        FARTHEST=farthest, SHARE=_share(p), PRECISION=_configs.dot_precision(precision), **p.constants(),
+        **config.tile(),
     )  # fmt: skip
     return squared, index
 
 
-def choose_negatives(p: Problem, beyond: Tensor | None, precision: str) -> tuple[Tensor, Tensor]:
-    """Likewise (parts, M) of the nearest negatives, beyond a squared distance (M,) if one is given."""
+def choose_negatives(p: Problem, beyond: tuple[Tensor, Tensor] | None, precision: str) -> tuple[Tensor, Tensor]:
+    """Likewise (parts, M) of the nearest negatives, beyond the chosen positives if they are given."""
     m, n = p.queries.count, p.gallery.count
     config = _configs.choose("negatives", p.q.operand.dtype, p.queries.width, p.q.x.device)
     row_tiles, tiles = triton.cdiv(m, config.block_m), triton.cdiv(n, config.block_n)
@@ -142,8 +166,9 @@ def choose_negatives(p: Problem, beyond: Tensor | None, precision: str) -> tuple
     if _problem.empty(p):
         return squared.fill_(torch.inf), index.fill_(NO_INDEX.value)
     _negatives[(row_tiles, parts)](
-        *p.q, *p.g, p.q.norms if beyond is None else beyond, squared, index, m, n, triton.cdiv(tiles, parts),
-        SEMIHARD=beyond is not None, PRECISION=_configs.dot_precision(precision), **p.constants(), **config.tile(),
+        *p.q, *p.g, *((p.q.norms, p.q.labels) if beyond is None else beyond), squared, index, m, n,
+        triton.cdiv(tiles, parts), SEMIHARD=beyond is not None, SHARE=_share(p),
+        PRECISION=_configs.dot_precision(precision), **p.constants(), **config.tile(),
     )  # fmt: skip
     return squared, index
 
@@ -154,8 +179,9 @@ def _selection(p: Problem, squared: Tensor, index: Tensor) -> tuple[Tensor, Tens
     distance, row = torch.empty_like(p.q.scale), torch.empty(m, dtype=torch.int64, device=squared.device)
     if m > 0:
         _finish[(triton.cdiv(m, 128),)](
-            squared, index, p.q.state, p.all_nan, distance, row, m, squared.numel() // m,
-            DTYPE=_rows.triton_dtype(p.q.x.dtype), BLOCK=128, num_warps=4,
+            squared, index, p.q.x, p.q.scale, p.q.norms, p.q.state, p.g.x, p.g.scale, p.g.norms, p.all_nan, distance,
+            row, m, squared.numel() // m,
+            SHARE=_share(p), D=p.queries.width, DTYPE=_rows.triton_dtype(p.q.x.dtype), BLOCK=128, num_warps=4,
         )  # fmt: skip
     return distance, row
 
@@ -169,7 +195,7 @@ def mine_forward(*, positive: str, negative: str, precision: str, **given) -> tu
     p = _problem.of("mine", given | {"precision": precision})
     squared, index = choose_positives(p, positive == "hard", precision)
     # Nothing is farther than the positive that a row does not have: it is at +inf.
-    found = choose_negatives(p, squared if negative == "semihard" else None, precision)
+    found = choose_negatives(p, (squared, index) if negative == "semihard" else None, precision)
     return *_selection(p, squared, index), *_selection(p, *found)
 
 

@@ -90,17 +90,29 @@ def forward(**given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     nonzero, count = (torch.zeros_like(p.q.labels) for _ in range(2))
     active = torch.zeros(o.tiles(m), o.tiles(n), dtype=torch.uint8, device=loss_sum.device)
     if not _problem.empty(p):
-        places = (p.q.labels, p.g.labels, *Classes.of(p))
+        classes = Classes.of(p)
         for stripe in _stripes(p, o, active, False):
-            of_all = (stripe.values, *places)
             results = (loss_sum, nonzero, count, n, stripe.first, o.margin)
             if o.semihard:
-                _triplet_kernels.semihard_sums[(stripe.rows,)](*of_all, *results, **o.constants(p))
+                _triplet_kernels.semihard_sums[(stripe.rows,)](
+                    stripe.values, *_contest(p), *classes, *results, **_share(p), **o.constants(p)
+                )
             else:
-                _triplet_kernels.sums[(stripe.rows,)](*of_all, active, *results, TILE=TILE, **o.constants(p))
+                _triplet_kernels.sums[(stripe.rows,)](
+                    stripe.values, p.q.labels, p.g.labels, *classes, active, *results, TILE=TILE, **o.constants(p)
+                )
     spoilt = (p.q.state == NON_FINITE.value) | ((p.q.state == KEPT.value) & p.all_nan)
     loss_sum = torch.where(spoilt, torch.nan, loss_sum)
     return loss_sum, nonzero.masked_fill(spoilt, 0), count.masked_fill(spoilt, 0), active
+
+
+def _contest(p: Problem) -> tuple[Tensor, ...]:
+    """What tells two semi-hard candidates apart, of both sides, with the labels."""
+    return p.q.x, p.q.scale, p.q.norms, p.q.labels, p.g.x, p.g.scale, p.g.norms, p.g.labels
+
+
+def _share(p: Problem) -> dict[str, object]:
+    return {"SHARE": _rows.tie_share(p.q.x.dtype, p.queries.width), "D": p.queries.width}
 
 
 def _without_bad_rows(rows: _rows.Rows) -> _rows.Rows:
@@ -122,16 +134,20 @@ def backward(*, grad_loss_sum: Tensor, tile_active: Tensor, need_grad_ref: bool,
     sums_q = _rows.zero_sums(p.queries)
     sums_g = sums_q if p.own else _rows.zero_sums(p.gallery) if need_grad_ref else None
     if not _problem.empty(p):
-        places = (p.q.labels, p.q.norms, p.g.labels, p.g.norms, *Classes.of(p))
+        classes = Classes.of(p)
         incoming, n = grad_loss_sum.contiguous(), p.gallery.count
         for stripe in _stripes(p, o, tile_active.contiguous(), True):
             weights = p.q.scale.new_empty(stripe.rows, n)
-            read = (stripe.values, *places, incoming, weights, n, stripe.first, o.margin)
+            results = (*classes, incoming, weights, n, stripe.first, o.margin)
             constants = {"EPS": torch.finfo(weights.dtype).eps, **o.constants(p)}
             if o.semihard:
-                _triplet_kernels.semihard_weights[(stripe.rows,)](*read, **constants)
+                _triplet_kernels.semihard_weights[(stripe.rows,)](
+                    stripe.values, *_contest(p), *results, **_share(p), **constants
+                )
             else:
-                _triplet_kernels.weights[(stripe.rows,)](*read, **constants)
+                _triplet_kernels.weights[(stripe.rows,)](
+                    stripe.values, p.q.labels, p.q.norms, p.g.labels, p.g.norms, *results, **constants
+                )
             anchors = slice(stripe.first, stripe.first + stripe.rows)
             own = _part(queries, stripe.first, stripe.rows)
             _add(sums_q, anchors, pairwise.weighted_sums(own, gallery, weights, "squared", o.precision))
