@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ._backend import use_backend
-from .reference.pairwise import compute_dtype, distance, rows
+from .reference.pairwise import compute_dtype, pairwise
 
 KINDS = ("random", "clustered", "collapsed", "duplicates", "orthogonal", "zero_rows", "large_norms")
 LABEL_KINDS = ("shuffled", "sorted", "one_class", "distinct", "ragged", "negative", "wide")
@@ -113,7 +113,7 @@ def make_pairs(
 def near_boundary(x: Tensor, g: Tensor | None, boundaries: Sequence[float], normalize: bool = True) -> Tensor:
     """(M, N) pairs so near a boundary that rounding decides on which side they fall."""
     eps = torch.finfo(compute_dtype(x.dtype)).eps
-    d = distance(rows(x.double(), normalize), rows((x if g is None else g).double(), normalize))
+    d = pairwise(x.double(), None if g is None else g.double(), "euclidean", normalize)
     return torch.stack([(d - b).abs() <= BAND * eps * max(b, 1.0) for b in boundaries]).any(0)
 
 

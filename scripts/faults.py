@@ -48,6 +48,7 @@ PAIRWISE = "ops/test_pairwise*"
 PAIR_LOSS = "ops/test_pair_loss*"
 TRIPLET = "ops/test_triplet*"
 NEAREST = "ops/test_nearest_positive*"
+TIES = "ops/test_ties*"
 SOFT_TRIPLE = "ops/test_soft_triple*"
 DRAWS = "ops/test_distance_weighted*"
 RATES = "ops/test_c*_rate* ops/test_coding_rate* ops/test_cholesky*"
@@ -94,6 +95,12 @@ FAULTS = [
         "csrc/cpu/kernels/pairwise.cpp", "p.metric == Metric::squared ? squared : sqrt(squared)", "squared", PAIRWISE
     ),
     Fault(
+        "csrc/cpu/contest.h",
+        "beyond_positive(exact(i, j, squared), exact(i, to, limit))",
+        "true",
+        TIES,
+    ),
+    Fault(
         "csrc/cpu/kernels/nearest_positive.cpp",
         "either(tile.same_class(i, j), tile.excluded(i, j))",
         "tile.same_class(i, j)",
@@ -108,6 +115,13 @@ FAULTS = [
         "pairs.same_class(row, j)",
         TRIPLET,
     ),
+    Fault(
+        "csrc/cpu/kernels/triplet_selection.cpp",
+        "contest.beyond(i, j, squared, p.class_begin[i] + p.first_slot + slot, positive * positive)",
+        "true",
+        TRIPLET,
+    ),
+    Fault("csrc/cpu/rows.cpp", "norm / norm", "kernel.sum_squares(rows + r * stride, d)", TIES),
     Fault("csrc/cpu/kernels/soft_triple.cpp", "select(own, V(p.loss.margin), V(0))", "V(p.loss.margin)", SOFT_TRIPLE),
     Fault("csrc/cpu/kernels/soft_triple.cpp", "scale * load<V>(p.miss + col)", "scale", SOFT_TRIPLE),
     Fault(
@@ -135,9 +149,10 @@ FAULTS = [
     Fault("csrc/cuda/pair_rows.cu", "entry(k) - radial * (static_cast<T>(x[k]) * inverse)", "entry(k)", PAIRWISE),
     Fault("csrc/cuda/pair_rows.cu", "p.sign * sums[k]", "sums[k]", PAIRWISE),
     Fault("csrc/cuda/nearest_positive.cu", "bits < 4", "bits < 2", NEAREST),
-    Fault("csrc/cuda/nearest_positive.cu", "if (near) squared = block.difference_form(r, c);", ";", NEAREST),
+    Fault("csrc/cuda/contest.cuh", "beyond_positive(exact(i, j), exact(i, to))", "true", TIES),
+    Fault("csrc/cuda/pair_rows.cu", "length / length", "squares * r * r", TIES),
     Fault("csrc/cuda/triplet.cu", "signbit(d) ? -d : -kNoPair<T>", "fabs(d)", TRIPLET),
-    Fault("csrc/cuda/triplet.cu", "at <= label : at < label", "at < label : at < label", TRIPLET),
+    Fault("csrc/cuda/triplet.cu", "contest.beyond(anchor.row, c, squared, s.order[at], limit)", "true", TRIPLET),
     Fault("csrc/cuda/triplet.cu", "positives * negatives", "negatives", TRIPLET),
     Fault("csrc/cuda/soft_triple.cu", "own ? T(loss.margin) : T(0)", "T(loss.margin)", SOFT_TRIPLE),
     Fault("csrc/cuda/soft_triple.cu", "exp(found[1][s][thread] - highest)", "T(1)", SOFT_TRIPLE),
@@ -152,6 +167,12 @@ FAULTS = [
     Fault("triton_kernels/_rows.py", "(p - along[:, None] * f) * to_norm[:, None]", "p * to_norm[:, None]", PAIRWISE),
     Fault("triton_kernels/pairwise.py", "weight = weight + weight", "weight = weight", PAIRWISE),
     Fault("triton_kernels/pairwise.py", "if i != j:", "if i > j:", PAIRWISE),
+    Fault(
+        "triton_kernels/_pair.py",
+        "nearer | ((own == other) & (index < best_index))",
+        "nearer | (own == other)",
+        TIES,
+    ),
     Fault("triton_kernels/nearest_positive.py", "squared = -best if FARTHEST else best", "squared = best", NEAREST),
     Fault("triton_kernels/_triplet_kernels.py", "0.5 * slope * scale", "slope * scale", TRIPLET),
     Fault("triton_kernels/_triplet_kernels.py", "nonzero += costing", "nonzero += costing + 1", TRIPLET),
@@ -161,11 +182,17 @@ FAULTS = [
     Fault("triton_kernels/coding_rate.py", "0.5 * size.to(T) / M.to(T) * logdet", "0.5 / M.to(T) * logdet", RATES),
     Fault("triton_kernels/spherical_expansion.py", "(1.0 + share) * tl.sum(p * total", "tl.sum(p * total", EXPANSION),
     # The reference.
-    Fault("dmlkernels/reference/triplet.py", "d_ap - d_an + margin", "d_ap - d_an", TRIPLET),
+    Fault("dmlkernels/reference/triplet.py", "contest.beyond(anchor, chosen, members)", "members", TRIPLET),
     Fault("dmlkernels/reference/soft_triple.py", "similarity - margin", "similarity + margin", SOFT_TRIPLE),
     Fault("dmlkernels/reference/distance_weighted.py", "(width - 3) / 2", "(width - 2) / 2", DRAWS),
     Fault("dmlkernels/reference/coding_rate.py", "eye + a * gram", "eye + gram", RATES),
     Fault("dmlkernels/reference/spherical_expansion.py", "along - r / n", "along - r", EXPANSION),
+    Fault(
+        "dmlkernels/reference/nearest_positive.py",
+        "self._exact(anchor[row], j) > self._exact(anchor, chosen)[row]",
+        "self._exact(anchor[row], j) >= self._exact(anchor, chosen)[row]",
+        TIES,
+    ),
     # Operators and losses.
     Fault("dmlkernels/losses/circle.py", "softplus(stats.pos + stats.neg)", "softplus(stats.pos)", "losses/*"),
     Fault(

@@ -23,6 +23,20 @@ DML_INLINE auto is_near(V squared, V norms) {
   return squared <= norms * V(kNear);
 }
 
+// ||x||^2 and the difference form are added up in one order on every backend, without contraction, so that their bits
+// agree: partial sums of the k that are equal mod 16, whose halves are added until one is left.
+constexpr int kPartialSums = 16;
+template <class V>
+DML_INLINE V add_halves(V (&sums)[kPartialSums]) {
+  for (int half = kPartialSums / 2; half > 0; half /= 2)
+    for (int k = 0; k < half; ++k) sums[k] = sums[k] + sums[k + half];
+  return sums[0];
+}
+
+// Rows are divided by their norm, but at least by this. Then ||f||^2 is 1 by definition (norm / norm: NaN where the
+// norm is not finite); of a shorter row it is the sum of the squares of the scaled row, which do not underflow.
+constexpr double kShortest = 1e-12;
+
 // 1/d as the weight of a gradient; coincident points, up to 4 eps of the rows' norm, get none.
 template <class V>
 DML_INLINE V gradient_scale(V squared, V distance, V norms, double eps) {

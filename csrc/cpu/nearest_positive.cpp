@@ -7,6 +7,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "common/nearest_positive.h"
 #include "common/nearest_positive_arguments.h"
 #include "cpu/dispatch.h"
 #include "cpu/nearest_positive_kernels.h"
@@ -18,10 +19,11 @@ namespace {
 
 template <class T>
 struct Winners {
-  Buffer<T> squared;
+  Buffer<T> squared, exact;
   Buffer<int32_t> row;
-  Winners(int64_t length, T worst) : squared(length), row(length) {
+  Winners(int64_t length, T worst) : squared(length), exact(length), row(length) {
     std::fill_n(squared.data(), length, worst);
+    std::fill_n(exact.data(), length, std::numeric_limits<T>::quiet_NaN());
     std::fill_n(row.data(), length, -1);
   }
 };
@@ -29,30 +31,36 @@ struct Winners {
 template <class T>
 constexpr T kWorst = kFar<T> / 2;  // nearer than the padding, farther than any row
 
-// Nearest negatives, the caller's gallery rows; `beyond` (packed queries) is the squared distance to exceed, or null.
 template <class T>
-Winners<T> choose_negatives(const PairRows<T>& rows, const T* beyond) {
+T share_of(const RowsView<T>& rows) {
+  return static_cast<T>(tie_share(rows.d, std::numeric_limits<T>::epsilon()));
+}
+
+// Nearest negatives, packed gallery rows; beyond the positives of the packed queries, unless that is null.
+template <class T>
+Winners<T> choose_negatives(const PairRows<T>& rows, const ChosenPositives<T>* beyond) {
   const RowsView<T>&q = rows.queries.view, &g = rows.gallery().view;
   const TileSchedule schedule = TileSchedule::make(q.n, g.n, rows.self);
   Winners<T> found(std::max<int64_t>(1, schedule.parts) * q.padded, kWorst<T>);
-  const SelectionProblem<T> problem{
-      q, g, rows.self, false, nullptr, nullptr, beyond, found.squared.data(), found.row.data()};
+  const SelectionProblem<T> problem{q,
+                                    g,
+                                    rows.self,
+                                    false,
+                                    nullptr,
+                                    nullptr,
+                                    beyond == nullptr ? nullptr : beyond->squared.data(),
+                                    beyond == nullptr ? nullptr : beyond->row.data(),
+                                    share_of(q),
+                                    found.squared.data(),
+                                    found.exact.data(),
+                                    found.row.data()};
   const auto& kernel = kernels<SelectionKernels<T>>();
   for_each_tile(schedule, [&](const TilePair& t) { kernel.negatives(problem, t.row, t.col, t.part); });
-  for (int64_t part = 1; part < schedule.parts; ++part)
-    for (int64_t i = 0; i < q.n; ++i) {
-      const int64_t other = part * q.padded + i;
-      const bool better =
-          found.squared[other] < found.squared[i] ||
-          (found.squared[other] == found.squared[i] && found.row[other] >= 0 && found.row[other] < found.row[i]);
-      if (!better) continue;
-      found.squared[i] = found.squared[other];
-      found.row[i] = found.row[other];
-    }
+  kernel.merge(problem, schedule.parts);
   return found;
 }
 
-// distance (M,) and index (M,) of the caller's rows.
+// distance (M,) and index (M,) of the caller's rows, from packed ones.
 template <class T>
 Selected to_tensors(const PairArguments& a, const PairRows<T>& rows, const T* squared, const int32_t* row) {
   const int64_t m = a.embeddings.size(0);
@@ -71,24 +79,16 @@ Selected to_tensors(const PairArguments& a, const PairRows<T>& rows, const T* sq
   for (int64_t i = 0; i < q.n; ++i) {
     if (row[i] < 0) continue;
     d[q.index[i]] = std::sqrt(squared[i]);
-    at[q.index[i]] = row[i];
+    at[q.index[i]] = rows.gallery().view.index[row[i]];
   }
   return {distance, index};
-}
-
-// The caller's rows of packed gallery rows.
-template <class T>
-void to_caller_rows(const RowsView<T>& g, Buffer<int32_t>& row, int64_t n) {
-  for (int64_t i = 0; i < n; ++i)
-    if (row[i] >= 0) row[i] = g.index[row[i]];
 }
 
 template <class T>
 Selected nearest_positive_as(const PairArguments& a, bool check) {
   const PairRows<T> rows = prepare_pairs<T>(a, Layout::panels);
   if (check) check_finite(a.op, rows.queries.any_non_finite || rows.gallery().any_non_finite);
-  ChosenPositives<T> chosen = choose_positives(rows, false);
-  to_caller_rows(rows.gallery().view, chosen.row, rows.queries.view.n);
+  const ChosenPositives<T> chosen = choose_positives(rows, false);
   return to_tensors(a, rows, chosen.squared.data(), chosen.row.data());
 }
 
@@ -101,8 +101,7 @@ Mined mine_as(const PairArguments& a, bool farthest, bool semihard, bool check) 
   // Nothing is farther than the positive that a row does not have.
   for (int64_t i = 0; i < n; ++i)
     if (chosen.row[i] < 0) chosen.squared[i] = std::numeric_limits<T>::infinity();
-  const Winners<T> negative = choose_negatives(rows, semihard ? chosen.squared.data() : nullptr);
-  to_caller_rows(rows.gallery().view, chosen.row, n);
+  const Winners<T> negative = choose_negatives(rows, semihard ? &chosen : nullptr);
   const Selected pos = to_tensors(a, rows, chosen.squared.data(), chosen.row.data());
   const Selected neg = to_tensors(a, rows, negative.squared.data(), negative.row.data());
   return std::tuple_cat(pos, neg);
@@ -212,8 +211,18 @@ ChosenPositives<T> choose_positives(const PairRows<T>& rows, bool farthest) {
     while (j < g.n && g.classes[j] == q.classes[i]) ++j;
     end[i] = j;
   }
-  const SelectionProblem<T> problem{
-      q, g, rows.self, farthest, begin.data(), end.data(), nullptr, found.squared.data(), found.row.data()};
+  const SelectionProblem<T> problem{q,
+                                    g,
+                                    rows.self,
+                                    farthest,
+                                    begin.data(),
+                                    end.data(),
+                                    nullptr,
+                                    nullptr,
+                                    share_of(q),
+                                    found.squared.data(),
+                                    found.exact.data(),
+                                    found.row.data()};
   const auto& kernel = kernels<SelectionKernels<T>>();
   torch::stable::parallel_for(0, (q.n + kTile - 1) / kTile, 1, [&](int64_t first, int64_t last) {
     for (int64_t tile = first; tile < last; ++tile) kernel.positives(problem, tile);

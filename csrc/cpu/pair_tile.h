@@ -52,6 +52,14 @@ struct PairTile : PairView<T> {
     mixed = q.classes == nullptr || q.ids != nullptr ||
             (q.classes[i0] <= g.classes[last] && g.classes[j0] <= q.classes[i0 + rows - 1]);
   }
+  // The largest squared norm of the query rows, and of the gallery rows.
+  DML_INLINE T longest_query() const { return largest_of(this->q.norms + i0, rows); }
+  DML_INLINE T longest() const { return largest_of(this->g.norms + j0, this->g.n - j0 < cols ? this->g.n - j0 : cols); }
+  static DML_INLINE T largest_of(const T* norms, int64_t n) {
+    T top = 0;
+    for (int64_t k = 0; k < n; ++k) top = norms[k] > top ? norms[k] : top;
+    return top;
+  }
   // Every dot product of the tile, (padded_rows, cols) with row stride kTileStride.
   DML_INLINE void dot_products(T* s) const { similarity_tile(this->q, i0, padded_rows, this->g, j0, cols, s); }
 };

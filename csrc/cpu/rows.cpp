@@ -9,6 +9,7 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+#include "common/pairwise.h"
 #include "common/tile_schedule.h"
 #include "cpu/dispatch.h"
 #include "cpu/rows_kernels.h"
@@ -99,19 +100,18 @@ void pack(const Tensor& x, const std::vector<int32_t>& order, bool normalize, La
         read_row(x, order[i], rows + r * stride, 0, d);
         const T squared = kernel.sum_squares(rows + r * stride, d);
         if (!std::isfinite(squared)) non_finite.store(true, std::memory_order_relaxed);
-        const T norm = normalize ? std::sqrt(squared) : T(1);
-        const T floor = static_cast<T>(1e-12);
-        if (normalize) kernel.scale(rows + r * stride, d, T(1) / std::max(norm, floor));
-        out.inverse[i] = norm > floor ? T(1) / norm : T(0);
+        const T norm = normalize ? std::sqrt(squared) : T(1), shortest = static_cast<T>(kShortest);
+        if (normalize) kernel.scale(rows + r * stride, d, T(1) / std::max(norm, shortest));
+        out.inverse[i] = norm > shortest ? T(1) / norm : T(0);
+        out.norms[i] = !normalize ? squared : norm < shortest ? kernel.sum_squares(rows + r * stride, d) : norm / norm;
       }
       for (int64_t r = count; r < width; ++r) {
         std::memset(rows + r * stride, 0, static_cast<size_t>(stride) * sizeof(T));
         out.index[first + r] = -1;
       }
-      if (!with_panels) continue;
-      kernel.pack_panel(rows, stride, d, out.panels.data() + panel * width * d, out.norms.data() + first);
       for (int64_t r = 0; r < width; ++r)
         if (out.index[first + r] < 0) out.norms[first + r] = kFar<T>;
+      if (with_panels) kernel.pack_panel(rows, stride, d, out.panels.data() + panel * width * d);
     }
   });
   out.any_non_finite = non_finite;

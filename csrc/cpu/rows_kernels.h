@@ -9,8 +9,8 @@ template <class T>
 struct RowsKernels {
   int panel_width;
   T (*sum_squares)(const T* row, int64_t d);
-  // Transposes the W rows (stride apart) of one panel and gives the squared norms of its rows.
-  void (*pack_panel)(const T* rows, int64_t stride, int64_t d, T* panel, T* norms);
+  // Transposes the W rows (stride apart) of one panel.
+  void (*pack_panel)(const T* rows, int64_t stride, int64_t d, T* panel);
   void (*scale)(T* row, int64_t d, T factor);
   // out += a * x
   void (*add_scaled)(T* out, const T* x, int64_t n, T a);

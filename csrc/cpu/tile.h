@@ -70,19 +70,21 @@ inline void add_weighted_rows(const T* w, int64_t w_row, int64_t w_k, int64_t n,
         strip_product<T, true>(w + r * w_row, w_row, w_k, x + k, stride, depth, out + r * stride + k, stride);
 }
 
-// sum_k (f_k - g_k)^2 of row i of q and the rows j.. of g, one vector of them.
+// sum_k (f_k - g_k)^2 of row i of q and the rows j.. of g, one vector of them, in the order of common/pairwise.h.
 template <class T>
 inline Vec<T> difference_form(const RowsView<T>& q, int64_t i, const RowsView<T>& g, int64_t j) {
   using V = Vec<T>;
   constexpr int W = panel_width<T>;
   const T* a = q.panels + i / W * q.d * W + i % W;
   const T* b = g.panels + j / W * g.d * W + j % W;
-  V acc(0);
-  for (int64_t k = 0; k < q.d; ++k) {
-    const V t = V(a[k * W]) - load<V>(b + k * W);
-    acc = fma(t, t, acc);
-  }
-  return acc;
+  V sums[kPartialSums];
+  for (V& sum : sums) sum = V(0);
+  for (int64_t first = 0; first < q.d; first += kPartialSums)
+    for (int64_t k = first; k < q.d && k < first + kPartialSums; ++k) {
+      const V t = V(a[k * W]) - load<V>(b + k * W);
+      sums[k - first] = sums[k - first] + t * t;
+    }
+  return add_halves(sums);
 }
 
 }  // namespace DML_ISA

@@ -25,8 +25,9 @@ struct TripletProblem {
   int64_t *nonzero, *negatives;  // negatives: null after the first pass
 
   // Semi-hard: the chosen negatives, each (parts, slots, padded q).
-  T* nearest;
-  int32_t* nearest_index;  // the caller's row, -1 for none
+  T share;                     // tie_share
+  T *nearest, *nearest_exact;  // squared distances, and their difference forms, NaN until asked for
+  int32_t* nearest_row;        // packed gallery rows, -1 for none
 
   // Backward.
   bool both_ends;            // the gradient of a pair reaches its gallery row
@@ -54,6 +55,8 @@ struct TripletSelectionKernels {
   void (*positives)(const TripletProblem<T>& problem, int64_t i);
   // The semi-hard negatives of one tile of pairs.
   void (*choose)(const TripletProblem<T>& problem, int64_t i, int64_t j, int64_t part);
+  // The negatives of the parts become those of the first one.
+  void (*merge)(const TripletProblem<T>& problem, int64_t parts);
 
   template <Isa isa>
   static TripletSelectionKernels make();

@@ -3,9 +3,11 @@
 // a time: how many passes there are, the negatives that a pass chooses, and the gradient that it adds.
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <vector>
 
+#include "common/nearest_positive.h"
 #include "common/triplet.h"
 #include "common/triplet_arguments.h"
 #include "cpu/dispatch.h"
@@ -91,24 +93,19 @@ ChosenNegatives<T> choose_negatives(TripletPasses<T>& passes) {
   TripletProblem<T>& p = passes.problem;
   const int64_t length = p.slots * p.q.padded;
   ChosenNegatives<T> chosen{Buffer<T>(passes.parts * length), Buffer<int32_t>(passes.parts * length)};
-  std::fill_n(chosen.distance.data(), passes.parts * length, std::numeric_limits<T>::max());
+  const Buffer<T> exact(passes.parts * length);
+  // Farther than any row, and finite.
+  std::fill_n(chosen.distance.data(), passes.parts * length, kFar<T>);
+  std::fill_n(exact.data(), passes.parts * length, std::numeric_limits<T>::quiet_NaN());
   std::fill_n(chosen.row.data(), passes.parts * length, -1);
+  p.share = static_cast<T>(tie_share(p.q.d, std::numeric_limits<T>::epsilon()));
   p.nearest = chosen.distance.data();
-  p.nearest_index = chosen.row.data();
+  p.nearest_exact = exact.data();
+  p.nearest_row = chosen.row.data();
   const auto& kernel = kernels<TripletSelectionKernels<T>>();
   for_each_tile(passes.schedule, [&](const TilePair& t) { kernel.choose(p, t.row, t.col, t.part); });
-  std::vector<int32_t> packed(static_cast<size_t>(passes.rows.gallery().state.size()), -1);
-  for (int64_t j = 0; j < p.g.n; ++j) packed[p.g.index[j]] = static_cast<int32_t>(j);
-  for (int64_t at = 0; at < length; ++at) {
-    for (int64_t other = at + length; other < passes.parts * length; other += length) {
-      const bool nearer = chosen.distance[other] < chosen.distance[at] ||
-                          (chosen.distance[other] == chosen.distance[at] && chosen.row[other] < chosen.row[at]);
-      if (chosen.row[other] < 0 || !nearer) continue;
-      chosen.distance[at] = chosen.distance[other];
-      chosen.row[at] = chosen.row[other];
-    }
-    if (chosen.row[at] >= 0) chosen.row[at] = packed[chosen.row[at]];
-  }
+  kernel.merge(p, passes.parts);
+  for (int64_t at = 0; at < length; ++at) chosen.distance[at] = std::sqrt(chosen.distance[at]);
   return chosen;
 }
 

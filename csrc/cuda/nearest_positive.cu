@@ -2,9 +2,7 @@
 
 #include <limits>
 
-#include "cuda/pairs.cuh"
-
-#include "common/nearest_positive.h"
+#include "cuda/contest.cuh"
 
 namespace dml {
 namespace {
@@ -24,28 +22,12 @@ DML_DEVICE int64_t first_place(const int64_t* values, int64_t n, int64_t key, bo
   return low;
 }
 
-template <class T>
-struct Best {
-  T squared;
-  int64_t index;
-
-  DML_DEVICE void offer(T other, int64_t other_index, bool farthest) {
-    if (other_index < 0 || !wins(other, other_index, squared, index, farthest)) return;
-    squared = other;
-    index = other_index;
-  }
-};
-
-template <class T>
-DML_DEVICE Best<T> nothing(bool farthest) {
-  return Best<T>{farthest ? T(-1) : static_cast<T>(INFINITY), -1};
-}
-
 // Four neighbouring lanes share a row of each half of the tile, as in the statistics of the losses.
 template <Product P>
 DML_KERNEL(kThreads, kBlocks<P>)
-select_kernel(PairProblem<P> p, Selection<typename ProductTypes<P>::Value> s, typename ProductTypes<P>::Value* best,
-              int64_t* best_index) {
+select_kernel(PairProblem<P> p, Selection<typename ProductTypes<P>::Value> s,
+              Contest<typename ProductTypes<P>::Element, typename ProductTypes<P>::Value> contest,
+              typename ProductTypes<P>::Value* best, int64_t* best_index) {
   using T = typename ProductTypes<P>::Value;
   DML_SHARED(shared);
   const int64_t row_tile = blockIdx.x;
@@ -68,25 +50,28 @@ select_kernel(PairProblem<P> p, Selection<typename ProductTypes<P>::Value> s, ty
     for (int half = 0; half < 2; ++half) {
       const T* const scores = block.scores(half);
       const int r = half * kHalf + own_row;
-      const T limit = s.beyond == nullptr || block.row0 + r >= p.a.count ? T(-1) : s.beyond[block.facts.rows.index[r]];
 #pragma unroll 1
       for (int c = thread % 4; c < kTile; c += 4) {
         const T both = block.norms(r, c);
         T squared = product_form(block.similarity(scores[own_row * kScoreStride + c], r, c), both);
         const bool near = is_near(squared, both);
-        if (!near && !can_win(squared, found[half].squared, s.farthest)) continue;
+        if (!near && !can_win(squared, found[half].squared, contest.share * both, s.farthest)) continue;
         if (block.same_class(r, c) != s.positives || block.excluded(r, c)) continue;
         if (near) squared = block.difference_form(r, c);
-        if (beyond_positive(squared, limit)) found[half].offer(squared, block.facts.cols.index[c], s.farthest);
+        const int64_t i = block.facts.rows.index[r], j = block.facts.cols.index[c];
+        if (s.beyond == nullptr || contest.beyond(i, j, squared, s.beyond_index[i], s.beyond[i]))
+          contest.offer(i, found[half], squared, j);
       }
     }
   }
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
 #pragma unroll
-    for (int bits = 1; bits < 4; bits *= 2)
-      found[half].offer(__shfl_xor_sync(kAllLanes, found[half].squared, bits),
-                        __shfl_xor_sync(kAllLanes, found[half].index, bits), s.farthest);
+    for (int bits = 1; bits < 4; bits *= 2) {
+      const T squared = __shfl_xor_sync(kAllLanes, found[half].squared, bits);
+      const int64_t index = __shfl_xor_sync(kAllLanes, found[half].index, bits);
+      contest.offer(block.facts.rows.index[half * kHalf + own_row], found[half], squared, index);
+    }
     const int64_t row = row_tile * kTile + half * kHalf + own_row;
     if (thread % 4 != 0 || row >= p.a.count) continue;
     best[blockIdx.y * p.a.count + row] = found[half].squared;
@@ -95,15 +80,15 @@ select_kernel(PairProblem<P> p, Selection<typename ProductTypes<P>::Value> s, ty
 }
 
 // One thread a row: the best of its splits.
-template <class T>
+template <class E, class T>
 DML_KERNEL(kThreads)
-finish_selection_kernel(SelectedRows<T> p) {
-  const int64_t place = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (place >= p.count) return;
+finish_selection_kernel(SelectedRows<T> p, Contest<E, T> contest) {
+  const int64_t place = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, count = p.sides.a.count;
+  if (place >= count) return;
+  const int64_t row = p.sides.a.order == nullptr ? place : p.sides.a.order[place];
   Best<T> found = nothing<T>(p.farthest);
   for (int64_t split = 0; split < p.splits; ++split)
-    found.offer(p.best[split * p.count + place], p.best_index[split * p.count + place], p.farthest);
-  const int64_t row = p.order == nullptr ? place : p.order[place];
+    contest.offer(row, found, p.best[split * count + place], p.best_index[split * count + place]);
   const bool others_bad = *p.gallery_non_finite != 0;
   const bool bad = p.state[row] == RowState::non_finite || (p.state[row] == RowState::kept && others_bad);
   if (others_bad) found.index = -1;
@@ -171,13 +156,18 @@ void select_pairs(Precision precision, const PairSides<T>& sides, const Selectio
   with_product<T>(precision, [&](auto product) {
     constexpr Product P = decltype(product)::value;
     launch(select_kernel<P>, dim3(blocks_for(sides.a.count, kTile), static_cast<unsigned>(splits)), kThreads,
-           kPairShared<P>, stream, make_problem<P>(sides), selection, best, best_index);
+           kPairShared<P>, stream, make_problem<P>(sides), selection,
+           make_contest<typename ProductTypes<P>::Element, T>(sides, selection.farthest), best, best_index);
   });
 }
 
 template <class T>
-void finish_selection(const SelectedRows<T>& rows, Stream stream) {
-  launch(finish_selection_kernel<T>, dim3(blocks_for(rows.count, kThreads)), kThreads, 0, stream, rows);
+void finish_selection(Precision precision, const SelectedRows<T>& rows, Stream stream) {
+  with_element<T>(precision, [&](auto element) {
+    using E = decltype(element);
+    launch(finish_selection_kernel<E, T>, dim3(blocks_for(rows.sides.a.count, kThreads)), kThreads, 0, stream, rows,
+           make_contest<E, T>(rows.sides, rows.farthest));
+  });
 }
 
 template <class T>
@@ -200,7 +190,7 @@ void add_listed_rows(Precision precision, const ListedSides<T>& sides, const Lis
 
 #define DML_INSTANTIATE(T)                                                                                           \
   template void select_pairs<T>(Precision, const PairSides<T>&, const Selection<T>&, int64_t, T*, int64_t*, Stream); \
-  template void finish_selection<T>(const SelectedRows<T>&, Stream);                                                 \
+  template void finish_selection<T>(Precision, const SelectedRows<T>&, Stream);                                      \
   template void listed_weights<T>(Precision, const ListedSides<T>&, const ListedPairs<T>&, Stream);                  \
   template void add_listed_rows<T>(Precision, const ListedSides<T>&, const ListedPairs<T>&, bool, T*, T*, Stream);
 DML_INSTANTIATE(float)

@@ -8,7 +8,9 @@ namespace dml {
 template <class T>
 struct Selection {
   bool positives, farthest;
-  const T* beyond;  // negatives: squared distance by the caller's row that a candidate must exceed, or null
+  // Negatives, by the caller's row: the squared distance that a candidate must exceed, or null, and who lies there.
+  const T* beyond;
+  const int64_t* beyond_index;
   // Positives: both sides are in the order of their labels, and a tile of rows meets the columns of its own classes.
   const int64_t *row_labels, *col_labels;  // sorted
 };
@@ -20,10 +22,10 @@ void select_pairs(Precision precision, const PairSides<T>& sides, const Selectio
 
 template <class T>
 struct SelectedRows {
+  PairSides<T> sides;
   const T* best;
   const int64_t* best_index;
-  int64_t splits, count;
-  const int64_t* order;
+  int64_t splits;
   const RowState* state;
   const int32_t* gallery_non_finite;
   bool farthest;
@@ -31,7 +33,7 @@ struct SelectedRows {
   int64_t* index;
 };
 template <class T>
-void finish_selection(const SelectedRows<T>& rows, Stream stream);
+void finish_selection(Precision precision, const SelectedRows<T>& rows, Stream stream);
 
 // The pairs (i, index_i) of a list with the gradients of their distances.
 template <class T>

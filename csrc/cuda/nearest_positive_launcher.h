@@ -22,12 +22,12 @@ void choose_positives(const PairArguments& a, const PairsOnDevice<T>& pairs, boo
   const Tensor best = empty(a.embeddings, {splits, m}, compute_type(a.embeddings));
   const Tensor best_index = empty(a.embeddings, {splits, m}, ScalarType::Long);
   select_pairs<T>(pairs.precision, sides,
-                  Selection<T>{true, farthest, nullptr, data<int64_t>(row_labels), data<int64_t>(col_labels)}, splits,
-                  data<T>(best), data<int64_t>(best_index), stream);
-  finish_selection<T>(
-      SelectedRows<T>{data<T>(best), data<int64_t>(best_index), splits, m, data<int64_t>(row_order),
-                      pairs.queries.states(), pairs.gallery().flag(), farthest, squared, distance, index},
-      stream);
+                  Selection<T>{true, farthest, nullptr, nullptr, data<int64_t>(row_labels), data<int64_t>(col_labels)},
+                  splits, data<T>(best), data<int64_t>(best_index), stream);
+  finish_selection<T>(pairs.precision,
+                      SelectedRows<T>{sides, data<T>(best), data<int64_t>(best_index), splits, pairs.queries.states(),
+                                      pairs.gallery().flag(), farthest, squared, distance, index},
+                      stream);
 }
 
 }  // namespace dml

@@ -31,11 +31,13 @@ Mined mine_as(const PairArguments& a, bool farthest, bool semihard, const std::s
   const int64_t splits = column_splits((m + kTile - 1) / kTile, (n + kTile - 1) / kTile);
   const Tensor best = empty(a.embeddings, {splits, m}, type),
                best_index = empty(a.embeddings, {splits, m}, ScalarType::Long);
-  select_pairs<T>(pairs.precision, pairs.sides,
-                  Selection<T>{false, false, semihard ? data<T>(squared) : nullptr, nullptr, nullptr}, splits,
-                  data<T>(best), data<int64_t>(best_index), device.stream);
+  select_pairs<T>(
+      pairs.precision, pairs.sides,
+      Selection<T>{false, false, semihard ? data<T>(squared) : nullptr, data<int64_t>(pos_index), nullptr, nullptr},
+      splits, data<T>(best), data<int64_t>(best_index), device.stream);
   finish_selection<T>(
-      SelectedRows<T>{data<T>(best), data<int64_t>(best_index), splits, m, nullptr, pairs.queries.states(),
+      pairs.precision,
+      SelectedRows<T>{pairs.sides, data<T>(best), data<int64_t>(best_index), splits, pairs.queries.states(),
                       pairs.gallery().flag(), false, nullptr, data<T>(neg), data<int64_t>(neg_index)},
       device.stream);
   return {pos, pos_index, neg, neg_index};

@@ -9,17 +9,20 @@
 namespace dml {
 inline namespace DML_ISA {
 
-#define DML_NUMBER(T, fma_of, sqrt_of, exp_of, log_of)                           \
+#define DML_NUMBER(T, fma_of, sqrt_of, exp_of, log_of, add_of, mul_of)           \
   DML_DEVICE T fma(T a, T b, T c) { return ::fma_of(a, b, c); }                  \
   DML_DEVICE T sqrt(T a) { return ::sqrt_of(a); }                                \
   DML_DEVICE T exp(T a) { return ::exp_of(a); }                                  \
   DML_DEVICE T log(T a) { return ::log_of(a); }                                  \
+  /* Rounded, where the compiler may not make an fma of it. */                   \
+  DML_DEVICE T product(T a, T b) { return ::mul_of(a, b); }                      \
+  DML_DEVICE T add_square(T sum, T a) { return ::add_of(sum, ::mul_of(a, a)); }  \
   /* The second operand where one is NaN, as the vector instructions of CPUs. */ \
   DML_DEVICE T max(T a, T b) { return a > b ? a : b; }                           \
   DML_DEVICE T min(T a, T b) { return a < b ? a : b; }                           \
   DML_DEVICE T select(bool m, T a, T b) { return m ? a : b; }
-DML_NUMBER(float, fmaf, sqrtf, expf, logf)
-DML_NUMBER(double, fma, sqrt, exp, log)
+DML_NUMBER(float, fmaf, sqrtf, expf, logf, __fadd_rn, __fmul_rn)
+DML_NUMBER(double, fma, sqrt, exp, log, __dadd_rn, __dmul_rn)
 #undef DML_NUMBER
 
 template <class V, class T>

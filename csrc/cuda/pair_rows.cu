@@ -7,29 +7,40 @@ namespace {
 
 constexpr int kRowsPerBlock = kThreads / kWarp;  // a warp reads a row
 
-// A row's state must be the same for every lane, so all of them see the sum.
+// In the order of common/pairwise.h: over the lanes that hold the partial sums of a row.
+template <class T>
+DML_DEVICE T add_lane_halves(T sum) {
+#pragma unroll
+  for (int half = kPartialSums / 2; half > 0; half /= 2) sum += __shfl_xor_sync(kAllLanes, sum, half);
+  return sum;
+}
+
 template <class E, class T>
 DML_KERNEL(kThreads)
 facts_kernel(const E* x, int64_t count, int64_t width, const int64_t* labels, bool has_ignore_index,
              int64_t ignore_index, bool normalize, bool rounded, T* inverse, T* norm, RowState* state,
              int32_t* any_non_finite) {
-  const int64_t row = static_cast<int64_t>(blockIdx.x) * kRowsPerBlock + warp_index();
-  if (row >= count) return;
-  T exact = T(0), squares = T(0);
-  for (int64_t k = lane_index(); k < width; k += kWarp) {
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * (kThreads / kPartialSums) + threadIdx.x / kPartialSums;
+  const int lane = static_cast<int>(threadIdx.x) % kPartialSums;
+  const T shortest = T(kShortest);
+  T exact = T(0), squares = T(0), scaled = T(0);
+  for (int64_t k = lane; row < count && k < width; k += kPartialSums) {
     T v = static_cast<T>(x[row * width + k]);
-    exact = fma(v, v, exact);
+    exact = add_square(exact, v);
+    scaled = add_square(scaled, product(v, T(1) / shortest));
     if constexpr (sizeof(T) == 4)
       if (rounded) v = __uint_as_float(round_to_tf32(v));
-    squares = fma(v, v, squares);
+    squares = add_square(squares, v);
   }
-  exact = warp_sum(exact);
-  squares = warp_sum(squares);
-  if (lane_index() != 0) return;
+  exact = add_lane_halves(exact);
+  squares = add_lane_halves(squares);
+  scaled = add_lane_halves(scaled);
+  if (lane != 0 || row >= count) return;
   const T length = sqrt(exact);
-  const T r = !normalize ? T(1) : length > T(0) ? T(1) / max(length, T(1e-12)) : T(0);
+  const T r = !normalize ? T(1) : scaled > T(0) ? T(1) / max(length, shortest) : T(0);
   inverse[row] = r;
-  norm[row] = squares * r * r;
+  norm[row] = !normalize || rounded ? squares * r * r : length / length;
+  if (normalize && length < shortest) norm[row] = scaled;
   if (state == nullptr) return;
   RowState found = RowState::kept;
   // Squared distances of rows that are not normalised must not overflow.
@@ -143,6 +154,8 @@ finish_kernel(FinishGradient<T> p) {
   for (int64_t s = 0; p.weight_sums != nullptr && s < p.splits; ++s) total += p.weight_sums[s * p.rows + row];
   const T inverse = p.inverse[row];
   const auto entry = [&](int64_t k) { return fma(total, static_cast<T>(x[k]) * inverse, p.sign * sums[k]); };
+  // A row that was not divided by its norm gets no gradient.
+  const T outer = inverse < T(1) / T(kShortest) ? inverse : T(0);
   T radial = T(0);
   if (p.normalize) {
     for (int64_t k = lane_index(); k < p.width; k += kWarp)
@@ -151,7 +164,7 @@ finish_kernel(FinishGradient<T> p) {
   }
   for (int64_t k = lane_index(); k < p.width; k += kWarp) {
     const T tangential = entry(k) - radial * (static_cast<T>(x[k]) * inverse);
-    out[k] = static_cast<E>(p.normalize ? tangential * inverse : tangential);
+    out[k] = static_cast<E>(p.normalize ? tangential * outer : tangential);
   }
 }
 
@@ -163,9 +176,9 @@ void row_facts(Precision precision, const void* x, int64_t count, int64_t width,
                int32_t* any_non_finite, Stream stream) {
   with_element<T>(precision, [&](auto element) {
     using E = decltype(element);
-    launch(facts_kernel<E, T>, dim3(blocks_for(count, kRowsPerBlock)), kThreads, 0, stream, static_cast<const E*>(x),
-           count, width, labels, has_ignore_index, ignore_index, normalize, precision == Precision::tf32, inverse, norm,
-           state, any_non_finite);
+    launch(facts_kernel<E, T>, dim3(blocks_for(count, kThreads / kPartialSums)), kThreads, 0, stream,
+           static_cast<const E*>(x), count, width, labels, has_ignore_index, ignore_index, normalize,
+           precision == Precision::tf32, inverse, norm, state, any_non_finite);
   });
 }
 

@@ -86,15 +86,27 @@ void with_element(Precision precision, const Call& call) {
   }
 }
 
-// sum (f_i - g_j)^2 from the rows themselves: few pairs need it.
-template <class E, class T>
-DML_DEVICE T difference_form(const E* x, T x_inverse, const E* y, T y_inverse, int64_t width) {
+// sum (f_i - g_j)^2 over the k that are `first` modulo Step, in the order of common/pairwise.h: the sums of two halves,
+// down to the partial ones. The loops are not unrolled: few pairs come here, and registers are short.
+template <int Step, class E, class T>
+DML_DEVICE T difference_form(const E* x, T x_inverse, const E* y, T y_inverse, int64_t width, int first) {
   T sum = T(0);
-  for (int64_t k = 0; k < width; ++k) {
-    const T difference = static_cast<T>(x[k]) * x_inverse - static_cast<T>(y[k]) * y_inverse;
-    sum = fma(difference, difference, sum);
+  if constexpr (Step == kPartialSums) {
+#pragma unroll 1
+    for (int64_t k = first; k < width; k += Step)
+      sum = add_square(sum, product(static_cast<T>(x[k]), x_inverse) - product(static_cast<T>(y[k]), y_inverse));
+  } else {
+#pragma unroll 1
+    for (int half = first; half < 2 * Step; half += Step)
+      sum += difference_form<2 * Step>(x, x_inverse, y, y_inverse, width, half);
   }
   return sum;
+}
+
+// From the rows themselves.
+template <class E, class T>
+DML_DEVICE T difference_form(const E* x, T x_inverse, const E* y, T y_inverse, int64_t width) {
+  return difference_form<1>(x, x_inverse, y, y_inverse, width, 0);
 }
 
 template <class T>

@@ -2,6 +2,7 @@
 
 #include "common/triplet.h"
 
+#include "cuda/contest.cuh"
 #include "cuda/pair_engine.cuh"
 #include "cuda/triplet.h"
 
@@ -109,42 +110,43 @@ sums_kernel(TripletProblem problem, TripletStripe<T> s, TripletRows<T> rows) {
   write_totals(rows, anchor, totals, shared);
 }
 
-// The nearest negative beyond a positive, ties to the lower row; all lanes of a warp call this and get it.
+// The nearest negative beyond the positive at a place of the class; all lanes of a warp call this and get it.
 template <class T>
 struct Semihard {
   T distance;
   int64_t column;  // -1 for none
 
-  DML_DEVICE Semihard(const TripletStripe<T>& s, const Anchor<T>& anchor, T positive)
+  template <class E>
+  DML_DEVICE Semihard(const TripletStripe<T>& s, const Anchor<T>& anchor, int64_t at, T positive,
+                      const Contest<E, T>& contest)
       : distance(kNoPair<T>), column(-1) {
     if (positive == -kNoPair<T>) return;
+    const T limit = positive * positive;
+    Best<T> best = nothing<T>(false);
     for (int64_t c = lane_index(); c < s.padded; c += kWarp) {
-      const T d = anchor.negative(c);
-      if (d > positive && d < distance) {
-        distance = d;
-        column = c;
-      }
+      const T d = anchor.negative(c), squared = d * d;
+      if (d == kNoPair<T> || !can_win(squared, best.squared, contest.band(anchor.row, c), false)) continue;
+      if (contest.beyond(anchor.row, c, squared, s.order[at], limit)) contest.offer(anchor.row, best, squared, c);
     }
     for (int bits = 1; bits < kWarp; bits *= 2) {
-      const T other = __shfl_xor_sync(kAllLanes, distance, bits);
-      const int64_t at = __shfl_xor_sync(kAllLanes, column, bits);
-      if (at >= 0 && (other < distance || (other == distance && at < column))) {
-        distance = other;
-        column = at;
-      }
+      const T squared = __shfl_xor_sync(kAllLanes, best.squared, bits);
+      const int64_t index = __shfl_xor_sync(kAllLanes, best.index, bits);
+      contest.offer(anchor.row, best, squared, index);
     }
+    distance = sqrt(best.squared);
+    column = best.index;
   }
 };
 
-template <class T>
+template <class E, class T>
 DML_KERNEL(kThreads)
-semihard_kernel(TripletProblem problem, TripletStripe<T> s, TripletRows<T> rows) {
+semihard_kernel(TripletProblem problem, TripletStripe<T> s, TripletRows<T> rows, Contest<E, T> contest) {
   DML_SHARED(shared);
   const Anchor<T> anchor(s, blockIdx.x);
   RowTotals totals{0, 0, 0};
   for (int64_t at = anchor.begin + warp_index(); at < anchor.end; at += kWarps) {
     const T positive = anchor.positive(s, at);
-    const Semihard<T> chosen(s, anchor, positive);
+    const Semihard<T> chosen(s, anchor, at, positive, contest);
     if (chosen.column < 0 || lane_index() != 0) continue;
     const double cost = triplet_term(positive + T(problem.margin) - chosen.distance, problem.soft).cost;
     totals.cost += cost;
@@ -193,9 +195,9 @@ slopes_kernel(TripletProblem problem, TripletStripe<T> s, const T* grad, T* weig
   }
 }
 
-template <class T>
+template <class E, class T>
 DML_KERNEL(kThreads)
-semihard_slopes_kernel(TripletProblem problem, TripletStripe<T> s, const T* grad, T* weights) {
+semihard_slopes_kernel(TripletProblem problem, TripletStripe<T> s, const T* grad, T* weights, Contest<E, T> contest) {
   DML_SHARED(shared);
   T* const pushes = reinterpret_cast<T*>(shared);
   int64_t* const columns = reinterpret_cast<int64_t*>(shared + kWarps * sizeof(double));
@@ -206,7 +208,7 @@ semihard_slopes_kernel(TripletProblem problem, TripletStripe<T> s, const T* grad
     __syncthreads();  // the row is zero, and the last pushes have been added
     const int64_t at = first + warp_index();
     const T positive = at < anchor.end ? anchor.positive(s, at) : -kNoPair<T>;
-    const Semihard<T> chosen(s, anchor, positive);
+    const Semihard<T> chosen(s, anchor, at, positive, contest);
     if (lane_index() == 0) {
       columns[warp_index()] = chosen.column;
       if (chosen.column >= 0) {
@@ -226,30 +228,38 @@ semihard_slopes_kernel(TripletProblem problem, TripletStripe<T> s, const T* grad
 }  // namespace
 
 template <class T>
-void triplet_sums(const TripletProblem& problem, const TripletStripe<T>& stripe, bool semihard,
-                  const TripletRows<T>& rows, Stream stream) {
+void triplet_sums(Precision precision, const PairSides<T>& sides, const TripletProblem& problem,
+                  const TripletStripe<T>& stripe, bool semihard, const TripletRows<T>& rows, Stream stream) {
   const dim3 grid(static_cast<unsigned>(stripe.count));
-  const size_t shared = kTotalsBytes + (semihard ? 0 : kStaged * sizeof(T));
-  launch(semihard       ? semihard_kernel<T>
-         : problem.soft ? sums_kernel<PairSoftplus, T>
-                        : sums_kernel<PairHinge, T>,
-         grid, kThreads, shared, stream, problem, stripe, rows);
+  if (!semihard)
+    return launch(problem.soft ? sums_kernel<PairSoftplus, T> : sums_kernel<PairHinge, T>, grid, kThreads,
+                  kTotalsBytes + kStaged * sizeof(T), stream, problem, stripe, rows);
+  with_element<T>(precision, [&](auto element) {
+    using E = decltype(element);
+    launch(semihard_kernel<E, T>, grid, kThreads, kTotalsBytes, stream, problem, stripe, rows,
+           make_contest<E, T>(sides, false));
+  });
 }
 
 template <class T>
-void triplet_weights(const TripletProblem& problem, const TripletStripe<T>& stripe, bool semihard, const T* grad,
-                     T* weights, Stream stream) {
+void triplet_weights(Precision precision, const PairSides<T>& sides, const TripletProblem& problem,
+                     const TripletStripe<T>& stripe, bool semihard, const T* grad, T* weights, Stream stream) {
   const dim3 grid(static_cast<unsigned>(stripe.count));
-  const size_t shared = semihard ? kWarps * (sizeof(double) + sizeof(int64_t)) : kStaged * sizeof(T);
-  launch(semihard       ? semihard_slopes_kernel<T>
-         : problem.soft ? slopes_kernel<PairSoftplus, T>
-                        : slopes_kernel<PairHinge, T>,
-         grid, kThreads, shared, stream, problem, stripe, grad, weights);
+  if (!semihard)
+    return launch(problem.soft ? slopes_kernel<PairSoftplus, T> : slopes_kernel<PairHinge, T>, grid, kThreads,
+                  kStaged * sizeof(T), stream, problem, stripe, grad, weights);
+  with_element<T>(precision, [&](auto element) {
+    using E = decltype(element);
+    launch(semihard_slopes_kernel<E, T>, grid, kThreads, kWarps * (sizeof(double) + sizeof(int64_t)), stream, problem,
+           stripe, grad, weights, make_contest<E, T>(sides, false));
+  });
 }
 
 #define DML_INSTANTIATE(T)                                                                                            \
-  template void triplet_sums<T>(const TripletProblem&, const TripletStripe<T>&, bool, const TripletRows<T>&, Stream); \
-  template void triplet_weights<T>(const TripletProblem&, const TripletStripe<T>&, bool, const T*, T*, Stream);
+  template void triplet_sums<T>(Precision, const PairSides<T>&, const TripletProblem&, const TripletStripe<T>&, bool, \
+                                const TripletRows<T>&, Stream);                                                       \
+  template void triplet_weights<T>(Precision, const PairSides<T>&, const TripletProblem&, const TripletStripe<T>&,    \
+                                   bool, const T*, T*, Stream);
 DML_INSTANTIATE(float)
 DML_INSTANTIATE(double)
 #undef DML_INSTANTIATE

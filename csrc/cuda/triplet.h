@@ -43,13 +43,13 @@ struct TripletRows {
   int64_t *nonzero, *count;  // each (anchors,)
 };
 template <class T>
-void triplet_sums(const TripletProblem& problem, const TripletStripe<T>& stripe, bool semihard,
-                  const TripletRows<T>& rows, Stream stream);
+void triplet_sums(Precision precision, const PairSides<T>& sides, const TripletProblem& problem,
+                  const TripletStripe<T>& stripe, bool semihard, const TripletRows<T>& rows, Stream stream);
 
 // weights (count, padded): of (f_i - g_j), from the incoming gradients of all anchors.
 template <class T>
-void triplet_weights(const TripletProblem& problem, const TripletStripe<T>& stripe, bool semihard, const T* grad,
-                     T* weights, Stream stream);
+void triplet_weights(Precision precision, const PairSides<T>& sides, const TripletProblem& problem,
+                     const TripletStripe<T>& stripe, bool semihard, const T* grad, T* weights, Stream stream);
 
 // The weights as the product takes them, with the anchors as its rows, and with the gallery's rows as its rows; the
 // sums of the weights are added to those of the rows.

@@ -72,7 +72,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward_as(const PairArguments& a, co
   const Tensor nonzero = empty(a.embeddings, {m}, ScalarType::Long), count = empty(a.embeddings, {m}, ScalarType::Long);
   const TripletPairs<T> on_device(a, o, precision, check, active, device.stream);
   on_device.for_each(false, [&](const TripletStripe<T>& stripe) {
-    triplet_sums<T>(on_device.problem, stripe, o.semihard,
+    triplet_sums<T>(on_device.pairs.precision, on_device.pairs.sides, on_device.problem, stripe, o.semihard,
                     TripletRows<T>{data<T>(loss_sum), data<int64_t>(nonzero), data<int64_t>(count)}, device.stream);
   });
   return {loss_sum, nonzero, count, active};
@@ -116,7 +116,7 @@ std::tuple<Tensor, Tensor> backward_as(const PairArguments& a, const TripletOpti
   transpose_rows(precision, gallery.x.const_data_ptr(), gallery.states(), n, d, padded, others.mutable_data_ptr(),
                  stream);
   on_device.for_each(true, [&](const TripletStripe<T>& s) {
-    triplet_weights<T>(problem, s, o.semihard, data<T>(grad), data<T>(weights), stream);
+    triplet_weights<T>(precision, pairs.sides, problem, s, o.semihard, data<T>(grad), data<T>(weights), stream);
     const Stripe rows{s.first, s.count, padded, precision, by_rows.mutable_data_ptr(), problem.active, col_tiles, 1};
     triplet_round_rows<T>(problem, s, data<T>(weights), data<T>(gallery.inverse), rows, data<T>(of_queries.weights),
                           stream);

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from .._checks import PairInputs
-from .pairwise import rows
+from .pairwise import rows, squared_norms
 
 
 class Pairs(NamedTuple):
     f: Tensor  # (M, D) query rows
     g: Tensor  # (N, D) gallery rows; f itself in self mode
+    norms: tuple[Tensor, Tensor]  # (M,), (N,): squared norms of both
     positive: Tensor  # (M, N) bool
     negative: Tensor  # (M, N) bool
     bad: Tensor  # (M,) bool: a non-finite row makes this query's result NaN
@@ -34,6 +35,7 @@ def pairs(inputs: PairInputs) -> Pairs:
     y = None if y is None else torch.where(kept_y[:, None], y, 0)
     f = rows(x, normalize)
     g = f if y is None else rows(y, normalize)
+    norms = squared_norms(x, normalize), squared_norms(x if y is None else y, normalize)
 
     allowed = kept_x[:, None] & kept_y[None, :]
     if ids is not None:
@@ -41,6 +43,5 @@ def pairs(inputs: PairInputs) -> Pairs:
     if self_mode:
         allowed = allowed & ~torch.eye(len(labels), dtype=torch.bool, device=x.device)
     same = labels[:, None] == h[None, :]
-    bad_x = ~torch.isfinite(torch.linalg.vector_norm(x.detach().to(f.dtype), dim=1))
-    bad_y = bad_x if y is None else ~torch.isfinite(torch.linalg.vector_norm(y.detach().to(f.dtype), dim=1))
-    return Pairs(f, g, allowed & same, allowed & ~same, (bad_x | bad_y.any()) & kept_x, kept_y.sum())
+    bad_x, bad_y = (~of_side.isfinite() for of_side in norms)
+    return Pairs(f, g, norms, allowed & same, allowed & ~same, (bad_x | bad_y.any()) & kept_x, kept_y.sum())

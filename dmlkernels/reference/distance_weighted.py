@@ -27,7 +27,7 @@ def weights(inputs: PairInputs, cutoff: float, nonzero_loss_cutoff: float) -> Te
     """(M, N) w relative to the largest of each row; rows of zeros where there is no candidate."""
     p = pairs(inputs)
     width = p.f.shape[1]
-    squared = squared_distance(p.f, p.g, p.negative)
+    squared = squared_distance(p.f, p.g, p.negative, p.norms)
     candidates = p.negative & (squared < nonzero_loss_cutoff**2) & ~p.bad[:, None]
     d = torch.where(candidates, squared, 1).sqrt().clamp_min(cutoff)
     rest = (1 - d.square() / 4).clamp_min(1e-30)  # positive, unless the cutoff rounds to 2

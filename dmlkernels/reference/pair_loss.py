@@ -82,7 +82,8 @@ def _values(p: Pairs, value: str) -> Tensor:
     wanted = p.positive | p.negative
     if value == "similarity":
         return similarity(p.f, p.g)
-    return distance(p.f, p.g, wanted) if value == "distance" else squared_distance(p.f, p.g, wanted)
+    measure = distance if value == "distance" else squared_distance
+    return measure(p.f, p.g, wanted, p.norms)
 
 
 def pair_loss(
@@ -119,7 +120,7 @@ def pair_loss(
         outside = [(given < 0) | (given >= classes) for given in labels]
         bad = bad | torch.cat(outside).any()
     if grad == "query":
-        p = p._replace(g=p.g.detach())
+        p = p._replace(g=p.g.detach(), norms=(p.norms[0], p.norms[1].detach()))
     v = _values(p, value)
     if apart:
         away = v.detach() > 0 if value != "similarity" else _values(p, "squared").detach() > 0

@@ -1,8 +1,10 @@
 r"""Pairwise similarity and distance in plain PyTorch, N×N memory.
 
 With rows $f = x / \max(\lVert x\rVert, 10^{-12})$ (or $f = x$): $s_{ij} = f_i \cdot g_j$ and
-$d_{ij}^2 = \lVert f_i\rVert^2 + \lVert g_j\rVert^2 - 2 s_{ij}$, clamped at 0. Where that cancels
+$d_{ij}^2 = \lVert f_i\rVert^2 + \lVert g_j\rVert^2 - 2 s_{ij}$, clamped at 0. The norm of a normalised row is 1 by
+definition, so a zero row lies at distance exactly 1 of it. Where the product form cancels
 ($d^2 \le 0.01\,(\lVert f_i\rVert^2 + \lVert g_j\rVert^2)/2$) it is recomputed as $\sum_k (f_{ik} - g_{jk})^2$.
+Norms and that difference form are added up in one order on every backend, so their bits are the same everywhere.
 $\partial d_{ij}/\partial f_i = (f_i - g_j)/d_{ij}$;
 coincident points ($d^2 \le (4\varepsilon)^2$ times the mean squared
 norm) keep their distance and get no gradient.
@@ -12,10 +14,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ._precision import without_autocast
 
 NEAR = 0.01  # share of the mean squared norm under which a squared distance is recomputed in difference form
+SHORTEST = 1e-12  # the norm that a row is divided by at least
+LANES = 16
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -23,13 +28,37 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def sum_of_squares(x: Tensor) -> Tensor:
+    """(...) of (..., D): 16 partial sums, of the k that are equal mod 16, whose halves are added until one is left."""
+    squares = pad(x.square(), (0, -x.shape[-1] % LANES)).unflatten(-1, (-1, LANES))
+    total = torch.zeros_like(squares[..., 0, :]) if squares.shape[-2] else x.new_zeros(*x.shape[:-1], LANES)
+    for step in squares.unbind(-2):
+        total = total + step
+    while total.shape[-1] > 1:
+        total = total[..., : total.shape[-1] // 2] + total[..., total.shape[-1] // 2 :]
+    return total[..., 0]
+
+
 def rows(x: Tensor, normalize: bool) -> Tensor:
     """(M, D) rows in the compute dtype, L2-normalised if asked; a row of norm up to 1e-12 gets no gradient."""
     x = x.to(compute_dtype(x.dtype))
     if not normalize:
         return x
-    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    return torch.where(norm > 1e-12, x / norm.clamp_min(1e-12), x.detach() / 1e-12)
+    squares = sum_of_squares(x)[:, None]
+    # The root of 0 has no derivative. A NaN stays one.
+    short = squares.detach().sqrt() <= SHORTEST
+    # On CPUs rsqrt is the rounded inverse of the rounded root, as in the kernels, where sqrt may be off by an ulp.
+    return torch.where(short, x.detach() * (1 / SHORTEST), x * torch.where(short, 1, squares).rsqrt())
+
+
+def squared_norms(x: Tensor, normalize: bool) -> Tensor:
+    """(M,) of the rows that `rows` makes of x: 1 by definition of normalised ones, but of those shorter than 1e-12."""
+    x = x.to(compute_dtype(x.dtype))
+    if not normalize:
+        return sum_of_squares(x)
+    norm = sum_of_squares(x.detach()).sqrt()
+    # The scaled row: the squares of such small numbers underflow. A norm that is not finite leaves NaN.
+    return torch.where(norm >= SHORTEST, norm / norm, sum_of_squares(x.detach() * (1 / SHORTEST)))
 
 
 @without_autocast
@@ -39,24 +68,35 @@ def similarity(f: Tensor, g: Tensor) -> Tensor:
 
 
 @without_autocast
-def squared_distance(f: Tensor, g: Tensor, wanted: Tensor | None = None) -> Tensor:
-    """(M, N) squared distances; near-duplicates among the `wanted` pairs in difference form."""
-    norms = f.square().sum(1)[:, None] + g.square().sum(1)[None, :]
-    product_form = (norms - 2 * (f @ g.T)).clamp_min(0)
-    near = product_form.detach() <= NEAR * norms.detach() / 2
+def squared_distance(
+    f: Tensor, g: Tensor, wanted: Tensor | None = None, norms: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
+    """(M, N) squared distances; near-duplicates among the `wanted` pairs in difference form.
+
+    Args:
+        norms: `squared_norms` of f and g; None: of rows that are not normalised.
+    """
+    both = _sum_of_norms(f, g, norms)
+    product_form = (both - 2 * (f @ g.T)).clamp_min(0)
+    near = product_form.detach() <= NEAR * both.detach() / 2
     if wanted is not None:
         near = near & wanted
     i, j = near.nonzero(as_tuple=True)
-    return product_form.index_put((i, j), (f[i] - g[j]).square().sum(1))
+    return product_form.index_put((i, j), sum_of_squares(f[i] - g[j]))
 
 
-def distance(f: Tensor, g: Tensor, wanted: Tensor | None = None) -> Tensor:
+def distance(f: Tensor, g: Tensor, wanted: Tensor | None = None, norms: tuple[Tensor, Tensor] | None = None) -> Tensor:
     """(M, N) distances whose gradient is 0 at coincident points."""
-    squared = squared_distance(f, g, wanted)
+    squared = squared_distance(f, g, wanted, norms)
     tiny = (4 * torch.finfo(f.dtype).eps) ** 2
-    norms = f.detach().square().sum(1)[:, None] + g.detach().square().sum(1)[None, :]
-    apart = squared.detach() > tiny * norms / 2
+    apart = squared.detach() > tiny * _sum_of_norms(f, g, norms).detach() / 2
     return torch.where(apart, torch.where(apart, squared, 1).sqrt(), squared.detach().sqrt())
+
+
+def _sum_of_norms(f: Tensor, g: Tensor, norms: tuple[Tensor, Tensor] | None) -> Tensor:
+    """(M, N) ‖f‖² + ‖g‖²."""
+    of_f, of_g = norms or (sum_of_squares(f), sum_of_squares(g))
+    return of_f[:, None] + of_g[None, :]
 
 
 @without_autocast
@@ -64,10 +104,11 @@ def pairwise(x: Tensor, y: Tensor | None, metric: str, normalize: bool) -> Tenso
     """(M, N) "dot", "euclidean" or "squared" of the (normalised) rows, in the inputs' dtype."""
     f = rows(x, normalize)
     g = f if y is None else rows(y, normalize)
+    norms = squared_norms(x, normalize), squared_norms(x if y is None else y, normalize)
     if metric == "dot":
         out = similarity(f, g)
     elif metric == "squared":
-        out = squared_distance(f, g)
+        out = squared_distance(f, g, norms=norms)
     else:
-        out = distance(f, g)
+        out = distance(f, g, norms=norms)
     return out.to(x.dtype)

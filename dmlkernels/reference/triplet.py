@@ -11,40 +11,37 @@ from torch import Tensor
 
 from .._checks import PairInputs
 from ._pairs import Pairs, pairs
-from .nearest_positive import select_positive
+from .nearest_positive import Contest, select_positive
 from .pairwise import distance
 
 
-def _nearest(d: Tensor, candidates: Tensor) -> Tensor:
-    """Mask of the first nearest candidate of each row."""
-    keyed = torch.where(candidates, d.detach(), torch.inf)
-    if d.shape[1] == 0:
-        return candidates
-    first = ((keyed == keyed.amin(1, keepdim=True)) & candidates).to(torch.int8).argmax(1)
-    return candidates & (torch.arange(d.shape[1], device=d.device)[None, :] == first[:, None])
+def _only(index: Tensor, columns: int) -> Tensor:
+    """Mask (T, N) of one column of each row, none where it is -1."""
+    return index[:, None] == torch.arange(columns, device=index.device)[None, :]
 
 
 def _listed(
     p: Pairs, positive: str, negative: str, margin: float, soft: bool, swap: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Anchors (T,) of the anchor-positive pairs, terms (T, N) and the mask (T, N) of those that are triplets."""
-    d = distance(p.f, p.g, p.positive | p.negative)
+    d = distance(p.f, p.g, p.positive | p.negative, p.norms)
+    contest = Contest(p)
     if positive == "all":
         anchor, chosen = p.positive.nonzero(as_tuple=True)
     else:
-        index = select_positive(p, d, positive)[1]
+        index = select_positive(p, contest, positive)
         anchor = (index >= 0).nonzero()[:, 0]
         chosen = index[anchor]
     d_ap, d_an = d[anchor, chosen][:, None], d[anchor]
     members = p.negative[anchor]
-    if negative == "hard":
-        members = _nearest(d_an, members)
-    elif negative == "semihard":
-        members = _nearest(d_an, members & (d_an.detach() > d_ap.detach()))
+    if negative == "semihard":
+        members = contest.beyond(anchor, chosen, members)
+    if negative != "all":
+        members = _only(contest.nearest(anchor, members), members.shape[1])
     if swap:
-        d_an = torch.minimum(d_an, distance(p.g[chosen], p.g))
+        d_an = torch.minimum(d_an, distance(p.g[chosen], p.g, norms=(p.norms[1][chosen], p.norms[1])))
     violation = d_ap - d_an + margin
-    costs = torch.logaddexp(violation, torch.zeros_like(violation)) if soft else violation.clamp_min(0)
+    costs = torch.logaddexp(violation, torch.zeros_like(violation)) if soft else violation.relu()
     return anchor, torch.where(members, costs, 0), members
 
 

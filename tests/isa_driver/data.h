@@ -47,11 +47,10 @@ RowsView<T> make_rows(const RowsKernels<T>& kernel, std::vector<double>& unit) {
     }
     const T norm = std::sqrt(kernel.sum_squares(rows + i * stride, kWidth));
     if (i < kRows) kernel.scale(rows + i * stride, kWidth, 1 / norm);
+    norms[i] = i < kRows ? T(1) : kFar<T>;
     for (int64_t k = 0; k < kWidth && i < kRows; ++k) unit.push_back(rows[i * stride + k]);
   }
-  for (int64_t p = 0; p < padded; p += width)
-    kernel.pack_panel(rows + p * stride, stride, kWidth, panels + p * kWidth, norms + p);
-  for (int64_t i = kRows; i < padded; ++i) norms[i] = kFar<T>;
+  for (int64_t p = 0; p < padded; p += width) kernel.pack_panel(rows + p * stride, stride, kWidth, panels + p * kWidth);
   return {kRows, padded, kWidth, stride, panels, rows, norms, classes, nullptr, index};
 }
 

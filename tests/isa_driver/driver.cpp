@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdio>
 
+#include "common/nearest_positive.h"
 #include "cpu/distance_weighted_kernels.h"
 #include "cpu/nearest_positive_kernels.h"
 #include "cpu/pair_loss_kernels.h"
@@ -145,18 +146,22 @@ void run(double tolerance) {
   const TileSchedule schedule = TileSchedule::make(kRows, kRows, true);
   const auto each_tile = [&](auto&& body) { for_each_tile(schedule, body); };
 
-  T *best = aligned<T>(rows.padded), *nearest = aligned<T>(rows.padded);
+  T *best = aligned<T>(rows.padded), *nearest = aligned<T>(rows.padded), *exact = aligned<T>(rows.padded);
   int32_t *best_index = aligned<int32_t>(rows.padded), *nearest_index = aligned<int32_t>(rows.padded);
   const ClassRanges ranges(rows.classes);
   for (int64_t i = 0; i < kRows; ++i) {
     best[i] = nearest[i] = kFar<T> / 2;
+    exact[i] = NAN;
     best_index[i] = nearest_index[i] = -1;
   }
   const auto& select = kernels<SelectionKernels<T>>();
-  const SelectionProblem<T> positive{rows,    rows, true,      false, ranges.begin.data(), ranges.end.data(),
-                                     nullptr, best, best_index};
+  const T share = static_cast<T>(tie_share(kWidth, sizeof(T) == 4 ? 1.2e-7 : 2.3e-16));
+  const SelectionProblem<T> positive{rows,    rows,  true, false, ranges.begin.data(), ranges.end.data(), nullptr,
+                                     nullptr, share, best, exact, best_index};
   for (int64_t i = 0; i < schedule.row_tiles; ++i) select.positives(positive, i);
-  const SelectionProblem<T> negative{rows, rows, true, false, nullptr, nullptr, nullptr, nearest, nearest_index};
+  for (int64_t i = 0; i < kRows; ++i) exact[i] = NAN;
+  const SelectionProblem<T> negative{rows,    rows,    true,  false,   nullptr, nullptr,
+                                     nullptr, nullptr, share, nearest, exact,   nearest_index};
   each_tile([&](const TilePair& t) { select.negatives(negative, t.row, t.col, t.part); });
 
   const auto& pairwise = kernels<PairwiseKernels<T>>();

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "common/nearest_positive.h"
 #include "cpu/triplet_kernels.h"
 #include "isa_driver/data.h"
 
@@ -27,10 +28,13 @@ void run_triplet(const RowsView<T>& rows, const std::vector<double>& unit, bool 
   const int64_t length = p.slots * rows.padded;
   p.positives = aligned<T>(length);
   p.nearest = aligned<T>(length);
-  p.nearest_index = aligned<int32_t>(length);
+  p.nearest_exact = aligned<T>(length);
+  p.nearest_row = aligned<int32_t>(length);
+  p.share = static_cast<T>(tie_share(kWidth, sizeof(T) == 4 ? 1.2e-7 : 2.3e-16));
   std::fill_n(p.positives, length, static_cast<T>(-INFINITY));
   std::fill_n(p.nearest, length, static_cast<T>(1e9));
-  std::fill_n(p.nearest_index, length, -1);
+  std::fill_n(p.nearest_exact, length, static_cast<T>(NAN));
+  std::fill_n(p.nearest_row, length, -1);
   p.cost = aligned<double>(rows.padded);
   p.nonzero = aligned<int64_t>(rows.padded);
   p.negatives = aligned<int64_t>(rows.padded);
@@ -80,7 +84,8 @@ void run_triplet(const RowsView<T>& rows, const std::vector<double>& unit, bool 
         if (d > positive) nearest = std::fmin(nearest, d);
       }
       expect(std::fabs(p.slopes[at] - pull) < tolerance * (1 + pull), "a positive's slopes", p.slopes[at], pull);
-      expect(std::fabs(p.nearest[at] - nearest) < tolerance * nearest, "semi-hard negative", p.nearest[at], nearest);
+      const double got = std::sqrt(p.nearest[at]);
+      expect(std::fabs(got - nearest) < tolerance * nearest, "semi-hard negative", got, nearest);
     }
   }
 }

@@ -1,62 +1,95 @@
-#include "common/nearest_positive.h"
+#include "cpu/contest.h"
 #include "cpu/triplet_tile.h"
 
 namespace dml {
 inline namespace DML_ISA {
 namespace {
 
-// Semi-hard: the lanes in `left` to one positive of one query, one by one since few get here.
 template <class T>
-DML_INLINE void offer(Vec<T> distance, uint32_t left, const int32_t* index, T& best, int32_t& best_index) {
-  alignas(64) T d[Simd<T>::lanes];
-  store(d, distance);
-  for (; left != 0; left &= left - 1) {
-    const int lane = __builtin_ctz(left);
-    if (!wins(d[lane], index[lane], best, best_index, false)) continue;
-    best = d[lane];
-    best_index = index[lane];
-  }
+BestRow<T> best_of(const TripletProblem<T>& p, int64_t at) {
+  return {p.nearest[at], p.nearest_exact[at], p.nearest_row[at]};
 }
+
+// Gallery row j, at this distance, to query i and its positive in a slot.
+template <class T>
+inline void offer(const TripletProblem<T>& p, int64_t i, int64_t j, T distance, int64_t slot, int64_t part) {
+  const Contest<T> contest{p.q, p.g, p.share, false, true};
+  const T positive = p.positives[slot * p.q.padded + i], squared = distance * distance;
+  if (contest.beyond(i, j, squared, p.class_begin[i] + p.first_slot + slot, positive * positive))
+    contest.offer(i, j, squared, best_of(p, (part * p.slots + slot) * p.q.padded + i));
+}
+
+// The distances that may be beyond a positive and not beyond the nearest negative so far.
+template <class V>
+struct Reach {
+  V from, to;
+
+  DML_INLINE Reach(V positive, V nearest, V band)
+      : from(sqrt(max(positive * positive - band, V(0)))), to(sqrt(nearest + band)) {}
+  DML_INLINE auto holds(V distance) const { return both(from <= distance, distance <= to); }
+};
 
 template <class T>
 void choose(const TripletProblem<T>& p, int64_t i, int64_t j, int64_t part) {
   using V = Vec<T>;
   constexpr int L = Simd<T>::lanes;
-  alignas(64) T s[kTile * kTileStride];
+  alignas(64) T s[kTile * kTileStride], distance[L];
   const NegativeTile<T> n(p, i, j, s, nullptr);
   const PairTile<T>& tile = n.tile;
+  const T longest = tile.longest();
   const auto at = [&](int64_t slot) { return (part * p.slots + slot) * p.q.padded; };
   for (int64_t r = 0; r < tile.rows; ++r) {
-    const OwnPositives<T> own(p, tile.i0 + r);
+    const int64_t row = tile.i0 + r;
+    const OwnPositives<T> own(p, row);
+    const V band(p.share * (p.q.norms[row] + longest));
     for (int k = 0; k < own.count; ++k) {
-      const int64_t to = at(own.slot[k]) + tile.i0 + r;
-      if (n.nearest[r] > p.nearest[to]) continue;
-      const V positive(own.distance[k]);
+      const T& nearest = p.nearest[at(own.slot[k]) + row];
+      Reach<V> reach(V(own.distance[k]), V(nearest), band);
+      if (!any(V(n.nearest[r]) <= reach.to)) continue;
       for (int64_t c = 0; c < tile.cols; c += L) {
         const V d = load<V>(n.row(r) + c);
-        const auto chance = both(beyond_positive(d, positive), can_win(d, V(p.nearest[to]), false));
-        if (any(chance)) offer<T>(d, bits(chance), p.g.index + tile.j0 + c, p.nearest[to], p.nearest_index[to]);
+        const auto chance = reach.holds(d);
+        if (!any(chance)) continue;
+        store(distance, d);
+        for (uint32_t left = bits(chance); left != 0; left &= left - 1) {
+          const int lane = __builtin_ctz(left);
+          offer(p, row, tile.j0 + c + lane, distance[lane], own.slot[k], part);
+        }
+        reach = Reach<V>(V(own.distance[k]), V(nearest), band);
       }
     }
   }
-  for (int64_t c = 0; n.mirrored() && c < tile.cols; c += L)
+  for (int64_t c = 0; n.mirrored() && c < tile.cols; c += L) {
+    const int64_t column = tile.j0 + c;
+    const V band = V(p.share) * (load<V>(p.q.norms + column) + V(tile.longest_query()));
     for (int64_t k = 0; k < p.slots; ++k) {
-      const V positive = load<V>(p.positives + k * p.q.padded + tile.j0 + c);
+      const V positive = load<V>(p.positives + k * p.q.padded + column);
       if (largest(positive) == -INFINITY) continue;
-      T* const to = p.nearest + at(k) + tile.j0 + c;
-      int32_t* const to_index = p.nearest_index + at(k) + tile.j0 + c;
-      V best = load<V>(to);
+      const auto there = positive > V(-INFINITY);
+      Reach<V> reach(positive, load<V>(p.nearest + at(k) + column), band);
       for (int64_t r = 0; r < tile.rows; ++r) {
         const V d = load<V>(n.row(r) + c);
-        auto better = both(both(beyond_positive(d, positive), can_win(d, best, false)), positive > V(-INFINITY));
-        if (!any(better)) continue;
-        // A tie goes to the lower row of the caller's.
-        const int32_t own = p.q.index[tile.i0 + r];
-        better = without(better, without(d == best, greater_int<V>(to_index, own)));
-        best = select(better, d, best);
-        store_int_where(to_index, better, own);
+        const auto chance = both(reach.holds(d), there);
+        if (!any(chance)) continue;
+        store(distance, d);
+        for (uint32_t left = bits(chance); left != 0; left &= left - 1) {
+          const int lane = __builtin_ctz(left);
+          offer(p, column + lane, tile.i0 + r, distance[lane], k, part);
+        }
+        reach = Reach<V>(positive, load<V>(p.nearest + at(k) + column), band);
       }
-      store(to, best);
+    }
+  }
+}
+
+template <class T>
+void merge(const TripletProblem<T>& p, int64_t parts) {
+  const Contest<T> contest{p.q, p.g, p.share, false, true};
+  const int64_t length = p.slots * p.q.padded;
+  for (int64_t part = 1; part < parts; ++part)
+    for (int64_t at = 0; at < length; ++at) {
+      const BestRow<T> other = best_of(p, part * length + at);
+      if (other.row >= 0) contest.offer(at % p.q.padded, other.row, other.squared, best_of(p, at));
     }
 }
 
@@ -93,7 +126,7 @@ void positives(const TripletProblem<T>& p, int64_t tile) {
 
 template <class T>
 TripletSelectionKernels<T> table() {
-  return {positives<T>, choose<T>};
+  return {positives<T>, choose<T>, merge<T>};
 }
 
 }  // namespace
