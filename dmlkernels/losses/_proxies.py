@@ -60,4 +60,5 @@ def proxy_inputs(op: str, embeddings: object, labels: object, proxies: object) -
     _checks.same_width(op, x, p, "proxies", "(C, D)")
     if len(p) == 0 and len(y) > 0:
         _checks.fail(op, "labels", "in [0, C) with C=0", f"{len(y)} labels")
+    _checks.class_labels(op, y, len(p))
     return x, y, p, torch.arange(len(p), device=p.device)

@@ -44,7 +44,8 @@ def soft_triple_rows(
     if namespace is None:
         _checks.class_labels(op, y, len(c) // k)
         return reference.soft_triple(*arguments)
-    return getattr(torch.ops, namespace).soft_triple_fwd(*arguments, _backend.get_float32_precision())
+    forward = getattr(torch.ops, namespace).soft_triple_fwd
+    return _checks.renamed(op, forward, *arguments, _backend.get_float32_precision())
 
 
 def soft_triple_loss(
