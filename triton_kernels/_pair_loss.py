@@ -10,11 +10,11 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from dmlkernels import _schemas
+from dmlkernels import _contract
 
 from . import _pair, _pair_terms
 
-TILE = tl.constexpr(_schemas.TILE)
+TILE = tl.constexpr(_contract.TILE)
 NO_SCORE = tl.constexpr(-1e30)
 
 
