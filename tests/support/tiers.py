@@ -34,11 +34,20 @@ def covering(cases: Sequence[Case], together: int, start: int = 0, at_most: int 
     return kept or order[:1]
 
 
+def key_of(value: object) -> Hashable:
+    """The value, or what stands for one that has no hash or holds such a one."""
+    try:
+        hash(value)
+    except TypeError:
+        return id(value)
+    return value
+
+
 def case_of(item: pytest.Function) -> tuple[Target | None, Case]:
     """The backend of a test's case, and its other parameters; arguments that are given together are one."""
     parameters = dict(item.callspec.params)
     targets = [parameters.pop(name) for name in ("kernel", "backend") if isinstance(parameters.get(name), Target)]
-    values = {name: value if isinstance(value, Hashable) else id(value) for name, value in parameters.items()}
+    values = {name: key_of(value) for name, value in parameters.items()}
     for mark in item.iter_markers("parametrize"):
         given = mark.args[0]
         names = [name.strip() for name in (given.split(",") if isinstance(given, str) else given)]
