@@ -66,8 +66,8 @@ class Options(NamedTuple):
 
     @staticmethod
     def of(given: Mapping[str, Any]) -> Options:
-        sides = {side: Side(*(given[f"{side}_{field}"] for field in Side._fields)) for side in ("pos", "neg")}
-        return Options(**sides, **{name: given[name] for name in Options._fields if name not in sides})
+        pos, neg = (Side(*(given[f"{side}_{field}"] for field in Side._fields)) for side in ("pos", "neg"))
+        return Options(**{name: given[name] for name in Options._fields if name in given}, pos=pos, neg=neg)
 
     @property
     def query(self) -> bool:

@@ -72,8 +72,8 @@ def _leaves(values: Iterable[Any]) -> Iterator[Any]:
 
 def _spelled(constants: Iterable[tuple[str, Any]]) -> Iterator[str]:
     for name, value in constants:
-        if isinstance(value, tuple):
-            yield from _spelled(value._asdict().items())  # a kernel's NamedTuple of constants
+        if hasattr(value, "_asdict"):  # a kernel's NamedTuple of constants
+            yield from _spelled(value._asdict().items())
         else:
             yield f"{name}={value}"
 

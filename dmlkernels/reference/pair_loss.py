@@ -133,5 +133,6 @@ def pair_loss(
         total = torch.where(found.taking_part, v, 0).sum(1)
         results.append((found.stat, found.log_sum, total, members.sum(1).to(v.dtype), found.slope.to(v.dtype)))
     stats, log_sums, sums, members, slopes = (torch.stack(of_sides) for of_sides in zip(*results))
-    differentiable = (torch.where(bad[None, :], torch.nan, t) for t in (stats, log_sums, sums))
-    return (*differentiable, *(t.detach().masked_fill(bad[None, :], 0) for t in (members, slopes)))
+    stats, log_sums, sums = (torch.where(bad[None, :], torch.nan, t) for t in (stats, log_sums, sums))
+    members, slopes = (t.detach().masked_fill(bad[None, :], 0) for t in (members, slopes))
+    return stats, log_sums, sums, members, slopes
