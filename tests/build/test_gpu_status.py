@@ -12,9 +12,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 REPORT = """<testsuites><testsuite>
-<testcase classname="tests.ops.test_ranked_list" name="test_every_dtype[native-cuda-float32-random-self]"/>
-<testcase classname="tests.ops.test_ranked_list_edges" name="test_empty[triton-cuda]"><failure message="no"/></testcase>
-<testcase classname="tests.ops.test_ranked_list_edges" name="test_empty[native-cuda]"/>
+<testcase classname="tests.ops.test_pair_loss" name="test_every_dtype[native-cuda-float32-random-self]"/>
+<testcase classname="tests.ops.test_pair_loss_edges" name="test_empty[triton-cuda]"><failure message="no"/></testcase>
+<testcase classname="tests.ops.test_pair_loss_edges" name="test_empty[native-cuda]"/>
 <testcase classname="tests.ops.test_pairwise" name="test_dtype[native-cuda]"><skipped message="no"/></testcase>
 <testcase classname="tests.ops.test_large" name="test_self_mode[triton-cuda]"/>
 <testcase classname="tests.ops.test_pairwise" name="test_message"/>
@@ -51,13 +51,13 @@ def test_the_document_is_what_the_results_give(status):
 def test_without_results_nothing_ran(status):
     text = status.render([])
     assert "has ever run on a GPU" in text
-    assert line(text, "ranked_list")[1] == "never run on a GPU"
+    assert line(text, "pair_loss")[1] == "never run on a GPU"
     assert "passed" not in text
 
 
 def test_tests_are_counted_by_operation_and_backend(tested):
     assert tested["test"]["topics"] == {
-        "ranked_list": {
+        "pair_loss": {
             "native": {"passed": 2, "failed": 0, "skipped": 0},
             "triton": {"passed": 0, "failed": 1, "skipped": 0},
         },
@@ -69,7 +69,7 @@ def test_tests_are_counted_by_operation_and_backend(tested):
 def test_what_ran_and_what_did_not(status, tested):
     text = status.render([tested])
     assert "has ever run on a GPU" not in text
-    assert line(text, "ranked_list")[1:] == [
+    assert line(text, "pair_loss")[1:] == [
         "2 passed on NVIDIA X100 80GB",
         "**1 failed**, 0 passed on NVIDIA X100 80GB",
     ]

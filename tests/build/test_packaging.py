@@ -45,7 +45,7 @@ def nm(path: Path, *options: str) -> list[tuple[str, str]]:
 
 
 def test_there_are_ops():
-    assert {"pairwise", "ranked_list", "nearest_positive"} <= set(OPS)
+    assert {"pairwise", "pair_loss", "nearest_positive"} <= set(OPS)
     assert len(KERNEL_UNITS) >= 3
 
 

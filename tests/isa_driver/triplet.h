@@ -76,7 +76,7 @@ void run_triplet(const RowsView<T>& rows, const std::vector<double>& unit, bool 
     for (int64_t k = ranges.begin[i]; k < ranges.end[i]; ++k) {
       if (k == i) continue;
       const int64_t at = (k - ranges.begin[i]) * rows.padded + i;
-      double pull = 0, nearest = 1e9;
+      double pull = 0, nearest = std::sqrt(1e9);  // of no negative
       for (int64_t j = 0; j < kRows; ++j) {
         const double d = distance(unit, i, j), positive = distance(unit, i, k);
         if (rows.classes[i] == rows.classes[j]) continue;
