@@ -85,7 +85,8 @@ def _prepare(
         scale = quotient(1.0, tl.maximum(norm, shortest))
         inverse = tl.where(norm > shortest, scale, 0.0)
         # 1 by definition where the product is as accurate as the rows, and NaN where the norm is not finite.
-        squares = quotient(norm, norm) if DROPPED == 0 else squares * scale * scale
+        unit = tl.where(norm < float("inf"), 1.0, float("nan")).to(DTYPE)
+        squares = unit if DROPPED == 0 else squares * scale * scale
         squares = tl.where(norm < shortest, _pair.add_halves(scaled), squares)
     else:
         scale = tl.full((BLOCK_M,), 1.0, DTYPE)

@@ -21,6 +21,11 @@ class Target(NamedTuple):
         return self.device == "cuda" or self.name == "cuda-host"
 
     @property
+    def product_rounding(self) -> float:
+        """By how much distances may change with the place of a pair: Triton's interpreter has numpy multiply."""
+        return 1e-6 if self.name == "triton" else 0.0
+
+    @property
     def operators(self) -> Any:
         """The namespace torch.ops.<...> of this backend."""
         return getattr(torch.ops, _backend.namespaces[self.name])
