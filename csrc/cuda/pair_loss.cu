@@ -61,8 +61,8 @@ struct PairStatistics : PairLoss<Terms, P> {
   using PairLoss<Terms, P>::problem;
   using Sums = PairSums<kIsMoment<Terms> || kIsMixed<Terms>, Running, T>;
   using Side = typename Sums::Side;
-  // At two blocks, moments and softplus spill 16 bytes on sm_80, log-sum-exps 8 on sm_90.
-  static constexpr int kRowBlocks = kBlocks<P>;
+  // At two blocks, moments and softplus spill 16 bytes on sm_80, log-sum-exps 8 on sm_90; left to the compiler, more.
+  static constexpr int kRowBlocks = 1;
 
   static DML_DEVICE Sums empty() { return Sums{Side::empty(), Side::empty()}; }
 
