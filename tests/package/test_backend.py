@@ -22,7 +22,7 @@ PACKAGE = Path(dmlkernels.__file__).parent
 
 CALLS = {
     "pairwise": lambda x, y: F.pairwise_distance(x).sum(),
-    "ranked_list": lambda x, y: F.ranked_list_loss(x, y),
+    "pair_loss": lambda x, y: F.ranked_list_loss(x, y),
     "nearest_positive": lambda x, y: F.nearest_positive(x, y).distance.sum(),
     "mine": lambda x, y: F.mine(x, y).neg_distance.sum(),
 }
@@ -95,7 +95,7 @@ def test_set_float32_precision(restored):
 def test_unavailable_backend_says_why(name, monkeypatch, restored):
     monkeypatch.setitem(_backend.loaded, "native", set())
     monkeypatch.setitem(_backend.missing, ("native", "cpu"), "libdmlkernels_cpu.so was not built; build it")
-    op = {"pairwise": "pairwise_distance", "ranked_list": "ranked_list_loss"}.get(name, name)
+    op = {"pairwise": "pairwise_distance", "pair_loss": "ranked_list_loss"}.get(name, name)
     dmlkernels.set_backend("native")
     with pytest.raises(RuntimeError) as caught:
         CALLS[name](*data("cpu"))
