@@ -6,6 +6,7 @@ positive of each query, or from the pairs that a miner lists.
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import dataclasses
 from collections.abc import Iterator
@@ -380,7 +381,7 @@ def listed_triplets(op: str, indices_tuple: object, rows: int, columns: int) -> 
 
 
 @dataclasses.dataclass(eq=False, repr=False, kw_only=True)
-class PairSettings:
+class PairSettings(abc.ABC):
     """The options of a loss of pairs, and its formula. A subclass adds its own options, and `positive` among them.
 
     Args:
@@ -397,9 +398,9 @@ class PairSettings:
     ignore_index: int | None = label()
     check_finite: bool = flag(False)
 
+    @abc.abstractmethod
     def loss(self, pairs: Pairs) -> tuple[Tensor, Any]:
         """The loss, and what `watched` reads."""
-        raise NotImplementedError
 
     def watched(self, found: Any) -> dict[str, Tensor]:
         """What people watch in training: counts and mean values of the pairs that took part."""

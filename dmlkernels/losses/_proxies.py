@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 
 import torch
@@ -11,7 +12,7 @@ from .. import _checks
 from .._options import Configured, size
 
 
-class BatchLoss(Configured):
+class BatchLoss(Configured, abc.ABC):
     """A loss of (embeddings, labels) that has no pairs to list, no gallery and nothing to exclude.
 
     Attributes:
@@ -36,8 +37,9 @@ class BatchLoss(Configured):
                 _checks.fail(self.op, name, "None, since this loss is not one of pairs", type(value).__name__)
         return self.loss(embeddings, labels)
 
+    @abc.abstractmethod
     def loss(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        raise NotImplementedError
+        """() loss of the batch."""
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -47,9 +49,9 @@ class ProxyLoss(BatchLoss):
     num_classes: int = size()
     embedding_size: int = size()
 
+    @abc.abstractmethod
     def reset_parameters(self) -> None:
         """Draw the parameters anew."""
-        raise NotImplementedError
 
 
 def proxy_inputs(op: str, embeddings: object, labels: object, proxies: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:
