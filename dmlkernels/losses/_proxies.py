@@ -54,13 +54,16 @@ class ProxyLoss(BatchLoss):
         """Draw the parameters anew."""
 
 
-def proxy_inputs(op: str, embeddings: object, labels: object, proxies: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Checked embeddings (M, D), labels (M,), proxies (C, D), and the class (C,) of each proxy."""
+def proxy_inputs(
+    op: str, embeddings: object, labels: object, proxies: object, normalize: bool
+) -> tuple[_checks.PairInputs, _checks.PairInputs]:
+    """Embeddings (M, D) against proxies (C, D), checked, the class of each proxy being its row; and the other way."""
     x = _checks.matrix(op, "embeddings", embeddings)
     y = _checks.integers(op, "labels", labels, x, "M")
     p = _checks.matrix(op, "proxies", proxies, "(C, D)")
     _checks.same_width(op, x, p, "proxies", "(C, D)")
-    if len(p) == 0 and len(y) > 0:
-        _checks.fail(op, "labels", "in [0, C) with C=0", f"{len(y)} labels")
     _checks.class_labels(op, y, len(p))
-    return x, y, p, torch.arange(len(p), device=p.device)
+    common = torch.promote_types(x.dtype, p.dtype)
+    rows = (x.to(common), y), (p.to(common), torch.arange(len(p), device=p.device))
+    options = (None, None, None, _checks.flag(op, "normalize", normalize))
+    return _checks.PairInputs(*rows[0], *rows[1], *options), _checks.PairInputs(*rows[1], *rows[0], *options)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from .. import _checks
 from .._options import above_zero, flag, number
-from ..ops.pair_loss import Options, Side, statistics
-from ._pairs import mean, softplus, some
+from ..ops.pair_loss import Options, Side, of_both_sides
+from ._pairs import softplus, some
 from ._proxies import ProxyLoss, proxy_inputs
 
 
@@ -25,12 +25,12 @@ class Terms(NamedTuple):
 def _terms(
     op: str, embeddings: Tensor, labels: Tensor, proxies: Tensor, margin: float, alpha: float, normalize: bool
 ) -> Terms:
-    x, y, p, classes = proxy_inputs(op, embeddings, labels, proxies)
+    _, inputs = proxy_inputs(op, embeddings, labels, proxies, normalize)
     alpha, margin = _checks.positive(op, "alpha", alpha), _checks.number(op, "margin", margin)
-    inputs = _checks.pair_inputs(op, p, classes, x, y, normalize=normalize)
     sides = Side("exp", -alpha, margin), Side("exp", alpha, -margin)
-    stats = statistics(op, inputs, Options("similarity", *sides, classes=len(p)))
-    return Terms(mean(softplus(stats.pos), some(stats.pos).sum()), softplus(stats.neg).sum() / max(len(p), 1))
+    found = of_both_sides(op, inputs, Options("similarity", *sides, classes=len(proxies))).stat
+    pos, neg = softplus(found).sum(1).unbind(0)
+    return Terms(pos / some(found[0]).sum().clamp_min(1), neg / max(len(proxies), 1))
 
 
 def proxy_anchor_loss(

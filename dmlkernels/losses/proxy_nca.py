@@ -17,12 +17,11 @@ from ._proxies import ProxyLoss, proxy_inputs
 def _loss_and_statistics(
     op: str, embeddings: Tensor, labels: Tensor, proxies: Tensor, softmax_scale: float, normalize: bool
 ) -> tuple[Tensor, Statistics]:
-    x, y, gallery, classes = proxy_inputs(op, embeddings, labels, proxies)
-    inputs = _checks.pair_inputs(op, x, y, gallery, classes, normalize=normalize)
+    inputs, _ = proxy_inputs(op, embeddings, labels, proxies, normalize)
     side = Side("exp", -_checks.positive(op, "softmax_scale", softmax_scale))
-    stats = statistics(op, inputs, Options("squared", side, side, classes=len(gallery)))
+    stats = statistics(op, inputs, Options("squared", side, side, classes=len(proxies)))
     cost, _ = softmax_cost(stats)
-    return cost.sum() / max(len(y), 1), stats
+    return cost.sum() / max(len(labels), 1), stats
 
 
 def proxy_nca_loss(

@@ -94,6 +94,24 @@ def _bounds_gradient(known: Mapping[str, Any]) -> Tensor:
 _library.EXTRA_GRADIENTS["pair_loss"] = _library.ExtraGradient("bounds", ("slopes",), _bounds_gradient)
 
 
+def of_both_sides(
+    op: str, inputs: _checks.PairInputs, options: Options, bounds: Tensor | None = None, check_finite: bool = False
+) -> OneSide:
+    """`statistics`, each (2, M): of the positives and of the negatives, for formulae that are alike of both."""
+    namespace = _checks.pair_namespace(op, inputs, check_finite)
+    if bounds is not None:
+        bounds = bounds.to(compute_dtype(inputs.embeddings.dtype)).contiguous()
+    if namespace is None:
+        pos, neg = options.sides()
+        fixed = (options.weight_grad, options.grad, options.apart)
+        arguments = (inputs, bounds, options.classes, options.value, pos, neg, *fixed)
+        return OneSide(*_checks.renamed(op, reference.pair_loss, *arguments))
+    forward = getattr(torch.ops, namespace).pair_loss_fwd
+    precision, deterministic = _backend.get_float32_precision(), torch.are_deterministic_algorithms_enabled()
+    arguments = (*inputs, bounds, *options.arguments(), precision, deterministic, check_finite)
+    return OneSide(*_checks.renamed(op, forward, *arguments)[:-1])
+
+
 def statistics(
     op: str, inputs: _checks.PairInputs, options: Options, bounds: Tensor | None = None, check_finite: bool = False
 ) -> Statistics:
@@ -104,17 +122,5 @@ def statistics(
         bounds: (2, M) of the positives and of the negatives; differentiable for "hinge" and "softplus", whose base they
             replace. For "exp" they mine; a "moment" takes none.
     """
-    namespace = _checks.pair_namespace(op, inputs, check_finite)
-    if bounds is not None:
-        bounds = bounds.to(compute_dtype(inputs.embeddings.dtype)).contiguous()
-    if namespace is None:
-        pos, neg = options.sides()
-        fixed = (options.weight_grad, options.grad, options.apart)
-        arguments = (inputs, bounds, options.classes, options.value, pos, neg, *fixed)
-        results = _checks.renamed(op, reference.pair_loss, *arguments)
-    else:
-        forward = getattr(torch.ops, namespace).pair_loss_fwd
-        precision, deterministic = _backend.get_float32_precision(), torch.are_deterministic_algorithms_enabled()
-        arguments = (*inputs, bounds, *options.arguments(), precision, deterministic, check_finite)
-        results = _checks.renamed(op, forward, *arguments)[:-1]
-    return Statistics(*(side for result in results for side in result.unbind(0)))
+    both = of_both_sides(op, inputs, options, bounds, check_finite)
+    return Statistics(*(side for found in both for side in found.unbind(0)))
