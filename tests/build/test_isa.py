@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from cuda_host import backend as cuda_host
 
 from dmlkernels import _backend
-
-ROOT = Path(__file__).resolve().parents[2]
-BUILD = ROOT / "build" / f"native-{sys.implementation.cache_tag}"
 
 pytestmark = pytest.mark.skipif("cpu" not in _backend.loaded["native"], reason="no native library to emulate")
 
 
 @pytest.fixture(scope="module")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    search = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    cmake = shutil.which("cmake", path=search)
-    if cmake is None or not BUILD.is_dir():
+def driver() -> Path:
+    if cuda_host.cannot_build():
         pytest.skip("needs the build folder of an editable install")
-    subprocess.run([cmake, "--build", BUILD, "--target", "isa_driver"], check=True, capture_output=True)
-    return BUILD / "isa_driver"
+    return cuda_host.build("isa_driver")
 
 
 def _run(command: list[str | Path]) -> str:
@@ -40,6 +33,7 @@ def test_kernels_of_this_processor(driver: Path) -> None:
     assert _run([driver]) == _C.cpu_capability()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("processor", "isa"), [("Nehalem", "plain"), ("Haswell", "avx2"), ("max", "avx2")])
 def test_kernels_under_emulation(driver: Path, processor: str, isa: str) -> None:
     emulator = shutil.which("qemu-x86_64") or shutil.which("qemu-x86_64-static")

@@ -22,7 +22,8 @@ LIBRARIES = sorted((ROOT / "dmlkernels" / "lib").glob("*.so"))
 OBJECTS = sorted(
     path
     for isa in ("avx2", "avx512")
-    for path in ROOT.glob(f"build/native-{sys.implementation.cache_tag}/CMakeFiles/kernels_{isa}.dir/**/*.o")
+    for unit in KERNEL_UNITS
+    for path in ROOT.glob(f"build/native-{sys.implementation.cache_tag}/CMakeFiles/kernels_{isa}.dir/**/{unit.name}.o")
 )
 LAYERS = (
     "csrc/common/{op}.h",

@@ -49,6 +49,7 @@ def launched_kernels() -> set[str]:
     return found
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_kernel_compiles(architecture, tmp_path):
     """One configuration of each, float32 rows of width 512."""

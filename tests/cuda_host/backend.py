@@ -33,17 +33,18 @@ def cannot_build() -> str | None:
 
 @functools.cache
 def build(target: str) -> Path:
-    """Bring a CMake target of tests/cuda_host up to date; parallel test processes wait for the first."""
+    """Bring a CMake target of tests/ up to date; parallel test processes wait for one another, as two ninjas in one
+    folder would not.
+    """
     if why := cannot_build():
         raise RuntimeError(why)
-    with (BUILD / f"{target}.lock").open("w") as lock:
+    with (BUILD / "tests.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = subprocess.run([_CMAKE, "--build", BUILD, "--target", target], capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(f"{target} does not compile:\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
     folder = BUILD / "tests" / "cuda_host"
-    library = folder / f"lib{target}.so"
-    return library if library.exists() else folder / target
+    return next(path for path in (folder / f"lib{target}.so", folder / target, BUILD / target) if path.exists())
 
 
 @functools.cache

@@ -121,6 +121,7 @@ def test_anti_collapse_prevents_collapse(backend, device):
     assert float(F.coding_rate(x.detach())) > before + 0.5
 
 
+@pytest.mark.heavy
 def test_anti_collapse_compiles(kernel, device):
     """Batch proxies keep their shapes, whatever the labels."""
     base = losses.ProxyAnchorLoss(12, 16).to(device)

@@ -166,6 +166,7 @@ def test_heads_with_a_memory_each(backend, device):
     assert torch.equal(state["heads.1.base_loss.embedding_memory"][24:48], pairs[1].embeddings)
 
 
+@pytest.mark.heavy
 def test_heads_compile(kernel, device):
     y = batch(device).labels
     loss = losses.MultiHead([losses.AntiCollapseLoss(losses.RankedListLoss()), losses.RankedListLoss()])
@@ -173,6 +174,7 @@ def test_heads_compile(kernel, device):
     contract.check_compiled(lambda one, two: loss([one, two], y), tensors)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", contract.thinned(EXPANDED, "RankedListLoss"))
 def test_everything_compiles(kernel, device, name):
     """Rate, expansion and, for a loss of pairs, a memory, in one graph."""

@@ -86,6 +86,7 @@ def test_every_dtype(kernel, device, dtype, metric, n, positive):
         assert_matches(function, tensors(pairs), scale=100.0 if reduction == "none" else 1.0, max_quiet=0.2)
 
 
+@pytest.mark.heavy
 @pytest.mark.large
 @pytest.mark.parametrize("positive", ["all", "easy"])
 @pytest.mark.parametrize("metric", MARGINS)

@@ -83,6 +83,7 @@ def test_every_dtype(kernel, device, dtype, name, n):
     assert_matches(bound_to(case, pairs, **more), tensors(pairs), scale=4.0, exponent=40.0, max_quiet=0.5)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "name", contract.thinned((name for name in CASES if not name.startswith("circle")), "multi_similarity")
 )

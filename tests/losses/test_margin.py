@@ -104,6 +104,7 @@ def test_every_dtype(kernel, device, dtype, negative, n, positive):
     assert_matches(bound_to(pairs, **options), tensors(pairs), max_quiet=0.3)
 
 
+@pytest.mark.heavy
 @pytest.mark.large
 @pytest.mark.parametrize("negative", ["all", "distance_weighted"])
 @pytest.mark.parametrize("positive", ["all", "easy"])

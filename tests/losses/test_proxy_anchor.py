@@ -141,6 +141,7 @@ def test_small_terms_are_exact(backend, device):
 # Gradients by differences.
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("m, c", [(6, 3), (4, 7)])
 @pytest.mark.parametrize("name", ["soft", "negative_margin", "unnormalized"])
 def test_gradcheck(backend, device, name, m, c):
@@ -152,6 +153,7 @@ def test_gradcheck(backend, device, name, m, c):
 # Properties.
 
 
+@pytest.mark.heavy
 def test_row_order_does_not_matter(backend, device):
     problem = Problem(140, 30, 8, torch.float64, 10, device)
     order = torch.randperm(140, generator=torch.Generator().manual_seed(1)).to(device)

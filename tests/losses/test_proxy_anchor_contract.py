@@ -15,6 +15,7 @@ from dmlkernels.testing import evaluate
 # torch.compile, double backward, determinism.
 
 
+@pytest.mark.heavy
 def test_compile(kernel, device):
     problem = Problem(40, 9, 8, device=device)
     torch.compiler.reset()
@@ -30,6 +31,7 @@ def test_compile(kernel, device):
             compiled(problem.embeddings, problem.labels + 1, problem.proxies)
 
 
+@pytest.mark.heavy
 def test_compile_with_inductor(kernel, device):
     problem = Problem(40, 9, 8, device=device)
     torch.compiler.reset()
@@ -43,6 +45,7 @@ def test_double_backward(kernel, device):
     contract.check_no_double_backward(lambda p: problem.function()(problem.embeddings, p), problem.proxies)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("m, c", [(300, 40), (40, 300), (300, 290)])
 def test_deterministic(kernel, device, m, c):
     problem = Problem(m, c, 17, device=device)

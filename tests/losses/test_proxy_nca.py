@@ -68,6 +68,7 @@ def test_every_dtype(kernel, device, dtype):
     assert_matches(function, [x, proxies], scale=4.0, exponent=36.0, max_quiet=0.3)
 
 
+@pytest.mark.heavy
 def test_gradcheck(backend, device):
     x, labels, proxies = problem(6, 4, device=device)
     leaves = [x.requires_grad_(), proxies.requires_grad_()]

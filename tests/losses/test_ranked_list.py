@@ -142,6 +142,7 @@ GRADCHECKED += ["plain_means", "unnormalized_means", "cvpr_means"]
 MEANS = {"plain_means": {}, "unnormalized_means": OPTIONS["unnormalized"], "cvpr_means": {"form": "cvpr"}}
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("n", [None, 7], ids=["self", "reference"])
 @pytest.mark.parametrize("name", GRADCHECKED)
 def test_gradcheck(backend, device, name, n):
@@ -271,6 +272,7 @@ def test_large_distances(kernel, device, dtype, temperature):
 # Properties.
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("name", ["default", "weight_grad", "query", "easy"])
 @pytest.mark.parametrize("n", [None, 140], ids=["self", "reference"])
@@ -351,6 +353,7 @@ def test_reductions(backend, device, m):
     assert torch.equal(mean, rows.sum() / max(m, 1))
 
 
+@pytest.mark.heavy
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     m=st.integers(1, 140),

@@ -18,6 +18,7 @@ NAMES = ["default", "weight_grad", "query", "easy", "pml_constant", "unnormalize
 # torch.compile.
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("n", [None, 33], ids=["self", "reference"])
 @pytest.mark.parametrize("name", ["default", "easy"])
 @pytest.mark.parametrize("reduction", ["none", "mean"])
@@ -26,11 +27,13 @@ def test_compile(kernel, device, name, n, reduction):
     contract.check_compiled(loss(pairs, **OPTIONS[name], reduction=reduction), tensors(pairs))
 
 
+@pytest.mark.heavy
 def test_compile_with_inductor(kernel, device):
     pairs = draw("random", 40, 33, 6, device=device)
     contract.check_compiled(loss(pairs, reduction="mean"), tensors(pairs), backend="inductor")
 
 
+@pytest.mark.heavy
 def test_compile_takes_other_sizes(kernel, device):
     torch.compiler.reset()
     compiled = torch.compile(F.ranked_list_loss, fullgraph=True, backend="aot_eager", dynamic=True)
@@ -67,6 +70,7 @@ def test_double_backward(kernel, device):
     contract.check_no_double_backward(loss(pairs), pairs.embeddings)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("deterministic", [True, False])
 @pytest.mark.parametrize("n", [None, 290], ids=["self", "reference"])
 @pytest.mark.parametrize("name", thinned(NAMES, "weight_grad", "easy"))

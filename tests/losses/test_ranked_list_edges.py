@@ -161,6 +161,7 @@ def test_strided_inputs(kernel, device, dtype, view, n):
     assert_identical(evaluate(through_view, tensors(pairs)), evaluate(loss(pairs, **plain), tensors(pairs)))
 
 
+@pytest.mark.heavy
 def test_expanded_inputs(backend, device):
     """One row seen 140 times: every pair coincides; and an expanded incoming gradient."""
     row = torch.tensor([[0.3, -0.4, 1.2]], device=device)

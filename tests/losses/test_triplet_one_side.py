@@ -38,6 +38,7 @@ def test_every_dtype(kernel, device, dtype, positive, negative, n, soft):
     assert_matches(total, tensors(pairs), scale=13000.0, max_quiet=0.3)
 
 
+@pytest.mark.heavy
 @pytest.mark.large
 @pytest.mark.parametrize("soft", [False, True], ids=["hinge", "soft"])
 @pytest.mark.parametrize("positive, negative", ONE_SIDE_WORDS)

@@ -102,6 +102,7 @@ def test_near_collapse(kernel, device, gap):
 # Gradients by differences.
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("m, d", [(6, 4), (4, 6), (5, 1)])
 @pytest.mark.parametrize("name", RATES)
 def test_gradcheck(backend, device, name, m, d):
@@ -142,6 +143,7 @@ def test_gain_divides_eps_squared(backend, device):
     torch.testing.assert_close(official, F.coding_rate(x, gain=2.0 * (30 / 9) ** 2))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ["total", "class", "reduction"])
 def test_row_order_does_not_matter(backend, device, name):
     pairs = make_pairs("random", 130, d=12, classes=9, dtype=torch.float64, seed=21, device=device)

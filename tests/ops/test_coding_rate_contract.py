@@ -114,6 +114,7 @@ def test_no_gradient_is_formed_unless_needed(kernel, device):
 # opcheck, torch.compile, vmap, double backward, determinism.
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("view", ["plain", "transposed"])
 @pytest.mark.parametrize("labelled", [False, True], ids=["total", "class"])
 @pytest.mark.parametrize("m, d", [(9, 4), (4, 9)])
@@ -126,12 +127,14 @@ def test_opcheck(kernel, device, m, d, labelled, view):
     contract.check_operator(kernel.operators.coding_rate_fwd, (x.requires_grad_(), *options))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ["total", "class", "reduction", "exponential"])
 def test_compile(kernel, device, name):
     pairs = make_pairs("random", 40, d=6, device=device)
     contract.check_compiled(rate(name, pairs.labels), [pairs.embeddings])
 
 
+@pytest.mark.heavy
 def test_compile_with_inductor(kernel, device):
     pairs = make_pairs("random", 40, d=6, dtype=torch.bfloat16, device=device)
     torch.compiler.reset()
@@ -139,6 +142,7 @@ def test_compile_with_inductor(kernel, device):
     torch.testing.assert_close(compiled(*pairs[:2]), F.coding_rate_reduction(*pairs[:2]))
 
 
+@pytest.mark.heavy
 def test_compile_takes_other_sizes(kernel, device):
     torch.compiler.reset()
     compiled = torch.compile(F.coding_rate_reduction, fullgraph=True, backend="aot_eager", dynamic=True)
@@ -169,12 +173,14 @@ def test_double_backward_of_the_reference():
         assert torch.autograd.gradgradcheck(F.coding_rate, [x])
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("m, d", [(300, 17), (40, 90)])
 def test_deterministic(kernel, device, m, d):
     pairs = make_pairs("random", m, d=d, classes=40, device=device)
     contract.check_deterministic(rate("class", pairs.labels), [pairs.embeddings])
 
 
+@pytest.mark.heavy
 def test_large_matrices_twice(kernel, device):
     """LAPACK's and the BLAS's roundings may follow the number of threads, but not the call."""
     a = definite(7, 60, torch.float32, device=device)

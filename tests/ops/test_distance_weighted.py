@@ -59,6 +59,7 @@ def test_every_width(kernel, device, width, double):
     check(pairs, grid(90, 17))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("cutoffs", [(0.05, 0.7), (1.0, 2.0), (1e-25, 1.2), (1.999999999999, 2.0)])
 @pytest.mark.parametrize("n", [None, 200], ids=["self", "reference"])
 def test_cutoffs(kernel, device, cutoffs, n):
@@ -91,6 +92,7 @@ def test_exclusions(kernel, device, extra, n):
         assert not bool((gallery[index.clamp_min(0)] == 2)[some].any())
 
 
+@pytest.mark.heavy
 def test_exact_in_float64(kernel, device):
     """Where no step is near, every backend draws the same row."""
     pairs = make_pairs("random", 150, 270, 24, 8, torch.float64, seed=6, avoid=[FAR], device=device)
@@ -103,6 +105,7 @@ def test_exact_in_float64(kernel, device):
     assert bool((draw(pairs, u) == expected)[far_from_steps].all())
 
 
+@pytest.mark.heavy
 def test_draws_follow_the_probabilities(kernel, device):
     """Of S draws at one uniform in each S-th of [0, 1), p S fall on a row, give or take one at either end."""
     pairs = make_pairs("random", 8, 300, 12, 5, seed=7, avoid=[FAR], device=device)
@@ -129,6 +132,7 @@ def test_first_and_last_candidate(backend, device, n):
     assert torch.equal(index[:, 1], torch.where(candidates, place, -1).amax(1))
 
 
+@pytest.mark.heavy
 def test_rows_nearer_than_the_cutoff_are_equally_likely(backend, device, dtype):
     """Copies, at distance 0, and rows within the cutoff weigh the same."""
     generator = torch.Generator().manual_seed(9)

@@ -22,6 +22,7 @@ def arguments(pairs, u, ids=None, ref_ids=None, ignore_index=None, precision="ie
     return (*pairs, ids, ref_ids, ignore_index, True, u, CUTOFF, FAR, precision, False)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("extra", ["plain", "ids_and_ignore_index", "permuted"])
 @pytest.mark.parametrize("n", [None, 7], ids=["self", "reference"])
 def test_opcheck(kernel, device, n, extra):
@@ -48,6 +49,7 @@ def test_strided(kernel, device, view, n):
     assert torch.equal(draw(viewed, VIEWS[view](u)), draw(pairs, u))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("backend_of_torch", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("n", [None, 33], ids=["self", "reference"])
 def test_compile(kernel, device, n, backend_of_torch):
@@ -116,6 +118,7 @@ def test_groups_of_rows(kernel, device, monkeypatch):
     assert torch.equal(draw(pairs, u), whole)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("deterministic", [True, False])
 @pytest.mark.parametrize("n", [None, 290], ids=["self", "reference"])
 def test_deterministic(kernel, device, n, deterministic):

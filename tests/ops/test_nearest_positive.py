@@ -60,6 +60,7 @@ def test_brute_force(backend, device, choice, n, extra, normalize):
         np.testing.assert_allclose(got.cpu(), want, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("choice", CHOICES)
 @pytest.mark.parametrize("n", [None, 6], ids=["self", "reference"])
 def test_gradcheck(backend, device, choice, n):
@@ -242,6 +243,7 @@ def test_rows_that_normalise_alike_get_no_gradient(backend, device, dtype):
 # Properties.
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("choice", CHOICES)
 @pytest.mark.parametrize("n", [None, 140], ids=["self", "reference"])
@@ -299,6 +301,7 @@ def test_ignore_index_is_removal(kernel, device, choice, poison):
     assert_identical(Outcome(b.value, [a.grads[0][kept]]), b)
 
 
+@pytest.mark.heavy
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     m=st.integers(1, 140),

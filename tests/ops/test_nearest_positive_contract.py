@@ -33,6 +33,7 @@ def backward_arguments(forward_operator, forward, need_grad_ref):
 # opcheck.
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("extra", ["plain", "ids_and_ignore_index", "permuted"])
 @pytest.mark.parametrize("n", [None, 7], ids=["self", "reference"])
 @pytest.mark.parametrize("choice", ["nearest", "hard_semihard"])
@@ -56,6 +57,7 @@ def test_opcheck(kernel, device, choice, n, extra):
 # torch.compile.
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("n", [None, 33], ids=["self", "reference"])
 @pytest.mark.parametrize("choice", ["nearest", "easy_hard", "hard_semihard"])
 def test_compile(kernel, device, choice, n):
@@ -63,6 +65,7 @@ def test_compile(kernel, device, choice, n):
     contract.check_compiled(distances(choice, pairs), tensors(pairs))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("choice", ["nearest", "hard_semihard"])
 def test_compile_with_inductor(kernel, device, choice):
     pairs = make_pairs("random", 40, 33, 6, device=device)
@@ -101,6 +104,7 @@ def test_double_backward(kernel, device, choice):
     contract.check_no_double_backward(distances(choice, pairs), pairs.embeddings)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("deterministic", [True, False])
 @pytest.mark.parametrize("n", [None, 290], ids=["self", "reference"])
 @pytest.mark.parametrize("choice", thinned(CHOICES, "nearest"))

@@ -136,6 +136,7 @@ def test_strided_inputs(kernel, device, dtype, choice, view, n):
     assert_identical(a, b)
 
 
+@pytest.mark.heavy
 def test_expanded_inputs(backend, device):
     row = torch.tensor([[0.3, -0.4, 1.2]], device=device)
     labels = torch.tensor([3], device=device).expand(140)

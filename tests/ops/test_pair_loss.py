@@ -109,6 +109,7 @@ def test_brute_force(backend, device, name, n, extra):
     assert torch.equal(got[:, ignored], empty[:, None].expand(10, int(ignored.sum())))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("bounded", [False, True], ids=["base", "bounds"])
 @pytest.mark.parametrize("n", [None, 5], ids=["self", "reference"])
 @pytest.mark.parametrize("name", thinned(OPTIONS, "softmax", "circle", "contrastive", "softplus_positives"))

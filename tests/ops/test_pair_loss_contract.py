@@ -22,6 +22,7 @@ def backward_arguments(operators, forward, need_grad_ref):
     return (*grads, *forward[:8], stats, log_sums, tile_active, bounds, *options, need_grad_ref)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("extra", ["plain", "ids_and_ignore_index", "permuted"])
 @pytest.mark.parametrize("n", [None, 7], ids=["self", "reference"])
 @pytest.mark.parametrize("name", ["softmax", "contrastive"])
@@ -43,6 +44,7 @@ def test_opcheck(kernel, device, name, n, extra):
     contract.check_operator(kernel.operators.pair_loss_fwd, (*leaves, *forward[4:]))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("n", [None, 33], ids=["self", "reference"])
 @pytest.mark.parametrize("name", thinned(NAMES, "softmax", "contrastive"))
 def test_compile(kernel, device, name, n):
@@ -64,6 +66,7 @@ def test_double_backward(kernel, device, name):
     contract.check_no_double_backward(differentiable(case), case.pairs.embeddings)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("deterministic", [True, False])
 @pytest.mark.parametrize("n", [None, 290], ids=["self", "reference"])
 @pytest.mark.parametrize("name", thinned(NAMES, "softmax"))

@@ -45,6 +45,7 @@ def test_brute_force(backend, device, name, kind, n):
         np.testing.assert_allclose(got.cpu(), want, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("n", [None, 6], ids=["self", "other"])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_gradcheck(backend, device, name, n):
@@ -173,6 +174,7 @@ def test_strided_and_expanded_gradients(kernel, device):
         assert_identical(a, b)
 
 
+@pytest.mark.heavy
 def test_expanded_inputs(backend, device):
     row = torch.tensor([[3.0, 4.0]], device=device)
     torch.testing.assert_close(F.pairwise_similarity(row.expand(130, 2)), torch.ones(130, 130, device=device))
@@ -198,6 +200,7 @@ def test_symmetric_to_the_bit(kernel, device, dtype, name):
     torch.testing.assert_close(out, out.T, rtol=rounding, atol=rounding)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_row_order_does_not_matter(kernel, device, name):
     tensors = rows("random", 200, 140, 8, seed=11, device=device)
@@ -255,6 +258,7 @@ def test_non_finite_rows(backend, device, name, bad):
 # opcheck, torch.compile, vmap, double backward, determinism.
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("view", ["offset", "transposed"])
 @pytest.mark.parametrize("n", [None, 7], ids=["self", "other"])
 @pytest.mark.parametrize("metric", ["dot", "euclidean", "squared"])
@@ -267,12 +271,14 @@ def test_opcheck(kernel, device, metric, n, view):
     contract.check_operator(kernel.operators.pairwise_fwd, (*leaves, metric, True, "ieee"))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("n", [None, 33], ids=["self", "other"])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_compile(kernel, device, name, n):
     contract.check_compiled(bound(name), rows("random", 40, n, 6, device=device))
 
 
+@pytest.mark.heavy
 def test_compile_with_inductor(kernel, device):
     contract.check_compiled(bound("cosine"), rows("random", 40, 33, 6, device=device), backend="inductor")
 
@@ -294,6 +300,7 @@ def test_double_backward(kernel, device, name):
     contract.check_no_double_backward(bound(name), rows("random", 20, None, 5, device=device)[0])
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("n", [None, 290], ids=["self", "other"])
 @pytest.mark.parametrize("name", thinned(FUNCTIONS, "euclidean"))
 def test_deterministic(kernel, device, name, n):
@@ -350,6 +357,7 @@ def test_direct_calls_are_checked(kernel, device, n):
     contract.check_rejects(kernel.operators.pairwise_bwd, {"grad_out": grad, **good}, bad)
 
 
+@pytest.mark.heavy
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     m=st.integers(1, 140),

@@ -109,6 +109,7 @@ def test_widths(kernel, device, d, dtype):
     match(Problem(60, 11, 4, d, dtype, 7, device))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("c, k", thinned([(3000, 1), (700, 10), (160, 10), (40, 100)], (160, 10)))
 def test_many_centers(kernel, device, c, k):
     match(Problem(50, c, k, 16, torch.float32, 8, device))
@@ -136,6 +137,7 @@ def test_small_losses_are_exact(backend, device):
 # Gradients by differences.
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("m, c, k", thinned([(6, 3, 2), (4, 7, 1), (3, 2, 5)], (3, 2, 5)))
 @pytest.mark.parametrize("name", thinned(["soft", "negative_margin", "unnormalized"], "soft", "unnormalized"))
 def test_gradcheck(backend, device, name, m, c, k):
@@ -147,6 +149,7 @@ def test_gradcheck(backend, device, name, m, c, k):
 # Properties.
 
 
+@pytest.mark.heavy
 def test_row_order_does_not_matter(backend, device):
     """Of embeddings, classes and the centers of a class."""
     problem = Problem(140, 30, 6, 8, torch.float64, 12, device)

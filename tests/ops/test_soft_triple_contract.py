@@ -22,6 +22,7 @@ def forward_arguments(problem):
     return (problem.embeddings, problem.labels, problem.centers, *OPTIONS)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("view", ["plain", "transposed"])
 def test_opcheck(kernel, device, view):
     problem = Problem(9, 4, 3, 5, device=device)
@@ -36,6 +37,7 @@ def test_opcheck(kernel, device, view):
     contract.check_operator(kernel.operators.soft_triple_fwd, forward_arguments(problem))
 
 
+@pytest.mark.heavy
 def test_compile(kernel, device):
     problem = Problem(40, 9, 3, 8, device=device)
     torch.compiler.reset()
@@ -51,6 +53,7 @@ def test_compile(kernel, device):
             compiled(problem.embeddings, problem.labels + 1, problem.centers, centers_per_class=3)
 
 
+@pytest.mark.heavy
 def test_compile_with_inductor(kernel, device):
     problem = Problem(40, 9, 3, 8, device=device)
     torch.compiler.reset()
@@ -73,6 +76,7 @@ def test_double_backward(kernel, device):
     contract.check_no_double_backward(lambda w: problem.function()(problem.embeddings, w), problem.centers)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("m, c, k", [(300, 5, 10), (40, 50, 6), (300, 290, 1)])
 def test_deterministic(kernel, device, m, c, k):
     problem = Problem(m, c, k, 17, device=device)

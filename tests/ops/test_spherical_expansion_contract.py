@@ -114,6 +114,7 @@ def test_inputs_are_left_alone(backend, device):
 # opcheck, torch.compile, vmap, double backward, determinism.
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize("view", ["plain", "transposed"])
 def test_opcheck(kernel, device, n, view):
@@ -127,6 +128,7 @@ def test_opcheck(kernel, device, n, view):
     )
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("proxies", ["given", "means"])
 def test_compile(kernel, device, proxies):
     problem = Problem(12, 8, 3, torch.float32, device=device)
@@ -134,6 +136,7 @@ def test_compile(kernel, device, proxies):
     contract.check_compiled(problem.function(), [problem.z])
 
 
+@pytest.mark.heavy
 def test_compile_with_inductor(kernel, device):
     problem = Problem(12, 8, 3, torch.float32, device=device)
     contract.check_compiled(problem.function(), [problem.z], backend="inductor")
@@ -164,6 +167,7 @@ def test_double_backward(kernel, device):
     contract.check_no_double_backward(lambda z: problem.function()(z).square(), problem.z)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("n", [1, 8])
 def test_deterministic(kernel, device, n):
     problem = Problem(70, 24, n, torch.float32, device=device)

@@ -26,6 +26,7 @@ def backward_arguments(operators, forward, need_grad_ref):
     return (grad, *forward[:8], tile_active, *options, need_grad_ref)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("extra", ["plain", "ids_and_ignore_index", "permuted"])
 @pytest.mark.parametrize("n", [None, 7], ids=["self", "reference"])
 @pytest.mark.parametrize("negative", ["all", "semihard"])
@@ -45,6 +46,7 @@ def test_opcheck(kernel, device, negative, n, extra):
     contract.check_operator(kernel.operators.triplet_fwd, (*leaves, *forward[4:]))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("n", [None, 33], ids=["self", "reference"])
 @pytest.mark.parametrize("negative", ["all", "semihard"])
 def test_compile(kernel, device, negative, n):
@@ -52,6 +54,7 @@ def test_compile(kernel, device, negative, n):
     contract.check_compiled(loss(pairs, negative=negative), tensors(pairs))
 
 
+@pytest.mark.heavy
 def test_compile_with_inductor(kernel, device):
     pairs = make_pairs("random", 40, 33, 6, device=device)
     contract.check_compiled(loss(pairs), tensors(pairs), backend="inductor")
@@ -64,6 +67,7 @@ def test_compile_the_module(kernel, device, negative):
     contract.check_compiled(lambda x: module(x, pairs.labels), [pairs.embeddings])
 
 
+@pytest.mark.heavy
 def test_compile_takes_other_sizes(kernel, device):
     torch.compiler.reset()
     function = F.triplet_loss
@@ -92,6 +96,7 @@ def test_double_backward(kernel, device, negative):
     contract.check_no_double_backward(loss(pairs, negative=negative), pairs.embeddings)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("deterministic", [True, False])
 @pytest.mark.parametrize("n", [None, 60], ids=["self", "reference"])
 @pytest.mark.parametrize("name", thinned(OPTIONS, "all", "semihard"))
@@ -104,6 +109,7 @@ def test_deterministic(kernel, device, name, n, deterministic):
         torch.use_deterministic_algorithms(True)
 
 
+@pytest.mark.heavy
 def test_gradcheck(backend, device):
     pairs = make_pairs("random", 9, 8, 4, 3, torch.float64, seed=7, device=device)
     for name in ("all", "all_soft", "semihard_soft"):

@@ -3,7 +3,8 @@
 The cases that are kept of a test hold every value of each of its parameters, and on the native kernels every pair of
 values. An emulated backend, whose cases take up to ten times as long, gets as many values as a few cases can hold
 (Target.cases). Each backend starts elsewhere in the list, so that all of them see more combinations than one. What is
-slow and no sweep, a test leaves to the full tier by hand: pytest.mark.full.
+slow and no sweep, a test leaves to the full tier by hand: pytest.mark.full, or pytest.mark.heavy, which keeps only the
+emulated backends out of the default tier.
 """
 
 from __future__ import annotations
@@ -64,6 +65,9 @@ def left_to_the_full_tier(items: Iterable[pytest.Item]) -> list[pytest.Item]:
             groups[item.nodeid.split("[")[0], target].append((item, case))
     left = []
     for (test, target), of_test in groups.items():
+        if target is not None and target.emulated and of_test[0][0].get_closest_marker("heavy"):
+            left += [item for item, _ in of_test]
+            continue
         together = 2 if target is not None and target.name == "native" else 1
         start = zlib.crc32(f"{test} {target and target.name}".encode())
         kept = set(covering([case for _, case in of_test], together, start, target and target.cases))
