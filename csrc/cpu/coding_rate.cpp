@@ -275,13 +275,8 @@ double class_rate(const Rows<T>& rows, const RateOptions& o, const Tensor& like,
 
 template <class T>
 std::tuple<Tensor, Tensor> rate_as(const Tensor& z, const std::optional<Tensor>& labels, const RateOptions& o) {
-  Rows<T> rows;
-  if (labels) {
-    const PairArguments a("coding_rate", z, *labels, {}, {}, {}, {}, {}, o.normalize);
-    rows = std::move(prepare_pairs<T>(a, Layout::rows).queries);
-  } else {
-    rows = prepare_rows<T>(z, o.normalize, Layout::rows);
-  }
+  const Rows<T> rows = labels ? prepare_class_rows<T>(z, *labels, o.normalize, Layout::rows)
+                              : prepare_rows<T>(z, o.normalize, Layout::rows);
   const int64_t n = rows.view.n, d = z.size(1);
   Tensor grad = filled(z, {o.need_grad ? z.size(0) : 0, d}, z.scalar_type(), rows.any_non_finite ? kNaN : 0);
   double rate = 0;
@@ -311,10 +306,11 @@ double squared_norms(const Tensor& z, bool normalize) {
 std::tuple<Tensor, Tensor> coding_rate_fwd(const operators::coding_rate_fwd& a) {
   const RateOptions o = rate_options(a);
   const Tensor x = torch::stable::contiguous(a.z);
+  const std::optional<Tensor> labels = contiguous(a.labels);
   // Rows of one class, not normalised, can outweigh all others: their bound is not that of the whole.
-  const bool wide = compute_type(x) == ScalarType::Double || (a.labels && !a.normalize) ||
+  const bool wide = compute_type(x) == ScalarType::Double || (labels && !a.normalize) ||
                     condition_bound(x.size(0), x.size(1), o, squared_norms(x, a.normalize)) > kFloatCondition;
-  return wide ? rate_as<double>(x, a.labels, o) : rate_as<float>(x, a.labels, o);
+  return wide ? rate_as<double>(x, labels, o) : rate_as<float>(x, labels, o);
 }
 
 Tensor coding_rate_bwd(const operators::coding_rate_bwd& a) {

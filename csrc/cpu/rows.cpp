@@ -160,6 +160,15 @@ void number_ids(Rows<T>& rows, const std::vector<int32_t>& order, const int64_t*
   rows.view.ids = rows.ids.data();
 }
 
+// The rows of x that are kept, in the order of their labels or in the caller's.
+template <class T>
+std::vector<int32_t> kept_rows(const Tensor& x, const int64_t* labels, std::optional<int64_t> ignore_index,
+                               bool normalize, RowOrder row_order, Rows<T>& rows) {
+  rows.state = row_states<T>(x, labels, ignore_index, normalize);
+  rows.any_non_finite = std::find(rows.state.begin(), rows.state.end(), RowState::non_finite) != rows.state.end();
+  return order_rows(rows.state, row_order == RowOrder::by_class ? labels : nullptr);
+}
+
 std::vector<int64_t> kept_values(const std::vector<int32_t>& order, const int64_t* values) {
   std::vector<int64_t> kept(order.size());
   for (size_t k = 0; k < order.size(); ++k) kept[k] = values[order[k]];
@@ -205,10 +214,8 @@ PairRows<T> prepare_pairs(const PairArguments& a, Layout layout, RowOrder row_or
   PairRows<T> out;
   out.self = !a.ref_emb.has_value();
   const auto side = [&](const Tensor& x, const Tensor& labels, Rows<T>& rows) {
-    const int64_t* y = labels.const_data_ptr<int64_t>();
-    rows.state = row_states<T>(x, y, a.ignore_index, a.normalize);
-    rows.any_non_finite = std::find(rows.state.begin(), rows.state.end(), RowState::non_finite) != rows.state.end();
-    std::vector<int32_t> order = order_rows(rows.state, row_order == RowOrder::by_class ? y : nullptr);
+    std::vector<int32_t> order =
+        kept_rows(x, labels.const_data_ptr<int64_t>(), a.ignore_index, a.normalize, row_order, rows);
     pack(x, order, a.normalize, layout, rows);
     return order;
   };
@@ -246,11 +253,19 @@ Rows<T> prepare_rows(const Tensor& x, bool normalize, Layout layout) {
 }
 
 template <class T>
+Rows<T> prepare_class_rows(const Tensor& x, const Tensor& labels, bool normalize, Layout layout) {
+  Rows<T> out;
+  const int64_t* y = labels.const_data_ptr<int64_t>();
+  const std::vector<int32_t> order = kept_rows(x, y, std::nullopt, normalize, RowOrder::by_class, out);
+  pack(x, order, normalize, layout, out);
+  number_classes(out, order, y, distinct_values(kept_values(order, y)));
+  return out;
+}
+
+template <class T>
 Rows<T> prepare_finite_rows(const Tensor& x, bool normalize, Layout layout, int64_t rows_per_class) {
   Rows<T> out;
-  out.state = row_states<T>(x, nullptr, std::nullopt, normalize);
-  out.any_non_finite = std::find(out.state.begin(), out.state.end(), RowState::non_finite) != out.state.end();
-  const std::vector<int32_t> order = order_rows(out.state, nullptr);
+  const std::vector<int32_t> order = kept_rows(x, nullptr, std::nullopt, normalize, RowOrder::given, out);
   pack(x, rows_per_class > 0 ? whole_classes(order, rows_per_class) : order, normalize, layout, out);
   return out;
 }
@@ -307,6 +322,7 @@ Tensor nan_gradient(const Tensor& x, const Rows<T>& rows) {
   template void write_row<T>(const T*, const Tensor&, int64_t, int64_t, int64_t);                                   \
   template PairRows<T> prepare_pairs<T>(const PairArguments&, Layout, RowOrder);                                    \
   template Rows<T> prepare_rows<T>(const Tensor&, bool, Layout);                                                    \
+  template Rows<T> prepare_class_rows<T>(const Tensor&, const Tensor&, bool, Layout);                               \
   template Rows<T> prepare_finite_rows<T>(const Tensor&, bool, Layout, int64_t);                                    \
   template Tensor finish_gradient<T>(const Tensor&, const Rows<T>&, const Buffer<T>&, const Buffer<T>&, int64_t, T, \
                                      bool);                                                                         \

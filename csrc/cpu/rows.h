@@ -66,6 +66,10 @@ PairRows<T> prepare_pairs(const PairArguments& arguments, Layout layout, RowOrde
 template <class T>
 Rows<T> prepare_rows(const Tensor& x, bool normalize, Layout layout);
 
+// Rows of a finite norm of one matrix in the order of their labels; `state` tells the others.
+template <class T>
+Rows<T> prepare_class_rows(const Tensor& x, const Tensor& labels, bool normalize, Layout layout);
+
 // Rows of a finite norm of one matrix in their own order; `state` tells the others. With rows_per_class, up to kTile, a
 // tile holds whole classes of that many consecutive rows, and then rows of zeros, whose index is -1.
 template <class T>
