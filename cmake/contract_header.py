@@ -40,6 +40,8 @@ class Checks:
             if a.partners:
                 wanted = " && ".join(self.present(name) for name in a.partners)
                 yield f'c.given("{a.name}", {a.name}, {wanted}, "{" and ".join(a.partners)}");'
+            for other, value in a.excluded:
+                yield f'c.absent("{a.name}", {a.name}, {other} == "{value}", "{other} = {value}");'
             if a.type == "Tensor":
                 yield from self.tensor(a)
             elif a.choices:

@@ -144,15 +144,15 @@ def readable(x: Tensor) -> bool:
     return type(x) is Tensor and x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def class_labels(op: str, labels: Tensor, classes: int) -> None:
+def class_labels(op: str, labels: Tensor, classes: int, argument: str = "labels") -> None:
     """Every label in [0, C). On a GPU, which is not waited for, the result is NaN; in a graph the operator checks."""
     if classes == 0 and len(labels) > 0:
-        fail(op, "labels", "in [0, C) with C=0", f"{len(labels)} labels")
+        fail(op, argument, "in [0, C) with C=0", f"{len(labels)} labels")
     if len(labels) == 0 or not readable(labels):
         return
     low, high = (int(v) for v in labels.aminmax())
     if low < 0 or high >= classes:
-        fail(op, "labels", f"in [0, C) with C={classes}", low if low < 0 else high)
+        fail(op, argument, f"in [0, C) with C={classes}", low if low < 0 else high)
 
 
 def pair_inputs(

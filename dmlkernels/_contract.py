@@ -11,6 +11,8 @@ DTYPE   float64, int64, ... or several with `|`; `floating`; `like x`, that of x
 CLAUSE  a|b             one of these strings
         in [0, N)       every number of it. Those of a tensor are looked at where nobody has to wait for them, on a CPU
         with x and y    given where all of these are, and only there
+        not with x or y = v
+                        None where one of these is v
         N = M without   what a size is where this optional argument is None
         is N            the number is this size; without it nothing is held against the size
         gradient of x   the incoming gradient of a result, or the outgoing one of an argument; of a bool: whether it is
@@ -64,7 +66,7 @@ float {0}_temperature"""
 # weight_grad: the softmax weights of a moment are differentiated. grad: to both ends of a pair, or to the query only.
 # apart: coincident pairs are excluded.
 _PAIR_LOSS = f"""
-Tensor? bounds (2, M) compute embeddings
+Tensor? bounds (2, M) compute embeddings; not with pos_term or neg_term = moment
 int? classes; is C
 str value; similarity|distance|squared{_SIDE.format("pos")}{_SIDE.format("neg")}
 bool weight_grad
@@ -321,6 +323,7 @@ class Argument(NamedTuple):
     choices: tuple[str, ...]
     interval: Interval | None
     partners: tuple[str, ...]
+    excluded: tuple[tuple[str, str], ...]  # other arguments, and their value with which there is none
     without: tuple[str, str] | None  # a size, and what it is without this argument
     gradient_of: str
     size: str  # that this number is
@@ -347,6 +350,7 @@ _HEAD = re.compile(
 )
 _CLAUSES = re.compile(
     r"(?:in (?P<interval>[\[(](?P<low>.+), (?P<high>.+)[\])])|with (?P<partners>\w+(?: and \w+)*)"
+    r"|not with (?P<others>\w+(?: or \w+)*) = (?P<value>\w+)"
     r"|(?P<size>\w+) = (?P<instead>\w+) without|is (?P<number>\w+)|gradient of (?P<gradient_of>\w+)"
     r"|(?P<choices>\w+(?:\|\w+)+))"
 )
@@ -379,6 +383,7 @@ def _argument(line: str) -> Argument:
             else None
         ),
         partners=tuple(said["partners"].split(" and ")) if "partners" in said else (),
+        excluded=tuple((other, said["value"]) for other in said["others"].split(" or ")) if "others" in said else (),
         without=(said["size"], said["instead"]) if "size" in said else None,
         gradient_of=said.get("gradient_of", ""),
         size=said.get("number", ""),
@@ -460,6 +465,9 @@ class _Check:
         if a.partners and (value is not None) != all(self.given[other] is not None for other in a.partners):
             what = "None" if value is None else "a tensor"
             self.fail(a.name, f"given with {' and '.join(a.partners)}, and only then", what)
+        for other, excluding in a.excluded:
+            if value is not None and self.given[other] == excluding:
+                self.fail(a.name, f"None with {other} = {excluding}", "a tensor")
         if value is None:
             if a.without:
                 self.sizes[a.without[0]] = self.sizes[a.without[1]]

@@ -126,8 +126,6 @@ def _prepare(op: str, given: Mapping[str, Any]) -> Launch:
     p, o, bounds = _problem.of(op, given), Options.of(given), given["bounds"]
     if o.classes is not None:
         p = p._replace(all_nan=p.all_nan | _outside(p, o.classes))
-    if bounds is not None and "moment" in (o.pos.term, o.neg.term):
-        raise ValueError(f"{op}: bounds must be None with a term moment, got {tuple(bounds.shape)}")
     shifts = o.shifts(given["normalize"], p.gallery.count)
     form = o.form(p, bounds is not None, running=shifts is None)
     return Launch(p, o, p.q.scale if bounds is None else bounds.contiguous(), form, shifts or (0.0, 0.0))

@@ -1,5 +1,5 @@
 #pragma once
-// Checks of the operators, for calls that bypass the public functions. Errors name op, argument, expected and got.
+// Errors of the operators, which name op, argument, expected and got, and what of it is no operator's own.
 
 #include <charconv>
 #include <cmath>
@@ -69,39 +69,6 @@ inline std::string text(const Tensor& tensor) {
 [[noreturn]] inline void fail(const char* op, const char* argument, const std::string& expected,
                               const std::string& got) {
   throw std::invalid_argument(std::string(op) + ": " + argument + " must be " + expected + ", got " + got);
-}
-
-inline bool is_floating(ScalarType type) {
-  return type == ScalarType::Double || type == ScalarType::Float || type == ScalarType::BFloat16 ||
-         type == ScalarType::Half;
-}
-
-inline void check_matrix(const char* op, const char* argument, const Tensor& x) {
-  DML_CHECK(x.dim() == 2, op, argument, "(rows, D)", x);
-  DML_CHECK(is_floating(x.scalar_type()), op, argument, "float64, float32, bfloat16 or float16", x.scalar_type());
-  DML_CHECK(x.size(0) <= INT32_MAX, op, argument, "at most 2^31 - 1 rows", x);
-}
-
-inline void check_like(const char* op, const char* argument, const Tensor& y, const Tensor& x) {
-  check_matrix(op, argument, y);
-  DML_CHECK(y.size(1) == x.size(1), op, argument, "(N, D) with D=" + text(x.size(1)), y);
-  DML_CHECK(y.scalar_type() == x.scalar_type(), op, argument, text(x.scalar_type()) + " like the embeddings",
-            y.scalar_type());
-}
-
-inline void check_vector(const char* op, const char* argument, const Tensor& v, int64_t length, ScalarType type) {
-  DML_CHECK(v.dim() == 1 && v.size(0) == length, op, argument, "(" + text(length) + ",)", v);
-  DML_CHECK(v.scalar_type() == type, op, argument, text(type), v.scalar_type());
-}
-
-inline void check_choice(const char* op, const char* argument, const std::string& value,
-                         std::initializer_list<const char*> choices) {
-  std::string expected;
-  for (const char* choice : choices) {
-    if (value == choice) return;
-    expected += (expected.empty() ? "" : " or ") + std::string(choice);
-  }
-  fail(op, argument, expected, value);
 }
 
 inline void check_finite(const char* op, bool any_non_finite) {

@@ -67,6 +67,10 @@ class Arguments {
               std::string(value ? "a tensor" : "None"));
   }
 
+  void absent(const char* name, const std::optional<Tensor>& value, bool wanted, const char* reason) const {
+    DML_CHECK(!value || !wanted, subject_, name, "None with " + std::string(reason), std::string("a tensor"));
+  }
+
   void shape(const char* name, const Tensor& x, const char* shape, std::initializer_list<Size> sizes,
              Knowns known) const {
     bool right = x.dim() == static_cast<int64_t>(sizes.size());

@@ -1,46 +1,58 @@
 #pragma once
-// The options of pair_loss and what its backward is given, checked.
+// What the operators of pair_loss give, and what their arguments say.
 
 #include <algorithm>
 #include <cmath>
+#include <tuple>
 
 #include "common/pair_arguments.h"
 #include "common/pair_loss.h"
-#include "common/tile_schedule.h"
 
 namespace dml {
 
-struct PairLossOptions {
-  std::string value_name;
-  std::optional<int64_t> classes;
-  PairSide pos, neg;
-  bool weight_grad;
-  std::string grad;
-  bool apart;
+// stats, log_sums, sums, members, slopes, tile_active.
+using Statistics = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-  void check(const char* op) const {
-    check_choice(op, "value", value_name, {"similarity", "distance", "squared"});
-    check_choice(op, "grad", grad, {"full", "query"});
-  }
-  PairValue value() const {
-    return value_name == "similarity" ? PairValue::similarity
-           : value_name == "distance" ? PairValue::distance
-                                      : PairValue::squared;
-  }
-  bool both_ends() const { return grad == "full"; }
-  const PairSide& side(bool positive) const { return positive ? pos : neg; }
-};
+inline PairValue pair_value(const std::string& name) {
+  return name == "similarity" ? PairValue::similarity : name == "distance" ? PairValue::distance : PairValue::squared;
+}
 
-inline PairTerm pair_term(const char* op, const char* argument, const std::string& name) {
-#define DML_NAME(name, type) #name,
-  check_choice(op, argument, name, {"none", DML_PAIR_TERMS(DML_NAME) "exp", "moment"});
-#undef DML_NAME
+inline PairTerm pair_term(const std::string& name) {
 #define DML_KIND(kind, type) \
   if (name == #kind) return PairTerm::kind;
   DML_PAIR_TERMS(DML_KIND)
 #undef DML_KIND
   return name == "none" ? PairTerm::none : name == "exp" ? PairTerm::exp : PairTerm::moment;
 }
+
+struct PairLossOptions {
+  PairValue value;
+  PairSide pos, neg;
+  bool weight_grad, both_ends, apart;
+
+  template <class Taken>
+  explicit PairLossOptions(const Taken& a)
+      : value(pair_value(a.value)),
+        pos{pair_term(a.pos_term), a.pos_scale, a.pos_base, a.pos_ramp, a.pos_origin, a.pos_temperature},
+        neg{pair_term(a.neg_term), a.neg_scale, a.neg_base, a.neg_ramp, a.neg_origin, a.neg_temperature},
+        weight_grad(a.weight_grad),
+        both_ends(a.grad == "full"),
+        apart(a.apart) {}
+  const PairSide& side(bool positive) const { return positive ? pos : neg; }
+};
+
+// What a backward is given beside the arguments of its forward, contiguous.
+struct PairLossState {
+  Tensor grad_stats, grad_log_sums, grad_sums, stats, log_sums, active;
+
+  explicit PairLossState(const operators::pair_loss_bwd& a)
+      : grad_stats(torch::stable::contiguous(a.grad_stats)),
+        grad_log_sums(torch::stable::contiguous(a.grad_log_sums)),
+        grad_sums(torch::stable::contiguous(a.grad_sums)),
+        stats(torch::stable::contiguous(a.stats)),
+        log_sums(torch::stable::contiguous(a.log_sums)),
+        active(torch::stable::contiguous(a.tile_active)) {}
+};
 
 // Range of the scores of unit rows.
 struct ScoreRange {
@@ -86,37 +98,6 @@ inline ScoreShift score_shift(const PairSide& side, PairValue value, bool normal
                log_n = std::log(static_cast<double>(std::max<int64_t>(gallery, 1)));
   const bool running = !normalize || half + log_n >= kScoreRange;
   return ScoreShift{running, running ? 0 : range.low + half};
-}
-
-inline void check_bounds(const char* op, const std::optional<Tensor>& bounds, const PairLossOptions& o,
-                         const PairArguments& a) {
-  if (!bounds) return;
-  const bool moment = o.pos.term == PairTerm::moment || o.neg.term == PairTerm::moment;
-  DML_CHECK(!moment, op, "bounds", "None with a term moment", *bounds);
-  DML_CHECK(bounds->dim() == 2 && bounds->size(0) == 2 && bounds->size(1) == a.queries(), op, "bounds", "(2, M)",
-            *bounds);
-  const ScalarType type = compute_type(a.embeddings);
-  DML_CHECK(bounds->scalar_type() == type, op, "bounds", text(type), bounds->scalar_type());
-}
-
-inline void check_pair_loss_state(const char* op, const PairArguments& a, const Tensor& grad_stats,
-                                  const Tensor& grad_log_sums, const Tensor& grad_sums, const Tensor& stats,
-                                  const Tensor& log_sums, const Tensor& active, bool need_grad_ref) {
-  const int64_t m = a.queries(), n = a.gallery();
-  const ScalarType type = compute_type(a.embeddings);
-  const auto check = [&](const char* name, const Tensor& x) {
-    DML_CHECK(x.dim() == 2 && x.size(0) == 2 && x.size(1) == m, op, name, "(2, M)", x);
-    DML_CHECK(x.scalar_type() == type, op, name, text(type), x.scalar_type());
-  };
-  check("grad_stats", grad_stats);
-  check("grad_log_sums", grad_log_sums);
-  check("grad_sums", grad_sums);
-  check("stats", stats);
-  check("log_sums", log_sums);
-  DML_CHECK(active.dim() == 2 && active.size(0) == (m + kTile - 1) / kTile && active.size(1) == (n + kTile - 1) / kTile,
-            op, "tile_active", "(ceil(M/128), ceil(N/128))", active);
-  DML_CHECK(active.scalar_type() == ScalarType::Byte, op, "tile_active", "uint8", active.scalar_type());
-  DML_CHECK(!a.self() || !need_grad_ref, op, "need_grad_ref", "false without ref_emb", std::string("true"));
 }
 
 }  // namespace dml

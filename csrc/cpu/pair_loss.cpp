@@ -1,13 +1,12 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <stdexcept>
 #include <tuple>
 #include <vector>
 
 #include <torch/csrc/stable/library.h>
 
-#include "common/pair_loss_operator.h"
+#include "common/pair_loss_arguments.h"
 #include "cpu/dispatch.h"
 #include "cpu/pair_loss_kernels.h"
 #include "cpu/rows.h"
@@ -43,12 +42,12 @@ struct Problem {
 
   Problem(const PairRows<T>& rows, const PairLossOptions& o, bool normalize, const T* bounds, int64_t queries,
           const TileSchedule& schedule, unsigned char* active)
-      : pos(o.pos, o.value(), normalize, rows.queries.view, rows.gallery().view.n, bounds),
-        neg(o.neg, o.value(), normalize, rows.queries.view, rows.gallery().view.n,
+      : pos(o.pos, o.value, normalize, rows.queries.view, rows.gallery().view.n, bounds),
+        neg(o.neg, o.value, normalize, rows.queries.view, rows.gallery().view.n,
             bounds == nullptr ? nullptr : bounds + queries) {
     view.q = rows.queries.view;
     view.g = rows.gallery().view;
-    view.value = o.value();
+    view.value = o.value;
     view.self = rows.self;
     view.apart = o.apart;
     view.col_tiles = schedule.col_tiles;
@@ -62,19 +61,6 @@ struct Problem {
   }
   OwnedSide<T>& side(bool positive) { return positive ? pos : neg; }
 };
-
-void check_classes(const PairArguments& a, int64_t classes) {
-  const auto check = [&](const Tensor& labels) {
-    for (int64_t i = 0; i < labels.size(0); ++i) {
-      const int64_t label = labels.const_data_ptr<int64_t>()[i];
-      if (label >= 0 && label < classes) continue;
-      throw std::invalid_argument(std::string(a.op) + ": labels must be in [0, C) with C=" + text(classes) + ", got " +
-                                  text(label));
-    }
-  };
-  check(a.labels);
-  if (a.ref_labels) check(*a.ref_labels);
-}
 
 template <class T>
 const T* data(const Tensor& x) {
@@ -113,14 +99,15 @@ void finish_side(const PairLossSide<T>& side, const RowsView<T>& q, int64_t part
 }
 
 template <class T>
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward_as(const PairArguments& a, const PairLossOptions& o,
-                                                                      const std::optional<Tensor>& bounds, bool check) {
-  if (o.classes) check_classes(a, *o.classes);
+Statistics forward_as(const operators::pair_loss_fwd& t) {
+  const PairArguments a(t);
+  const PairLossOptions o(t);
+  const std::optional<Tensor> bounds = contiguous(t.bounds);
   const int64_t m = a.queries(), n = a.gallery();
   const ScalarType type = compute_type(a.embeddings);
   const PairRows<T> rows = prepare_pairs<T>(a, Layout::panels);
   const bool all_nan = rows.gallery().any_non_finite;
-  if (check) check_finite(a.op, all_nan || rows.queries.any_non_finite);
+  if (t.check_finite) check_finite(a.op, all_nan || rows.queries.any_non_finite);
 
   constexpr double kNone = -std::numeric_limits<double>::infinity();
   // Filled here: of few rows, a call of the dispatcher costs more than their pairs.
@@ -197,9 +184,12 @@ Buffer<T> gradient_factors(const RowsView<T>& q, const PairLossSide<T>& view, bo
 }
 
 template <class T>
-std::tuple<Tensor, Tensor> backward_as(const PairArguments& a, const PairLossOptions& o,
-                                       const std::optional<Tensor>& bounds, const PairLossState& state,
-                                       bool need_grad_ref) {
+std::tuple<Tensor, Tensor> backward_as(const operators::pair_loss_bwd& t) {
+  const PairArguments a(t);
+  const PairLossOptions o(t);
+  const PairLossState state(t);
+  const std::optional<Tensor> bounds = contiguous(t.bounds);
+  const bool need_grad_ref = t.need_grad_ref;
   const ScalarType type = a.embeddings.scalar_type();
   const int64_t m = a.queries(), d = a.embeddings.size(1);
   const PairRows<T> rows = prepare_pairs<T>(a, Layout::both);
@@ -227,7 +217,7 @@ std::tuple<Tensor, Tensor> backward_as(const PairArguments& a, const PairLossOpt
     weights_g = Buffer<T>(g.padded);
   }
   PairLossProblem<T>& view = problem.view;
-  view.both_ends = o.both_ends() && (rows.self || need_grad_ref);
+  view.both_ends = o.both_ends && (rows.self || need_grad_ref);
   view.rows_q = sums_q.data();
   view.weights_q = weights_q.data();
   view.rows_g = rows.self ? sums_q.data() : sums_g.data();
@@ -237,29 +227,24 @@ std::tuple<Tensor, Tensor> backward_as(const PairArguments& a, const PairLossOpt
   for_each_tile(schedule, [&](const TilePair& t) { kernel.backward(p, t.row, t.col, t.part); });
 
   // The gradient of a similarity is the other row, and its sums of weights are zero; that of a distance points to it.
-  const T sign = o.value() == PairValue::similarity ? T(1) : T(-1);
+  const T sign = o.value == PairValue::similarity ? T(1) : T(-1);
   Tensor grad_emb = finish_gradient<T>(a.embeddings, rows.queries, sums_q, weights_q, parts, sign, a.normalize);
   if (!need_grad_ref) return {grad_emb, filled(a.embeddings, {0, d}, type, 0)};
   return {grad_emb, finish_gradient<T>(*a.ref_emb, rows.own_gallery, sums_g, weights_g, 1, sign, a.normalize)};
 }
 
-struct PairLossOnCpu {
-  template <class T>
-  static auto forward(const PairArguments& a, const PairLossOptions& o, const std::optional<Tensor>& bounds,
-                      const std::string&, bool, bool check) {
-    return forward_as<T>(a, o, bounds, check);
-  }
-  template <class T>
-  static auto backward(const PairArguments& a, const PairLossOptions& o, const std::optional<Tensor>& bounds,
-                       const PairLossState& state, const std::string&, bool need_grad_ref) {
-    return backward_as<T>(a, o, bounds, state, need_grad_ref);
-  }
-};
+Statistics pair_loss_fwd(const operators::pair_loss_fwd& t) {
+  return in_compute_type(t.embeddings, [&]<class T>() { return forward_as<T>(t); });
+}
+
+std::tuple<Tensor, Tensor> pair_loss_bwd(const operators::pair_loss_bwd& t) {
+  return in_compute_type(t.embeddings, [&]<class T>() { return backward_as<T>(t); });
+}
 
 }  // namespace
 }  // namespace dml
 
 STABLE_TORCH_LIBRARY_IMPL(dmlkernels, CPU, m) {
-  m.impl("pair_loss_fwd", TORCH_BOX(&dml::pair_loss_fwd<dml::PairLossOnCpu>));
-  m.impl("pair_loss_bwd", TORCH_BOX(&dml::pair_loss_bwd<dml::PairLossOnCpu>));
+  m.impl("pair_loss_fwd", dml::boxed<&dml::pair_loss_fwd, dml::Read::numbers>);
+  m.impl("pair_loss_bwd", dml::boxed<&dml::pair_loss_bwd, dml::Read::numbers>);
 }

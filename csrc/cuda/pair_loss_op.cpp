@@ -1,6 +1,6 @@
 #include "cuda/pair_loss.h"
 
-#include "common/pair_loss_operator.h"
+#include "common/pair_loss_arguments.h"
 #include "cuda/pair_launcher.h"
 
 namespace dml {
@@ -14,11 +14,10 @@ constexpr int64_t kSymmetricRows = 4096;
 #endif
 
 PairLossProblem make_problem(const PairLossOptions& o, const PairArguments& a) {
-  const PairValue value = o.value();
-  const auto shift = [&](const PairSide& side) { return score_shift(side, value, a.normalize, a.gallery()); };
+  const auto shift = [&](const PairSide& side) { return score_shift(side, o.value, a.normalize, a.gallery()); };
   const ScoreShift pos = shift(o.pos), neg = shift(o.neg);
   const bool running = pos.running || neg.running, sorted = !o.neg.present();
-  PairLossProblem problem{value,   o.pos,   o.neg,       pos.shift, neg.shift, o.weight_grad,
+  PairLossProblem problem{o.value, o.pos,   o.neg,       pos.shift, neg.shift, o.weight_grad,
                           o.apart, running, a.normalize, a.self(),  sorted};
   problem.running |= problem.mixed();
   return problem;
@@ -26,11 +25,11 @@ PairLossProblem make_problem(const PairLossOptions& o, const PairArguments& a) {
 
 // A label outside the classes makes every statistic and gradient NaN: nobody waits for the device to say so.
 template <class T>
-void check_classes(const PairLossOptions& o, const PairArguments& a, const PairsOnDevice<T>& pairs, Stream stream) {
-  if (!o.classes) return;
+void check_classes(std::optional<int64_t> classes, const PairArguments& a, const PairsOnDevice<T>& pairs,
+                   Stream stream) {
+  if (!classes) return;
   const auto check = [&](const Tensor& labels, const RowsOnDevice<T>& rows) {
-    check_class_labels(data<int64_t>(labels), labels.size(0), *o.classes, rows.states(), pairs.gallery().flag(),
-                       stream);
+    check_class_labels(data<int64_t>(labels), labels.size(0), *classes, rows.states(), pairs.gallery().flag(), stream);
   };
   check(a.labels, pairs.queries);
   if (a.ref_labels) check(*a.ref_labels, *pairs.own_gallery);
@@ -65,23 +64,21 @@ struct OrderedPairs {
 };
 
 template <class T>
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward_as(const PairArguments& arguments,
-                                                                      const PairLossOptions& o,
-                                                                      const std::optional<Tensor>& of_queries,
-                                                                      const std::string& precision, bool deterministic,
-                                                                      bool check) {
-  const OnDevice device(arguments.embeddings);
-  const PairLossProblem problem = make_problem(o, arguments);
-  const OrderedPairs ordered(arguments, of_queries, problem.sorted);
+Statistics forward_as(const operators::pair_loss_fwd& t) {
+  const OnDevice device(t.embeddings);
+  const PairArguments given(t);
+  const PairLossOptions o(t);
+  const PairLossProblem problem = make_problem(o, given);
+  const OrderedPairs ordered(given, contiguous(t.bounds), problem.sorted);
   const PairArguments& a = ordered.a;
   const int64_t m = a.queries(), n = a.gallery();
   const ScalarType type = compute_type(a.embeddings);
-  const PairsOnDevice<T> pairs(a, precision, device.stream);
-  if (check) check_all_finite(a.op, pairs);
-  check_classes(o, a, pairs, device.stream);
+  const PairsOnDevice<T> pairs(a, t.precision, device.stream);
+  if (t.check_finite) check_all_finite(a.op, pairs);
+  check_classes(t.classes, a, pairs, device.stream);
   const int64_t row_tiles = (m + kTile - 1) / kTile, col_tiles = (n + kTile - 1) / kTile;
   // Rows of a mirrored tile are added by atomics, in no fixed order; and running maxima cannot be.
-  const bool symmetric = a.self() && !deterministic && !problem.running && m >= kSymmetricRows;
+  const bool symmetric = a.self() && !t.deterministic && !problem.running && m >= kSymmetricRows;
   const int64_t splits = column_splits(row_tiles, symmetric ? col_tiles / 2 : col_tiles);
   const int64_t copies = symmetric ? 1 : splits;
   const Tensor sums = (symmetric ? zeros : empty)(a.embeddings, {2, pair_sums(problem), copies, m}, type);
@@ -99,15 +96,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> forward_as(const Pair
 }
 
 template <class T>
-std::tuple<Tensor, Tensor> backward_as(const PairArguments& arguments, const PairLossOptions& o,
-                                       const std::optional<Tensor>& of_queries, const PairLossState& state,
-                                       const std::string& precision, bool need_grad_ref) {
-  const OnDevice device(arguments.embeddings);
-  const PairLossProblem problem = make_problem(o, arguments);
-  const OrderedPairs ordered(arguments, of_queries, problem.sorted);
+std::tuple<Tensor, Tensor> backward_as(const operators::pair_loss_bwd& t) {
+  const OnDevice device(t.embeddings);
+  const PairArguments given(t);
+  const PairLossOptions o(t);
+  const PairLossProblem problem = make_problem(o, given);
+  const OrderedPairs ordered(given, contiguous(t.bounds), problem.sorted);
   const PairArguments& a = ordered.a;
-  const PairsOnDevice<T> pairs(a, precision, device.stream);
-  check_classes(o, a, pairs, device.stream);
+  const PairLossState state(t);
+  const PairsOnDevice<T> pairs(a, t.precision, device.stream);
+  check_classes(t.classes, a, pairs, device.stream);
   const Tensor grad_stats = ordered.of_query(state.grad_stats), grad_log_sums = ordered.of_query(state.grad_log_sums),
                grad_sums = ordered.of_query(state.grad_sums), stats = ordered.of_query(state.stats),
                log_sums = ordered.of_query(state.log_sums);
@@ -129,33 +127,28 @@ std::tuple<Tensor, Tensor> backward_as(const PairArguments& arguments, const Pai
                             });
   };
   const Tensor grad_emb = OrderedPairs::back(
-      gradient(pairs.sides, pairs.queries, pairs.gallery(), PairEnds{true, a.self() && o.both_ends()}, col_tiles, 1),
+      gradient(pairs.sides, pairs.queries, pairs.gallery(), PairEnds{true, a.self() && o.both_ends}, col_tiles, 1),
       ordered.order);
-  if (!need_grad_ref) return {grad_emb, empty(a.embeddings, {0, a.embeddings.size(1)}, a.embeddings.scalar_type())};
-  if (!o.both_ends())
+  if (!t.need_grad_ref) return {grad_emb, empty(a.embeddings, {0, a.embeddings.size(1)}, a.embeddings.scalar_type())};
+  if (!o.both_ends)
     return {grad_emb, zeros(a.embeddings, {a.gallery(), a.embeddings.size(1)}, a.embeddings.scalar_type())};
   const Tensor grad_ref =
       gradient(swapped(pairs.sides), *pairs.own_gallery, pairs.queries, PairEnds{false, true}, 1, col_tiles);
   return {grad_emb, OrderedPairs::back(grad_ref, ordered.ref_order)};
 }
 
-struct PairLossOnCuda {
-  template <class T>
-  static auto forward(const PairArguments& a, const PairLossOptions& o, const std::optional<Tensor>& bounds,
-                      const std::string& precision, bool deterministic, bool check) {
-    return forward_as<T>(a, o, bounds, precision, deterministic, check);
-  }
-  template <class T>
-  static auto backward(const PairArguments& a, const PairLossOptions& o, const std::optional<Tensor>& bounds,
-                       const PairLossState& state, const std::string& precision, bool need_grad_ref) {
-    return backward_as<T>(a, o, bounds, state, precision, need_grad_ref);
-  }
-};
+Statistics pair_loss_fwd(const operators::pair_loss_fwd& t) {
+  return in_compute_type(t.embeddings, [&]<class T>() { return forward_as<T>(t); });
+}
+
+std::tuple<Tensor, Tensor> pair_loss_bwd(const operators::pair_loss_bwd& t) {
+  return in_compute_type(t.embeddings, [&]<class T>() { return backward_as<T>(t); });
+}
 
 }  // namespace
 }  // namespace dml
 
 STABLE_TORCH_LIBRARY_IMPL(DML_OPERATORS, DML_DEVICE_KEY, m) {
-  m.impl("pair_loss_fwd", TORCH_BOX(&dml::pair_loss_fwd<dml::PairLossOnCuda>));
-  m.impl("pair_loss_bwd", TORCH_BOX(&dml::pair_loss_bwd<dml::PairLossOnCuda>));
+  m.impl("pair_loss_fwd", dml::boxed<&dml::pair_loss_fwd>);
+  m.impl("pair_loss_bwd", dml::boxed<&dml::pair_loss_bwd>);
 }

@@ -114,10 +114,10 @@ def pair_loss(
     p = pairs(inputs)
     bad = p.bad
     if classes is not None:
-        labels = [labels for labels in (inputs.labels, inputs.ref_labels) if labels is not None]
-        for given in labels:
-            _checks.class_labels("pair_loss", given, classes)
-        outside = [(given < 0) | (given >= classes) for given in labels]
+        labels = {"labels": inputs.labels} | ({} if inputs.ref_labels is None else {"ref_labels": inputs.ref_labels})
+        for name, given in labels.items():
+            _checks.class_labels("pair_loss", given, classes, name)
+        outside = [(given < 0) | (given >= classes) for given in labels.values()]
         bad = bad | torch.cat(outside).any()
     if grad == "query":
         p = p._replace(g=p.g.detach(), norms=(p.norms[0], p.norms[1].detach()))

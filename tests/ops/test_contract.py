@@ -76,6 +76,8 @@ def faults(op: str, known: dict[str, Any], numbers: bool) -> Iterator[tuple[str,
         x = known[a.name]
         if x is None and a.partners:
             yield f"{a.name} alone", {a.name: torch.zeros(5, dtype=torch.int64)}
+        for other, value in a.excluded if x is not None else ():
+            yield f"{a.name} with {other} = {value}", {other: value}
         if isinstance(x, torch.Tensor):
             yield f"{a.name} of one more dimension", {a.name: x[None]}
             yield f"{a.name} of another dtype", {a.name: x.to(other_dtype(a, x))}
@@ -133,8 +135,6 @@ def error(function: Any, *arguments: Any, **named: Any) -> tuple[type, str] | No
 @pytest.mark.parametrize("op", OPERATORS)
 def test_one_fault_gives_one_error(kernel, op, reference):
     """Of one class, in one sentence, whatever the namespace; the sentences themselves are below."""
-    if kernel.name != "triton" and op.startswith("pair_loss"):
-        pytest.skip("its C++ checks are its own still")
     known = calls.arguments(op, kernel, reference=reference)
     operator = getattr(kernel.operators, op)
     operator(**known)
@@ -187,6 +187,7 @@ SENTENCES = [
         {"tile_active": torch.zeros(2, 3, dtype=torch.uint8)},
         "triplet_bwd: tile_active must be (ceil(M/128), ceil(N/128)) with M=6, N=5, got (2, 3)",
     ),
+    ("pair_loss_fwd", {"neg_term": "moment"}, "pair_loss: bounds must be None with neg_term = moment, got a tensor"),
     ("pairwise_fwd", {"metric": "cosine"}, "pairwise: metric must be 'dot' or 'euclidean' or 'squared', got 'cosine'"),
     ("spherical_expansion_fwd", {"n": 4}, "spherical_expansion: n must be in [1, D-1] with D=4, got 4"),
     (
