@@ -138,10 +138,7 @@ def _autograd(name: str, operator: torch._ops.OpOverload, rule: Gradient | NoGra
 
     def kernel(keyset: torch._C.DispatchKeySet, *values: Any) -> Any:
         if forward_ad._current_level >= 0 and any(isinstance(v, Tensor) and _has_tangent(v) for v in values):
-            raise RuntimeError(
-                f"{name.rpartition('_')[0]}: there is no forward-mode derivative (jvp, jacfwd, hessian); for one use "
-                "dmlkernels.use_backend('reference')"
-            )
+            raise _no_forward_mode(name.rpartition("_")[0])
         if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*values)):
             return below(keyset, values)
         if not torch._C._are_functorch_transforms_active():
@@ -156,21 +153,57 @@ def _has_tangent(x: Tensor) -> bool:
     return forward_ad.unpack_dual(x).tangent is not None
 
 
+def _no_forward_mode(operation: str) -> RuntimeError:
+    return RuntimeError(
+        f"{operation}: there is no forward-mode derivative (jvp, jacfwd, hessian); for one use "
+        "dmlkernels.use_backend('reference')"
+    )
+
+
+def _no_second(operation: str) -> RuntimeError:
+    return RuntimeError(
+        f"{operation}: the gradient cannot be differentiated again; for double backward use "
+        "dmlkernels.use_backend('reference')"
+    )
+
+
 class NoGradient:
-    """Of a backward operator: without a rule, a second derivative would silently be zero."""
+    """Of a backward operator that is called by itself: without a rule, its derivative would silently be zero."""
 
     def __init__(self, name: str):
-        self.name = name
+        self.operation = name.removesuffix("_bwd")
 
     def save(self, ctx: Any, values: tuple, results: Any) -> None:
         pass
 
     def apply(self, ctx: Any, grads: tuple) -> tuple:
-        op = self.name.removesuffix("_bwd")
-        raise RuntimeError(
-            f"{op}: the gradient cannot be differentiated again; for double backward use "
-            "dmlkernels.use_backend('reference')"
-        )
+        raise _no_second(self.operation)
+
+
+class _Once(torch.autograd.Function):
+    """A gradient as it is, of all that its call was given, which raises where it is differentiated again.
+
+    The rule of the backward operator is not enough: what that is not told would have a second derivative of zero, and
+    an extra gradient comes of no operator.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(operation: str, grad: Tensor, *given: Tensor) -> Tensor:
+        return grad.view_as(grad)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.operation = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        raise _no_second(ctx.operation)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
+        raise _no_forward_mode(ctx.operation)
 
 
 class ExtraGradient(NamedTuple):
@@ -178,7 +211,7 @@ class ExtraGradient(NamedTuple):
 
     argument: str
     by: tuple[str, ...]  # results of the forward that it needs beside what the backward operator is told
-    rule: Callable[[Mapping[str, Any]], Tensor | None]
+    rule: Callable[[Mapping[str, Any]], Tensor]
 
 
 EXTRA_GRADIENTS: dict[str, ExtraGradient] = {}
@@ -197,13 +230,13 @@ class Gradient:
         self.needed = {a.name: a.gradient_of for a in self.gives.arguments if a.gradient_of and a.type == "bool"}
         self.outgoing = [result.gradient_of for result in self.gives.results]
         self.constant = [r.name for r in self.takes.results if r.name not in self.incoming.values()]
-        # Where the backward operator is not told the argument itself, nothing ties its gradient to it.
-        self.untied = [name for name in self.outgoing if name not in told]
         kept = [r for r in self.takes.results if r.name in told]
         self.kept = [r.name for r in kept]
         self.flags = [r.shape.condition for r in kept if r.shape and r.shape.condition in self.takes.names]
-        self.tensors = [a.name for a in self.takes.arguments if a.type == "Tensor" and a.name in told | {*self.untied}]
-        self.options = [a.name for a in self.takes.arguments if a.type != "Tensor" and a.name in told | {*self.flags}]
+        # Those that the backward operator is not told are kept for `_Once`.
+        saved = [a for a in self.takes.arguments if a.name in told | {*self.outgoing, *self.flags}]
+        self.tensors = [a.name for a in saved if a.type == "Tensor"]
+        self.options = [a.name for a in saved if a.type != "Tensor"]
 
     def save(self, ctx: Any, values: tuple, results: Any) -> None:
         found = results if isinstance(results, tuple) else (results,)
@@ -229,17 +262,16 @@ class Gradient:
             known[name] = some.new_zeros(ctx.shapes[of]) if grad is None else grad.contiguous()
         for name, of in self.needed.items():
             known[name] = known[of] is not None and needs[of]
-        for name in self.untied if torch.is_grad_enabled() else ():
-            # A second derivative would be a silent zero instead of an error.
-            true = torch.ones((), dtype=torch.bool, device=some.device)
-            known |= {kept: torch.where(true, known[kept], known[name]) for kept in self.kept}
-        found: dict[str, Tensor | None] = {}
+        found: dict[str, Tensor] = {}
         if any(needs[name] for name in self.outgoing):
             results = self.backward(*(known[name] for name in self.gives.names))
             found = dict(zip(self.outgoing, results if isinstance(results, tuple) else (results,), strict=True))
         extra = EXTRA_GRADIENTS.get(self.operation)
         if extra is not None and needs[extra.argument]:
             found[extra.argument] = extra.rule(known)
+        if torch.is_grad_enabled():
+            given = [x for x in known.values() if isinstance(x, Tensor)]
+            found = {name: _Once.apply(self.operation, grad, *given) for name, grad in found.items() if needs[name]}
         return tuple(found.get(name) if needs[name] else None for name in self.takes.names)
 
     def _check_kept(self, known: Mapping[str, Any]) -> None:

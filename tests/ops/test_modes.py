@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from support import operators as calls
 from torch.autograd import forward_ad
 
+from dmlkernels import _contract, _library, use_backend
 from dmlkernels import functional as F
-from dmlkernels import use_backend
 
 REFERENCE = r"dmlkernels\.use_backend\('reference'\)"
 LOSSES = [op for op in calls.FORWARDS if calls.differentiable(op)]
@@ -70,19 +72,59 @@ def test_vmap_of_grad(kernel, op):
     assert torch.equal(torch.func.grad(lambda b: torch.vmap(first)(b).sum())(batch), expected)
 
 
+def backward_twice(f, xs, first, second):
+    leaves = [x.clone().requires_grad_() for x in xs]
+    (gradient,) = torch.autograd.grad(f(*leaves), leaves[first], create_graph=True)
+    torch.autograd.grad(gradient.sum(), leaves[second])
+
+
+# Of the gradient by argument `first` the derivative by argument `second`.
 SECOND = {
-    "backward": lambda f, x: torch.autograd.grad(torch.autograd.grad(f(x), x, create_graph=True)[0].sum(), x),
-    "grad of grad": lambda f, x: torch.func.grad(lambda y: torch.func.grad(f)(y).sum())(x.detach()),
-    "jacrev of jacrev": lambda f, x: torch.func.jacrev(torch.func.jacrev(f))(x.detach()),
+    "backward": backward_twice,
+    "grad of grad": lambda f, xs, first, second: torch.func.grad(
+        lambda *ys: torch.func.grad(f, first)(*ys).sum(), second
+    )(*xs),
+    "jacrev of jacrev": lambda f, xs, first, second: torch.func.jacrev(torch.func.jacrev(f, first), second)(*xs),
 }
 
 
 @pytest.mark.parametrize("way", SECOND)
 @pytest.mark.parametrize("op", LOSSES)
 def test_second_derivatives_raise(kernel, op, way):
-    f, (x, *others) = function(op, kernel)
-    with pytest.raises(RuntimeError, match=f"{op[:-4]}: the gradient cannot be differentiated again; .*{REFERENCE}"):
-        SECOND[way](lambda y: f(y, *others), x.clone().requires_grad_())
+    f, xs = function(op, kernel)
+    for first, second in itertools.product(range(len(xs)), repeat=2):
+        with pytest.raises(
+            RuntimeError, match=f"{op[:-4]}: the gradient cannot be differentiated again; .*{REFERENCE}"
+        ):
+            SECOND[way](f, xs, first, second)
+
+
+@pytest.fixture(scope="module")
+def linear():
+    """An operator whose gradient does not depend on its argument, so that its backward is told of none."""
+    texts = {
+        "doubled_fwd": "Tensor x (M,) floating\n-> Tensor out (M,) like x",
+        "doubled_bwd": """
+Tensor grad_out (M,) floating; gradient of out
+-> Tensor grad_x (M,) like grad_out; gradient of x""",
+    }
+    made = {name: _contract.Operator.of(name, text) for name, text in texts.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, operator in made.items():
+            patch.setitem(_contract.OPERATORS, name, operator)
+        patch.setattr(_library, "SCHEMAS", {name: operator.schema for name, operator in made.items()})
+        _library._define("dmlkernels_linear")
+        for name in made:
+            _library.implement("dmlkernels_linear", name, lambda x: 2 * x, "cpu")
+        yield torch.ops.dmlkernels_linear.doubled_fwd
+
+
+@pytest.mark.parametrize("way", SECOND)
+def test_second_derivatives_of_what_is_linear_raise(linear, way):
+    x = torch.randn(5, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(torch.func.grad(lambda x: linear(x).sum())(x), torch.full_like(x, 2))
+    with pytest.raises(RuntimeError, match=f"doubled: the gradient cannot be differentiated again; .*{REFERENCE}"):
+        SECOND[way](lambda x: linear(x).sum(), [x], 0, 0)
 
 
 def dual(f, x):
@@ -96,6 +138,7 @@ FORWARD = {
     "linearize": lambda f, x: torch.func.linearize(f, x),
     "hessian": lambda f, x: torch.func.hessian(f)(x),
     "jacfwd of grad": lambda f, x: torch.func.jacfwd(torch.func.grad(f))(x),
+    "jvp of vjp": lambda f, x: torch.func.jvp(torch.func.vjp(f, x)[1], (f(x),), (f(x),)),
     "grad of jvp": lambda f, x: torch.func.grad(lambda y: torch.func.jvp(f, (y,), (x,))[1])(x),
     "dual": dual,
     "dual without grad": torch.no_grad()(dual),
@@ -106,9 +149,10 @@ FORWARD = {
 @pytest.mark.parametrize("way", FORWARD)
 @pytest.mark.parametrize("op", LOSSES)
 def test_forward_mode_raises(kernel, op, way):
-    f, (x, *others) = function(op, kernel)
-    with pytest.raises(RuntimeError, match=f"{op[:-4]}: there is no forward-mode derivative .*{REFERENCE}"):
-        FORWARD[way](lambda y: f(y, *others), x)
+    f, xs = function(op, kernel)
+    for k, x in enumerate(xs):
+        with pytest.raises(RuntimeError, match=f"{op[:-4]}: there is no forward-mode derivative .*{REFERENCE}"):
+            FORWARD[way](lambda y, k=k: f(*xs[:k], y, *xs[k + 1 :]), x)
 
 
 @pytest.mark.parametrize("op", calls.BACKWARDS)

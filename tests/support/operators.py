@@ -8,6 +8,7 @@ import torch
 from support.targets import Target
 from torch import Tensor
 
+from dmlkernels import _library
 from dmlkernels._contract import OPERATORS, Argument
 
 FORWARDS = [name for name in OPERATORS if name.endswith("_fwd")]
@@ -16,6 +17,7 @@ BACKWARDS = [name for name in OPERATORS if name.endswith("_bwd")]
 # Sizes differ, so that one that stands for another is seen.
 _SIZES = {"M": 6, "N": 5, "D": 4, "k": 6, "S": 2, "C": 3, "B": 2}
 _NUMBERS = {"n": 3, "centers_per_class": 2, "nonzero_loss_cutoff": 1.4, "neg_scale": 2.0}
+_CHOICES = {"pos_term": "softplus", "neg_term": "hinge"}
 
 
 def arguments(operator: str, kernel: Target, dtype: torch.dtype = torch.float32, reference: bool = True) -> dict:
@@ -27,20 +29,25 @@ def arguments(operator: str, kernel: Target, dtype: torch.dtype = torch.float32,
     """
     if operator.endswith("_bwd"):
         forward = operator.replace("_bwd", "_fwd")
-        known = arguments(forward, kernel, dtype, reference)
-        results = getattr(kernel.operators, forward)(**known)
-        results = results if isinstance(results, tuple) else (results,)
-        known |= dict(zip((r.name for r in OPERATORS[forward].results), results, strict=True))
-        for a in OPERATORS[operator].arguments:
-            if a.gradient_of and a.type == "Tensor":
-                known[a.name] = _weights(known[a.gradient_of])
-            elif a.gradient_of:
-                known[a.name] = known[a.gradient_of] is not None
-        return {name: known[name] for name in OPERATORS[operator].names}
+        return of_backward(forward, kernel, arguments(forward, kernel, dtype, reference))
     generator = torch.Generator().manual_seed(0)
     sizes = _SIZES | ({"n": 3} if "n" in OPERATORS[operator].names else {"n": 4}) | _NUMBERS
     values = {a.name: _value(a, sizes, dtype, reference, generator) for a in OPERATORS[operator].arguments}
     return {name: v.to(kernel.device) if isinstance(v, Tensor) else v for name, v in values.items()}
+
+
+def of_backward(forward: str, kernel: Target, known: dict) -> dict:
+    """The arguments of a backward after its forward with the known ones."""
+    results = getattr(kernel.operators, forward)(**known)
+    results = results if isinstance(results, tuple) else (results,)
+    known = known | dict(zip((r.name for r in OPERATORS[forward].results), results, strict=True))
+    backward = OPERATORS[forward.replace("_fwd", "_bwd")]
+    for a in backward.arguments:
+        if a.gradient_of and a.type == "Tensor":
+            known[a.name] = _weights(known[a.gradient_of])
+        elif a.gradient_of:
+            known[a.name] = known[a.gradient_of] is not None
+    return {name: known[name] for name in backward.names}
 
 
 def _weights(x: Tensor) -> Tensor:
@@ -57,7 +64,9 @@ def _value(a: Argument, sizes: dict, dtype: torch.dtype, reference: bool, genera
         return _NUMBERS[a.name]
     if a.type == "float":
         return _NUMBERS.get(a.name, 0.5)
-    return a.choices[0] if a.choices else a.name not in ("check_finite", "soft", "weight_grad")
+    if a.choices:
+        return _CHOICES.get(a.name, a.choices[0])
+    return a.name not in ("check_finite", "soft", "weight_grad")
 
 
 def _tensor(a: Argument, sizes: dict, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
@@ -78,9 +87,11 @@ def tensors(known: dict) -> list[str]:
 
 
 def differentiable(forward: str) -> list[str]:
-    """Names of the arguments of a forward that its backward gives a gradient of."""
+    """Names of the arguments of a forward that there is a gradient of."""
     backward = OPERATORS.get(forward.replace("_fwd", "_bwd"))
-    return [r.gradient_of for r in backward.results] if backward else []
+    extra = _library.EXTRA_GRADIENTS.get(forward.removesuffix("_fwd"))
+    of_backward = [r.gradient_of for r in backward.results] if backward else []
+    return [*of_backward, *([extra.argument] if extra else [])]
 
 
 def value(forward: str, kernel: Target, known: dict) -> Tensor:
