@@ -7,27 +7,26 @@ import torch
 from support import contract
 from support.contract import VIEWS, strided, thinned
 from support.nearest_positive import CHOICES, distances, select
+from support.operators import of_backward
 from support.pairs import tensors
 
 from dmlkernels import functional as F
+from dmlkernels._contract import OPERATORS
 from dmlkernels.testing import Pairs, make_pairs
 
 
 def arguments(choice, pairs, ids=None, ref_ids=None, ignore_index=None, normalize=True):
-    """Arguments of nearest_positive_fwd or mine_fwd, in the order of the schema."""
-    return (*pairs, ids, ref_ids, ignore_index, normalize, *(CHOICES[choice] or ()), "ieee", False)
+    """Arguments of nearest_positive_fwd or mine_fwd by name."""
+    values = (*pairs, ids, ref_ids, ignore_index, normalize, *(CHOICES[choice] or ()), "ieee", False)
+    return OPERATORS[f"{operator_of(choice)}_fwd"].named(values)
+
+
+def operator_of(choice):
+    return "nearest_positive" if CHOICES[choice] is None else "mine"
 
 
 def operators_of(kernel, choice):
-    op = "nearest_positive" if CHOICES[choice] is None else "mine"
-    return getattr(kernel.operators, f"{op}_fwd"), getattr(kernel.operators, f"{op}_bwd")
-
-
-def backward_arguments(forward_operator, forward, need_grad_ref):
-    outputs = forward_operator(*forward)
-    indices = outputs[1::2]
-    grads = [torch.linspace(-1, 1, len(d), dtype=d.dtype, device=d.device) for d in outputs[::2]]
-    return (*grads, forward[0], forward[2], *indices, True, need_grad_ref)
+    return tuple(getattr(kernel.operators, f"{operator_of(choice)}_{way}") for way in ("fwd", "bwd"))
 
 
 # opcheck.
@@ -49,9 +48,10 @@ def test_opcheck(kernel, device, choice, n, extra):
         )
     fwd, bwd = operators_of(kernel, choice)
     forward = arguments(choice, pairs, **more)
-    contract.check_operator(bwd, backward_arguments(fwd, forward, n is not None))
-    leaves = [t.requires_grad_() if t is not None and t.is_floating_point() else t for t in pairs]
-    contract.check_operator(fwd, (*leaves, *forward[4:]))
+    contract.check_operator(bwd, of_backward(f"{operator_of(choice)}_fwd", kernel, forward).values())
+    for x in tensors(pairs):
+        x.requires_grad_()
+    contract.check_operator(fwd, forward.values())
 
 
 # torch.compile.
@@ -158,8 +158,7 @@ def test_direct_calls_are_checked(kernel, device, choice, n):
     pairs = make_pairs("random", 12, n, 4, 3, device=device)
     x, y = pairs.embeddings, pairs.labels
     fwd, bwd = operators_of(kernel, choice)
-    forward = arguments(choice, pairs)
-    good = dict(zip([a.name for a in fwd.default._schema.arguments], forward, strict=True))
+    good = arguments(choice, pairs)
     bad = {
         "vector": {"embeddings": x[0]},
         "integers": {"embeddings": x.long()},
@@ -184,12 +183,10 @@ def test_direct_calls_are_checked(kernel, device, choice, n):
         bad |= {"unknown positive": {"positive": "all"}, "unknown negative": {"negative": "easy"}}
     contract.check_rejects(fwd, good, bad)
 
-    names = [a.name for a in bwd.default._schema.arguments]
-    good = dict(zip(names, backward_arguments(fwd, forward, n is not None), strict=True))
+    good = of_backward(f"{operator_of(choice)}_fwd", kernel, good)
     bad = {"vector": {"embeddings": x[0]}, "integers": {"embeddings": x.long()}}
     outside = {}
-    for name in names:
-        value = good[name]
+    for name, value in good.items():
         if name.startswith("grad"):
             bad |= {f"short {name}": {name: value[:5]}, f"{name} of another dtype": {name: value.double()}}
         elif name.endswith("index"):

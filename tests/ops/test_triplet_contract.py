@@ -1,4 +1,4 @@
-"""triplet: opcheck, torch.compile, vmap, double backward, determinism, direct calls."""
+"""triplet: opcheck, torch.compile, vmap, double backward, determinism."""
 
 from __future__ import annotations
 
@@ -6,24 +6,21 @@ import pytest
 import torch
 from support import contract
 from support.contract import VIEWS, strided, thinned
+from support.operators import of_backward
 from support.pairs import tensors
 from support.triplet import OPTIONS, found, loss
 
 from dmlkernels import functional as F
 from dmlkernels import losses, use_backend
+from dmlkernels._contract import OPERATORS
 from dmlkernels.testing import Pairs, make_pairs
 
 
 def arguments(pairs, ids=None, ref_ids=None, ignore_index=None, normalize=True, negative="all", margin=0.3, soft=False):
-    """Arguments of triplet_fwd, in the order of the schema."""
-    return (*pairs, ids, ref_ids, ignore_index, normalize, negative, margin, soft, "ieee", True, False)
-
-
-def backward_arguments(operators, forward, need_grad_ref):
-    loss_sum, _, _, tile_active = operators.triplet_fwd(*forward)
-    *options, _ = forward[8:]
-    grad = torch.linspace(-1, 1, len(loss_sum), dtype=loss_sum.dtype, device=loss_sum.device)
-    return (grad, *forward[:8], tile_active, *options, need_grad_ref)
+    """Arguments of triplet_fwd by name."""
+    return OPERATORS["triplet_fwd"].named(
+        (*pairs, ids, ref_ids, ignore_index, normalize, negative, margin, soft, "ieee", True, False)
+    )
 
 
 @pytest.mark.heavy
@@ -41,9 +38,11 @@ def test_opcheck(kernel, device, negative, n, extra):
             *(t if t is None else VIEWS["transposed"](t) if t.is_floating_point() else strided(t) for t in pairs)
         )
     forward = arguments(pairs, **more, negative=negative)
-    contract.check_operator(kernel.operators.triplet_bwd, backward_arguments(kernel.operators, forward, n is not None))
-    leaves = Pairs(*(t.requires_grad_() if t is not None and t.is_floating_point() else t for t in pairs))
-    contract.check_operator(kernel.operators.triplet_fwd, (*leaves, *forward[4:]))
+    backward = of_backward("triplet_fwd", kernel, forward)
+    contract.check_operator(kernel.operators.triplet_bwd, backward.values())
+    for x in tensors(pairs):
+        x.requires_grad_()
+    contract.check_operator(kernel.operators.triplet_fwd, forward.values())
 
 
 @pytest.mark.heavy

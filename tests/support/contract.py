@@ -57,7 +57,7 @@ def assert_identical(a: Outcome, b: Outcome) -> None:
         assert torch.equal(p, q)
 
 
-def check_operator(operator: Any, arguments: Sequence[Any]) -> None:
+def check_operator(operator: Any, arguments: Iterable[Any]) -> None:
     """opcheck: schema, fake, autograd, dynamic shapes."""
     results = torch.library.opcheck(operator, tuple(arguments))
     assert set(results.values()) == {"SUCCESS"}, results

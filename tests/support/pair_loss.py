@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dmlkernels import _checks
+from dmlkernels._contract import OPERATORS
 from dmlkernels.ops import pair_loss
 from dmlkernels.ops.pair_loss import Options, Side
 from dmlkernels.testing import Pairs, make_pairs
@@ -98,8 +99,8 @@ def case_of(name, m=9, n=None, d=4, bounded=False, device="cpu", dtype=torch.flo
 
 
 def forward_arguments(case, pairs=None, ids=None, ref_ids=None, ignore_index=None):
-    """Arguments of pair_loss_fwd."""
-    return (
+    """Arguments of pair_loss_fwd by name."""
+    return OPERATORS["pair_loss_fwd"].named((
         *(case.pairs if pairs is None else pairs), ids, ref_ids, ignore_index, True, case.bounds,
         *case.options.arguments(), "ieee", True, False,
-    )  # fmt: skip
+    ))  # fmt: skip
