@@ -1,5 +1,5 @@
 #pragma once
-// Errors of the operators, which name op, argument, expected and got, and what of it is no operator's own.
+// Errors, which name op, argument, expected and got, and what every operator asks of a tensor.
 
 #include <charconv>
 #include <cmath>
@@ -79,8 +79,9 @@ inline ScalarType compute_type(const Tensor& x) {
   return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
+using torch::stable::contiguous;
 inline std::optional<Tensor> contiguous(const std::optional<Tensor>& x) {
-  return x ? std::make_optional(torch::stable::contiguous(*x)) : std::nullopt;
+  return x ? std::make_optional(contiguous(*x)) : std::nullopt;
 }
 
 }  // namespace dml

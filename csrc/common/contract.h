@@ -120,7 +120,7 @@ class Arguments {
   // What a tensor holds: its lowest number is named if that is outside, else its highest, and NaN if there is one.
   template <class Value>
   void numbers(const char* name, const Tensor& x, const Interval& interval, Knowns known) const {
-    const Tensor here = torch::stable::contiguous(x);
+    const Tensor here = contiguous(x);
     const Value* values = static_cast<const Value*>(here.const_data_ptr());
     const int64_t count = here.numel();
     if (count == 0) return;

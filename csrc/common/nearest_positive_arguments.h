@@ -17,12 +17,10 @@ struct Listed {
 };
 
 inline std::vector<Listed> lists_of(const operators::nearest_positive_bwd& a) {
-  using torch::stable::contiguous;
   return {{contiguous(a.index), contiguous(a.grad_distance)}};
 }
 
 inline std::vector<Listed> lists_of(const operators::mine_bwd& a) {
-  using torch::stable::contiguous;
   return {{contiguous(a.pos_index), contiguous(a.grad_pos)}, {contiguous(a.neg_index), contiguous(a.grad_neg)}};
 }
 

@@ -15,8 +15,8 @@ struct PairArguments {
   template <class Taken>
   explicit PairArguments(const Taken& t)
       : op(Taken::subject),
-        embeddings(torch::stable::contiguous(t.embeddings)),
-        labels(torch::stable::contiguous(t.labels)),
+        embeddings(contiguous(t.embeddings)),
+        labels(contiguous(t.labels)),
         ref_emb(contiguous(t.ref_emb)),
         ref_labels(contiguous(t.ref_labels)),
         ids(contiguous(t.ids)),

@@ -46,12 +46,12 @@ struct PairLossState {
   Tensor grad_stats, grad_log_sums, grad_sums, stats, log_sums, active;
 
   explicit PairLossState(const operators::pair_loss_bwd& a)
-      : grad_stats(torch::stable::contiguous(a.grad_stats)),
-        grad_log_sums(torch::stable::contiguous(a.grad_log_sums)),
-        grad_sums(torch::stable::contiguous(a.grad_sums)),
-        stats(torch::stable::contiguous(a.stats)),
-        log_sums(torch::stable::contiguous(a.log_sums)),
-        active(torch::stable::contiguous(a.tile_active)) {}
+      : grad_stats(contiguous(a.grad_stats)),
+        grad_log_sums(contiguous(a.grad_log_sums)),
+        grad_sums(contiguous(a.grad_sums)),
+        stats(contiguous(a.stats)),
+        log_sums(contiguous(a.log_sums)),
+        active(contiguous(a.tile_active)) {}
 };
 
 // Range of the scores of unit rows.

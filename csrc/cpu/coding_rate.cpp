@@ -98,7 +98,7 @@ std::tuple<Tensor, Tensor> large_matrices(const Tensor& a, bool check, bool need
   const int64_t batch = a.size(0), n = a.size(1);
   const auto [factor, info] = aten::cholesky(a);
   // LAPACK may return its factors by columns.
-  const Tensor l = torch::stable::contiguous(factor);
+  const Tensor l = contiguous(factor);
   Tensor logdet = filled(a, {batch}, kType<T>, 0);
   const int32_t* failed = static_cast<const int32_t*>(info.const_data_ptr());
   bool any_failed = false;
@@ -113,7 +113,7 @@ std::tuple<Tensor, Tensor> large_matrices(const Tensor& a, bool check, bool need
       for (int64_t j = 0; j < n; ++j) data<T>(l)[(matrix * n + i) * n + j] = i == j;
   }
   if (!need_inverse) return {logdet, filled(a, {0, n, n}, kType<T>, 0)};
-  Tensor inverse = torch::stable::contiguous(aten::cholesky_inverse(l));
+  Tensor inverse = contiguous(aten::cholesky_inverse(l));
   for (int64_t matrix = 0; any_failed && matrix < batch; ++matrix)
     if (std::isnan(data<T>(logdet)[matrix]))
       std::fill_n(data<T>(inverse) + matrix * n * n, n * n, static_cast<T>(kNaN));
@@ -127,7 +127,7 @@ std::tuple<Tensor, Tensor> cholesky_as(const Tensor& a, bool check, bool need_in
 }
 
 std::tuple<Tensor, Tensor> cholesky_fwd(const operators::cholesky_fwd& a) {
-  const Tensor matrices = torch::stable::contiguous(a.A);
+  const Tensor matrices = contiguous(a.A);
   return in_compute_type(matrices, [&]<class T>() { return cholesky_as<T>(matrices, a.check, a.need_inverse); });
 }
 
@@ -144,7 +144,7 @@ Tensor scale_matrices(const Tensor& grad, const Tensor& inverse) {
 }
 
 Tensor cholesky_bwd(const operators::cholesky_bwd& a) {
-  const Tensor g = torch::stable::contiguous(a.grad_logdet), x = torch::stable::contiguous(a.inverse);
+  const Tensor g = contiguous(a.grad_logdet), x = contiguous(a.inverse);
   return in_compute_type(x, [&]<class T>() { return scale_matrices<T>(g, x); });
 }
 
@@ -165,7 +165,7 @@ void write_gradient(T* g, const Rows<T>& rows, int64_t i, bool normalize, const 
 template <class T>
 double large_rate(const Rows<T>& rows, int64_t begin, int64_t end, double a, double scale, const RateOptions& o,
                   const Tensor& like, const Tensor& grad) {
-  using torch::stable::contiguous, torch::stable::transpose;
+  using torch::stable::transpose;
   const RowsView<T>& view = rows.view;
   const int64_t n = end - begin, d = view.d, side = std::min(n, d);
   Tensor z = torch::stable::new_empty(like, std::vector<int64_t>{n, d}, kType<T>);
@@ -305,7 +305,7 @@ double squared_norms(const Tensor& z, bool normalize) {
 
 std::tuple<Tensor, Tensor> coding_rate_fwd(const operators::coding_rate_fwd& a) {
   const RateOptions o = rate_options(a);
-  const Tensor x = torch::stable::contiguous(a.z);
+  const Tensor x = contiguous(a.z);
   const std::optional<Tensor> labels = contiguous(a.labels);
   // Rows of one class, not normalised, can outweigh all others: their bound is not that of the whole.
   const bool wide = compute_type(x) == ScalarType::Double || (labels && !a.normalize) ||
@@ -314,7 +314,7 @@ std::tuple<Tensor, Tensor> coding_rate_fwd(const operators::coding_rate_fwd& a) 
 }
 
 Tensor coding_rate_bwd(const operators::coding_rate_bwd& a) {
-  const Tensor x = torch::stable::contiguous(a.rate_grad);
+  const Tensor x = contiguous(a.rate_grad);
   const double g = in_compute_type(
       x, [&]<class T>() { return static_cast<double>(*static_cast<const T*>(a.grad_rate.const_data_ptr())); });
   Tensor out = torch::stable::empty_like(x);

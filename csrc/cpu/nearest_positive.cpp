@@ -184,7 +184,7 @@ Mined mine_fwd(const operators::mine_fwd& t) {
 
 template <class Taken>
 Selected listed_bwd(const Taken& t) {
-  const Tensor x = torch::stable::contiguous(t.embeddings);
+  const Tensor x = contiguous(t.embeddings);
   return in_compute_type(x, [&]<class T>() {
     return listed_bwd_as<T>(x, contiguous(t.ref_emb), lists_of(t), t.normalize, t.need_grad_ref);
   });

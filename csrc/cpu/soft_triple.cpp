@@ -112,13 +112,11 @@ std::tuple<Tensor, Tensor> backward_as(const Tensor& grad, const Tensor& embeddi
 }
 
 std::tuple<Tensor, Tensor> soft_triple_fwd(const operators::soft_triple_fwd& a) {
-  using torch::stable::contiguous;
   const Tensor x = contiguous(a.embeddings), y = contiguous(a.labels), c = contiguous(a.centers);
   return in_compute_type(x, [&]<class T>() { return forward_as<T>(x, y, c, soft_triple_of(a), a.normalize); });
 }
 
 std::tuple<Tensor, Tensor> soft_triple_bwd(const operators::soft_triple_bwd& a) {
-  using torch::stable::contiguous;
   const Tensor grad = contiguous(a.grad_loss), x = contiguous(a.embeddings), y = contiguous(a.labels),
                c = contiguous(a.centers), stats = contiguous(a.row_stats);
   return in_compute_type(

@@ -72,8 +72,7 @@ struct Frame {
 
 // (k, n-1, D) as the (k, (n-1) D) matrix whose rows are read in pieces.
 Tensor flat(const Tensor& noise) {
-  return torch::stable::reshape(torch::stable::contiguous(noise),
-                                std::vector<int64_t>{noise.size(0), noise.size(1) * noise.size(2)});
+  return torch::stable::reshape(contiguous(noise), std::vector<int64_t>{noise.size(0), noise.size(1) * noise.size(2)});
 }
 
 template <class T>
@@ -137,14 +136,12 @@ Tensor backward_as(const Tensor& grad, const Tensor& z, const Tensor& proxies, c
 }
 
 std::tuple<Tensor, Tensor> spherical_expansion_fwd(const operators::spherical_expansion_fwd& a) {
-  using torch::stable::contiguous;
   return in_compute_type(a.z, [&]<class T>() {
     return forward_as<T>(contiguous(a.z), contiguous(a.proxies), flat(a.noise), static_cast<int>(a.n));
   });
 }
 
 Tensor spherical_expansion_bwd(const operators::spherical_expansion_bwd& a) {
-  using torch::stable::contiguous;
   return in_compute_type(a.z, [&]<class T>() {
     return backward_as<T>(contiguous(a.grad), contiguous(a.z), contiguous(a.proxies), flat(a.noise),
                           static_cast<int>(a.n));

@@ -11,7 +11,7 @@
 namespace dml {
 namespace {
 
-using torch::stable::contiguous, torch::stable::transpose;
+using torch::stable::transpose;
 
 template <class T>
 constexpr ScalarType kType = sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float;

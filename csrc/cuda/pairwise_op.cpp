@@ -55,13 +55,13 @@ std::tuple<Tensor, Tensor> backward_as(const Tensor& grad_out, const Tensor& x, 
 }
 
 Tensor pairwise_fwd(const operators::pairwise_fwd& a) {
-  const Tensor x = torch::stable::contiguous(a.x);
+  const Tensor x = contiguous(a.x);
   return in_compute_type(
       x, [&]<class T>() { return forward_as<T>(x, contiguous(a.y), metric_of(a.metric), a.normalize, a.precision); });
 }
 
 std::tuple<Tensor, Tensor> pairwise_bwd(const operators::pairwise_bwd& a) {
-  const Tensor grad = torch::stable::contiguous(a.grad_out), x = torch::stable::contiguous(a.x);
+  const Tensor grad = contiguous(a.grad_out), x = contiguous(a.x);
   return in_compute_type(x, [&]<class T>() {
     return backward_as<T>(grad, x, contiguous(a.y), metric_of(a.metric), a.normalize, a.precision);
   });

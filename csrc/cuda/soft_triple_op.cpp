@@ -58,14 +58,12 @@ std::tuple<Tensor, Tensor> backward_as(const Tensor& grad, const Tensor& x, cons
 }
 
 std::tuple<Tensor, Tensor> soft_triple_fwd(const operators::soft_triple_fwd& a) {
-  using torch::stable::contiguous;
   const Tensor x = contiguous(a.embeddings), y = contiguous(a.labels), c = contiguous(a.centers);
   return in_compute_type(
       x, [&]<class T>() { return forward_as<T>(x, y, c, soft_triple_of(a), a.normalize, a.precision); });
 }
 
 std::tuple<Tensor, Tensor> soft_triple_bwd(const operators::soft_triple_bwd& a) {
-  using torch::stable::contiguous;
   const Tensor grad = contiguous(a.grad_loss), x = contiguous(a.embeddings), y = contiguous(a.labels),
                c = contiguous(a.centers), stats = contiguous(a.row_stats);
   return in_compute_type(

@@ -9,8 +9,6 @@
 namespace dml {
 namespace {
 
-using torch::stable::contiguous;
-
 // The arguments as the kernels take them, and what keeps them alive.
 struct Samples {
   Tensor z, proxies, noise, frames;

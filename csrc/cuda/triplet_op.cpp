@@ -159,7 +159,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> triplet_fwd(const operators::triplet_
 }
 
 std::tuple<Tensor, Tensor> triplet_bwd(const operators::triplet_bwd& t) {
-  using torch::stable::contiguous;
   const PairArguments a(t);
   const Tensor grad = contiguous(t.grad_loss_sum), active = contiguous(t.tile_active);
   return in_compute_type(a.embeddings, [&]<class T>() {
