@@ -222,6 +222,7 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
+from dmlkernels._contract import OPERATORS
 from dmlkernels.triton_kernels import nearest_positive, pair_loss, pairwise
 
 binders, found, label = {}, {}, ""
@@ -234,6 +235,10 @@ def note(kernel, *arguments, grid, warmup, **named):
     found.setdefault(label + kernel.fn.__module__ + "." + kernel.fn.__name__, set()).add(str(specialization))
 
 JITFunction.run = note
+
+def call(module, operator, *values):
+    module.OPERATORS[operator](**OPERATORS[operator].named(values))
+
 lifted = ("exp", 10.0, 0.5, 0.0, 0.0, 0.0, "exp", -10.0, 1.0, 0.0, 0.0, 0.0)
 ranked = ("moment", 1.0, 0.8, 0.0, 0.0, 0.0, "moment", -1.0, 1.2, 0.0, 0.0, 10.0)
 for m in (*range(2, 40), 64, 100, 127, 128, 129, 256, 1000, 4096, 5000, 8192):
@@ -247,15 +252,16 @@ for m in (*range(2, 40), 64, 100, 127, 128, 129, 256, 1000, 4096, 5000, 8192):
         for label, sides, bounds in (("lifted: ", lifted, per_row), ("ranked: ", ranked, None)):
             for deterministic in (False, True):
                 options = (None, "distance", *sides, False, "full", False, "ieee", deterministic)
-                pair_loss.forward(*inputs, bounds, *options, False)
-                pair_loss.backward(
-                    *[per_row] * 3, *inputs, per_row, per_row, tiles, bounds, *options, inputs is reference
+                call(pair_loss, "pair_loss_fwd", *inputs, bounds, *options, False)
+                call(
+                    pair_loss, "pair_loss_bwd",
+                    *[per_row] * 3, *inputs, per_row, per_row, tiles, bounds, *options, inputs is reference,
                 )
         label = ""
-        nearest_positive.mine_forward(*inputs, "easy", "semihard", "ieee", False)
-        nearest_positive.nearest_backward(grad, x, inputs[2], index, True, inputs is reference)
-        pairwise.forward(x, inputs[2], "euclidean", True, "ieee")
-        pairwise.backward(torch.randn(m, n), x, inputs[2], "euclidean", True, "ieee")
+        call(nearest_positive, "mine_fwd", *inputs, "easy", "semihard", "ieee", False)
+        call(nearest_positive, "nearest_positive_bwd", grad, x, inputs[2], index, True, inputs is reference)
+        call(pairwise, "pairwise_fwd", x, inputs[2], "euclidean", True, "ieee")
+        call(pairwise, "pairwise_bwd", torch.randn(m, n), x, inputs[2], "euclidean", True, "ieee")
 for name, keys in sorted(found.items()):
     print(name.replace(" ", ""), len(keys))
 """
