@@ -1,16 +1,14 @@
-"""What an operator on pairs works on: both sides' rows, labels and ids, checked and ready for a kernel."""
+"""What an operator on pairs works on: both sides' rows, labels and ids, ready for a kernel."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from . import _rows
 from ._pair import NON_FINITE
-
-PAIR = ("embeddings", "labels", "ref_emb", "ref_labels", "ids", "ref_ids", "ignore_index", "normalize")
 
 
 class Side(NamedTuple):
@@ -44,34 +42,26 @@ class Problem(NamedTuple):
         }
 
 
-def prepare(op: str, pair: Sequence, precision: str, check_finite: bool = False) -> Problem:
-    """The pair arguments of an operator's schema, checked, with the statistics of the rows.
+def of(op: str, given: Mapping[str, Any]) -> Problem:
+    """Of the arguments of an operator; `op` is for errors.
 
     Raises:
-        ValueError: for arguments that the public functions would not pass, or with `check_finite`, which waits for the
-            device.
+        ValueError: with `check_finite`, which waits for the device.
     """
-    embeddings, labels, ref_emb, ref_labels, ids, ref_ids, ignore_index, normalize = pair
 
     def side(x: Tensor, y: Tensor, i: Tensor | None) -> tuple[_rows.Rows, Side]:
         y = y.contiguous()
-        rows = _rows.prepare(x, normalize, precision, y, ignore_index)
+        rows = _rows.prepare(x, given["normalize"], given["precision"], y, given["ignore_index"])
         i = y if i is None else i.contiguous()
         return rows, Side(rows.x, rows.operand, rows.scale, rows.norms, y, i, rows.state)
 
-    queries, q = side(embeddings, labels, ids)
-    gallery, g = queries, q
-    if ref_emb is not None:
-        gallery, g = side(ref_emb, ref_labels, ref_ids)
+    queries, q = side(given["embeddings"], given["labels"], given["ids"])
+    own = given["ref_emb"] is None
+    gallery, g = (queries, q) if own else side(given["ref_emb"], given["ref_labels"], given["ref_ids"])
     all_nan = (g.state == NON_FINITE.value).any()
-    if check_finite and bool(all_nan | (q.state == NON_FINITE.value).any()):
+    if given.get("check_finite") and bool(all_nan | (q.state == NON_FINITE.value).any()):
         raise ValueError(f"{op}: embeddings and ref_emb must be finite (check_finite=True), got NaN or Inf")
-    return Problem(queries, gallery, q, g, ref_emb is None, ids is not None, all_nan)
-
-
-def of(op: str, given: Mapping[str, Any]) -> Problem:
-    """Of the arguments of an operator; `op` is for errors."""
-    return prepare(op, [given[name] for name in PAIR], given["precision"], given.get("check_finite", False))
+    return Problem(queries, gallery, q, g, own, given["ids"] is not None, all_nan)
 
 
 def empty(problem: Problem) -> bool:
