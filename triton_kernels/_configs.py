@@ -75,8 +75,10 @@ def _pinned(kernel: str, dtype: torch.dtype, width: int, device: torch.device, s
     if dtype == torch.float64:
         return Config(32, 32, 16 if kernel == "pair_loss_fwd" else 32, 32, 8, 2)
     if dtype == torch.float32 and capability(device) // 10 not in (9, 10):
-        # mma.sync takes both operands from registers, three times as many where float32 is split.
-        return Config(32, 32, 16, 16 if kernel == "pairwise_bwd" else 32, 8, 2)
+        # mma.sync takes both operands from registers, three times as many where float32 is split; a contest of rows
+        # that tie needs its own.
+        block_n = 16 if kernel in ("positives", "negatives") else 32
+        return Config(32, block_n, 16, 16 if kernel == "pairwise_bwd" else 32, 8, 2)
     block_n, block_d = (64, 64) if square else _COLUMNS.get(kernel, (64, 64))
     if dtype == torch.float16 and kernel in ("pair_loss_bwd", "pairwise_bwd"):
         block_d = 32  # weights are multiplied in float32, with three times the operands

@@ -17,7 +17,7 @@ from ._pair import KEPT, NON_FINITE
 from ._problem import Problem
 
 STRIPE_BYTES = 1 << 26  # of the distances of a stripe of anchors, and as many of the weights
-BLOCK_P, BLOCK_N, NUM_WARPS = 8, TILE, 4  # positives and negatives that a program compares at a time
+BLOCK_N, NUM_WARPS = TILE, 4  # negatives that a program compares at a time
 
 
 class Options(NamedTuple):
@@ -42,7 +42,8 @@ class Options(NamedTuple):
         return {
             "TERM": "softplus" if self.soft else "hinge",
             "DTYPE": _rows.triton_dtype(p.q.x.dtype),
-            "BLOCK_P": BLOCK_P,
+            # Positives at a time: each thread keeps what is known of all of them, and semi-hard more than fits of 8.
+            "BLOCK_P": 4 if self.semihard else 8,
             "BLOCK_N": BLOCK_N,
             "num_warps": NUM_WARPS,
         }
