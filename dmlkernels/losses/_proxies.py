@@ -64,6 +64,6 @@ def proxy_inputs(
     _checks.same_width(op, x, p, "proxies", "(C, D)")
     _checks.class_labels(op, y, len(p))
     common = torch.promote_types(x.dtype, p.dtype)
-    rows = (x.to(common), y), (p.to(common), torch.arange(len(p), device=p.device))
+    x, p, classes = x.to(common), p.to(common), torch.arange(len(p), device=p.device)
     options = (None, None, None, _checks.flag(op, "normalize", normalize))
-    return _checks.PairInputs(*rows[0], *rows[1], *options), _checks.PairInputs(*rows[1], *rows[0], *options)
+    return _checks.PairInputs(x, y, p, classes, *options), _checks.PairInputs(p, classes, x, y, *options)
