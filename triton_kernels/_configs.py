@@ -44,6 +44,13 @@ def row_block(device: torch.device) -> int:
     return 128 if device.type == "cpu" else 32
 
 
+def positives_block(semihard: bool, device: torch.device) -> int:
+    """Positives that a program of triplet compares at a time: each thread keeps what it knows of all of them, which of
+    8 semi-hard ones is more than its registers hold.
+    """
+    return 64 if device.type == "cpu" else 4 if semihard else 8
+
+
 @functools.cache
 def _capability(index: int | None) -> int:
     major, minor = torch.cuda.get_device_capability(index)

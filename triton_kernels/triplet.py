@@ -42,8 +42,7 @@ class Options(NamedTuple):
         return {
             "TERM": "softplus" if self.soft else "hinge",
             "DTYPE": _rows.triton_dtype(p.q.x.dtype),
-            # Positives at a time: each thread keeps what is known of all of them, and semi-hard more than fits of 8.
-            "BLOCK_P": 4 if self.semihard else 8,
+            "BLOCK_P": _configs.positives_block(self.semihard, p.q.x.device),
             "BLOCK_N": BLOCK_N,
             "num_warps": NUM_WARPS,
         }
