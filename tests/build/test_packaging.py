@@ -143,6 +143,7 @@ def cpu_capability(requested: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.full
 @needs_native
 @pytest.mark.parametrize("isa", ["plain", "avx2", "avx512"])
 def test_cpu_isa_is_lowered_or_refused(isa):

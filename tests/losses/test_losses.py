@@ -163,6 +163,7 @@ def test_triplet_every_dtype(kernel, device, dtype, positive, negative, n, swap)
     assert_matches(total, tensors(pairs), scale=130.0, max_quiet=0.2)
 
 
+@pytest.mark.heavy
 def test_triplet_gradcheck(backend, device):
     pairs = make_pairs("random", 9, d=4, classes=3, dtype=torch.float64, seed=7, device=device)
     leaf = pairs.embeddings.requires_grad_()
@@ -210,6 +211,7 @@ def test_triplet_non_finite(backend, device, positive, negative, n):
             module_of(module, pairs)(*tensors(pairs))
 
 
+@pytest.mark.heavy
 def test_compile_modules(kernel, device):
     pairs = make_pairs("random", 40, d=6, device=device)
     for module in (losses.RankedListLoss(), losses.TripletMarginLoss(positive="easy", negative="semihard", swap=True)):

@@ -114,7 +114,12 @@ def compiled_twice(loss, change, device):
         change(loss)
 
 
-@pytest.mark.parametrize("name, chosen", COMPILED, ids=lambda v: v if isinstance(v, str) else "-".join(v))
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    "name, chosen",
+    [pytest.param(*case, marks=pytest.mark.full if case[1] else ()) for case in COMPILED],
+    ids=lambda v: v if isinstance(v, str) else "-".join(v),
+)
 def test_compile_at_two_sizes_and_in_two_states(kernel, device, name, chosen):
     loss = make(name, width=D, **chosen).to(device)
     option = next(
@@ -123,7 +128,8 @@ def test_compile_at_two_sizes_and_in_two_states(kernel, device, name, chosen):
     compiled_twice(loss, lambda loss: setattr(loss, option, getattr(loss, option) + 0.1), device)
 
 
-@pytest.mark.parametrize("name", ["RankedListLoss", "ProxyAnchorLoss"])
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", [pytest.param("RankedListLoss", marks=pytest.mark.full), "ProxyAnchorLoss"])
 def test_compile_expansion_and_its_schedule(kernel, device, name):
     loss = losses.SphericalExpansionLoss(make(name, width=D), n=2).to(device)
     torch._dynamo.reset()

@@ -75,6 +75,7 @@ def test_rows_and_gallery(kernel, device, m, n, name):
     match(pairs, options, max_quiet=0.3)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("m", thinned([1, 2, 3, 17, 33, 127, 128, 129, 257, 300], 3, 129))
 @pytest.mark.parametrize("name", ["all", "all_soft", "semihard"])
 def test_rows(kernel, device, m, name):
@@ -89,6 +90,7 @@ def test_widths(kernel, device, d, name):
     match(pairs, OPTIONS[name], max_quiet=0.2)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("labels", thinned(["ragged", "wide", "negative", "sorted"], "ragged"))
 @pytest.mark.parametrize("name", ["all", "semihard"])
 def test_labels(kernel, device, labels, name):
@@ -97,6 +99,7 @@ def test_labels(kernel, device, labels, name):
     match(pairs, OPTIONS[name], max_quiet=0.5)
 
 
+@pytest.mark.full
 @pytest.mark.large
 @pytest.mark.parametrize("n", [None, 2500], ids=["self", "reference"])
 @pytest.mark.parametrize("negative", ["all", "semihard"])
@@ -206,6 +209,7 @@ def test_without_a_triplet(backend, device, labels, n, name):
         assert torch.equal(t, torch.zeros_like(t))
 
 
+@pytest.mark.heavy
 def test_inactive_tiles_are_marked(kernel, device):
     """Far classes cost nothing: no tile of their pairs is visited on the way back, and no row loses its gradient."""
     m = 2 * TILE + 20
@@ -296,6 +300,7 @@ def test_the_loss_reduces_the_sums(backend, device, negative, reduction):
     assert int(module.last_stats["active_triplets"]) == int(rows.nonzero.sum())
 
 
+@pytest.mark.heavy
 def test_one_gradient_row_does_not_hide_another(kernel, device):
     """With the gradient of one anchor only, what it sends to its pairs is all there is."""
     pairs = make_pairs("random", 30, None, 8, 5, torch.float64, seed=14, device=device)

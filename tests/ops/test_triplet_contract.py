@@ -59,6 +59,7 @@ def test_compile_with_inductor(kernel, device):
     contract.check_compiled(loss(pairs), tensors(pairs), backend="inductor")
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("negative", ["all", "semihard"])
 def test_compile_the_module(kernel, device, negative):
     pairs = make_pairs("random", 40, d=6, device=device)
