@@ -43,6 +43,7 @@ def quick(tmp_path_factory) -> dict:
     return json.loads(path.read_text(encoding="utf-8")) | {"printed": done.stdout}
 
 
+@pytest.mark.full
 def test_quick_run_times_every_contender_of_every_row(quick):
     assert [row["name"] for row in quick["rows"]] == [case.name for case in run.CASES]
     for row, case in zip(quick["rows"], run.CASES):

@@ -56,6 +56,7 @@ def test_pair_loss(name, gallery):
     assert peak(make(name), gallery) < ALLOWED
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", sorted(set(PAIRS) - set(PROXIES)))
 def test_easy_positives(name):
     more = {"negative": "hard"} if name == "TripletMarginLoss" else {}

@@ -31,6 +31,7 @@ def test_compile(kernel, device):
             compiled(problem.embeddings, problem.labels + 1, problem.proxies)
 
 
+@pytest.mark.full
 @pytest.mark.heavy
 def test_compile_with_inductor(kernel, device):
     problem = Problem(40, 9, 8, device=device)

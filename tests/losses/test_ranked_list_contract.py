@@ -27,6 +27,7 @@ def test_compile(kernel, device, name, n, reduction):
     contract.check_compiled(loss(pairs, **OPTIONS[name], reduction=reduction), tensors(pairs))
 
 
+@pytest.mark.full
 @pytest.mark.heavy
 def test_compile_with_inductor(kernel, device):
     pairs = draw("random", 40, 33, 6, device=device)

@@ -134,6 +134,7 @@ def test_compile(kernel, device, name):
     contract.check_compiled(rate(name, pairs.labels), [pairs.embeddings])
 
 
+@pytest.mark.full
 @pytest.mark.heavy
 def test_compile_with_inductor(kernel, device):
     pairs = make_pairs("random", 40, d=6, dtype=torch.bfloat16, device=device)

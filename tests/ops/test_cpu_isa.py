@@ -29,27 +29,26 @@ torch.set_num_threads(1)
 dmlkernels.set_backend("native")
 print(_C.cpu_capability())
 count = 0
-for dtype in (torch.float64, torch.float32, torch.bfloat16):
-    for n in (None, 133):
-        for name in ("default", "weight_grad", "query", "easy", "pml_constant", "unnormalized"):
-            options = ranked_list.OPTIONS[name]
-            pairs = ranked_list.draw("random", 141, n, 13, options, dtype=dtype, seed=1, classes=9)
-            ranked_list.match(pairs, options)
-            count += 1
-        hot = {"pos_temperature": 200.0, "neg_temperature": 200.0}
-        exponent = 240.0 if dtype == torch.float64 else 1.0
-        pairs = ranked_list.draw("random", 141, n, 13, dtype=dtype, seed=2)
-        ranked_list.match(pairs, hot, max_quiet=1.0, exponent=exponent)
-        for choice in nearest_positive.CHOICES:
-            for kind in ("random", "duplicates"):
-                nearest_positive.match(choice, make_pairs(kind, 141, n, 13, 9, dtype, seed=3))
-                count += 1
-        for name in ("cosine", "unit_euclidean", "squared"):
-            pairwise.match(name, pairwise.rows("duplicates", 70, n, 13, dtype, 4), max_quiet=0.2)
-            count += 1
-        spread = make_pairs("random", 141, n, 13, 9, dtype, seed=5, avoid=[distance_weighted.FAR])
-        distance_weighted.check(spread, distance_weighted.grid(141, 33))
+for dtype, n in ((torch.float64, 133), (torch.float32, None), (torch.float32, 133), (torch.bfloat16, None)):
+    for name in ("default", "weight_grad", "query", "easy", "pml_constant", "unnormalized"):
+        options = ranked_list.OPTIONS[name]
+        pairs = ranked_list.draw("random", 141, n, 13, options, dtype=dtype, seed=1, classes=9)
+        ranked_list.match(pairs, options)
         count += 1
+    hot = {"pos_temperature": 200.0, "neg_temperature": 200.0}
+    exponent = 240.0 if dtype == torch.float64 else 1.0
+    pairs = ranked_list.draw("random", 141, n, 13, dtype=dtype, seed=2)
+    ranked_list.match(pairs, hot, max_quiet=1.0, exponent=exponent)
+    for choice in nearest_positive.CHOICES:
+        for kind in ("random", "duplicates"):
+            nearest_positive.match(choice, make_pairs(kind, 141, n, 13, 9, dtype, seed=3))
+            count += 1
+    for name in ("cosine", "unit_euclidean", "squared"):
+        pairwise.match(name, pairwise.rows("duplicates", 70, n, 13, dtype, 4), max_quiet=0.2)
+        count += 1
+    spread = make_pairs("random", 141, n, 13, 9, dtype, seed=5, avoid=[distance_weighted.FAR])
+    distance_weighted.check(spread, distance_weighted.grid(141, 33))
+    count += 1
 print(count)
 """
 
@@ -70,7 +69,7 @@ def test_level(level):
     if "this build on this processor supports at most" in done.stderr:
         pytest.skip(done.stderr.splitlines()[-1])
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [level, "120"]
+    assert done.stdout.split() == [level, "80"]
 
 
 def test_unknown_level():

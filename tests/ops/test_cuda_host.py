@@ -172,6 +172,7 @@ def test_every_operator_is_tried(on_host):
     assert {f"dmlkernels_cuda_host.{op}.default" for op in SCHEMAS} <= names.found
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=lambda d: str(d)[6:])
 @pytest.mark.parametrize("name", smoke.CALLS)
 def test_same_bits_in_every_order(on_host, name, dtype):

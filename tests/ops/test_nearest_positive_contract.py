@@ -65,6 +65,7 @@ def test_compile(kernel, device, choice, n):
     contract.check_compiled(distances(choice, pairs), tensors(pairs))
 
 
+@pytest.mark.full
 @pytest.mark.heavy
 @pytest.mark.parametrize("choice", ["nearest", "hard_semihard"])
 def test_compile_with_inductor(kernel, device, choice):

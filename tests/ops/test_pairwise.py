@@ -278,6 +278,7 @@ def test_compile(kernel, device, name, n):
     contract.check_compiled(bound(name), rows("random", 40, n, 6, device=device))
 
 
+@pytest.mark.full
 @pytest.mark.heavy
 def test_compile_with_inductor(kernel, device):
     contract.check_compiled(bound("cosine"), rows("random", 40, 33, 6, device=device), backend="inductor")

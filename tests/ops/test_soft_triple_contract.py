@@ -53,6 +53,7 @@ def test_compile(kernel, device):
             compiled(problem.embeddings, problem.labels + 1, problem.centers, centers_per_class=3)
 
 
+@pytest.mark.full
 @pytest.mark.heavy
 def test_compile_with_inductor(kernel, device):
     problem = Problem(40, 9, 3, 8, device=device)

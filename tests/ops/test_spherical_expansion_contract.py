@@ -136,6 +136,7 @@ def test_compile(kernel, device, proxies):
     contract.check_compiled(problem.function(), [problem.z])
 
 
+@pytest.mark.full
 @pytest.mark.heavy
 def test_compile_with_inductor(kernel, device):
     problem = Problem(12, 8, 3, torch.float32, device=device)

@@ -53,6 +53,7 @@ def test_compile(kernel, device, negative, n):
     contract.check_compiled(loss(pairs, negative=negative), tensors(pairs))
 
 
+@pytest.mark.full
 @pytest.mark.heavy
 def test_compile_with_inductor(kernel, device):
     pairs = make_pairs("random", 40, 33, 6, device=device)

@@ -90,6 +90,7 @@ def test_small_blocks_of_pairwise(triton_device, small_blocks, name, n):
     match_pairwise(name, rows("random", 133, n, 20, seed=3, device=triton_device), max_quiet=0.2)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("n", [None, 90], ids=["self", "reference"])
 @pytest.mark.parametrize(
     "name",
@@ -267,6 +268,7 @@ for name, keys in sorted(found.items()):
 """
 
 
+@pytest.mark.full
 def test_batch_sizes_do_not_specialise():
     """Fifty batch sizes, in self and reference mode: what is compiled depends on the mode, not on the size."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

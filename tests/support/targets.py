@@ -33,8 +33,8 @@ class Target(NamedTuple):
 
 # Backends with kernels, and the device type of the tensors they are tested on: one line each.
 KERNELS = [
-    Target("native", "cpu", cases=16),
-    *([Target("native", "cuda", cases=16)] if torch.cuda.is_available() else []),
+    Target("native", "cpu", cases=12),
+    *([Target("native", "cuda", cases=12)] if torch.cuda.is_available() else []),
     Target("triton", "cpu", emulated=True, cases=1) if _triton.interpreted() else Target("triton", "cuda"),
     Target("cuda-host", "cpu", emulated=True, cases=2),
 ]

@@ -4,7 +4,8 @@ The cases that are kept of a test hold every value of each of its parameters, an
 values. An emulated backend, whose cases take up to ten times as long, gets as many values as a few cases can hold
 (Target.cases). Each backend starts elsewhere in the list, so that all of them see more combinations than one. What is
 slow and no sweep, a test leaves to the full tier by hand: pytest.mark.full, or pytest.mark.heavy, which keeps only the
-emulated backends out of the default tier.
+emulated backends out of the default tier. A loss is Python over operators: of tests/losses emulated backends run only
+the comparison of every loss with its oracle there.
 """
 
 from __future__ import annotations
@@ -65,11 +66,15 @@ def left_to_the_full_tier(items: Iterable[pytest.Item]) -> list[pytest.Item]:
             groups[item.nodeid.split("[")[0], target].append((item, case))
     left = []
     for (test, target), of_test in groups.items():
-        if target is not None and target.emulated and of_test[0][0].get_closest_marker("heavy"):
+        emulated = target is not None and target.emulated
+        oracles = "/test_every_loss.py" in test
+        heavy = of_test[0][0].get_closest_marker("heavy") is not None
+        if emulated and (heavy or ("tests/losses/" in test and not oracles)):
             left += [item for item, _ in of_test]
             continue
         together = 2 if target is not None and target.name == "native" else 1
         start = zlib.crc32(f"{test} {target and target.name}".encode())
-        kept = set(covering([case for _, case in of_test], together, start, target and target.cases))
+        at_most = None if oracles or target is None else target.cases
+        kept = set(covering([case for _, case in of_test], together, start, at_most))
         left += [item for k, (item, _) in enumerate(of_test) if k not in kept]
     return left

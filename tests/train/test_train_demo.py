@@ -19,6 +19,7 @@ from dmlkernels.train.rows import LR, ROWS
 NAMES = [row.name for row in ROWS]
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("cheap")
 def test_demo(npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "demo"
