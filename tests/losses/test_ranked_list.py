@@ -262,6 +262,8 @@ def test_large_temperatures(kernel, device, kind, temperature, sets, weight_grad
 @pytest.mark.parametrize("temperature", [3.0, -3.0])
 def test_large_distances(kernel, device, dtype, temperature):
     """Without normalisation distances, and so exponents, are unbounded."""
+    if dtype == torch.float32 and kernel.product_rounding:
+        pytest.skip("how numpy rounds the interpreter's products, e to the 600th makes visible")
     options = {"normalize": False, "alpha": 300.0, "margin": 250.0, "neg_temperature": temperature}
     options |= {"pos_temperature": temperature}
     pairs = draw("random", 140, d=16, options=options, seed=11, dtype=dtype, device=device)
