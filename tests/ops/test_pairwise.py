@@ -340,24 +340,6 @@ def test_messages(backend, device, function):
     contract.check_messages(function, {"x": x, "y": y}, cases)
 
 
-@pytest.mark.parametrize("n", [None, 5], ids=["self", "other"])
-def test_direct_calls_are_checked(kernel, device, n):
-    x, y = torch.randn(6, 4, device=device), None if n is None else torch.randn(5, 4, device=device)
-    good = {"x": x, "y": y, "metric": "euclidean", "normalize": False, "precision": "ieee"}
-    bad = {"vector": {"x": x[0]}, "integers": {"x": x.long()}, "unknown metric": {"metric": "l2"}}
-    if n is not None:
-        bad |= {"width": {"y": y[:, :3]}, "dtype": {"y": y.double()}, "y vector": {"y": y[0]}}
-    contract.check_rejects(kernel.operators.pairwise_fwd, good, bad)
-    grad = torch.randn(6, n or 6, device=device)
-    bad |= {
-        "short grad": {"grad_out": grad[:5]},
-        "narrow grad": {"grad_out": grad[:, :4]},
-        "row": {"grad_out": grad[0]},
-    }
-    bad |= {"integer grad": {"grad_out": grad.long()}}
-    contract.check_rejects(kernel.operators.pairwise_bwd, {"grad_out": grad, **good}, bad)
-
-
 @pytest.mark.heavy
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
