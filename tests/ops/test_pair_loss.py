@@ -146,6 +146,18 @@ def test_gradients_of_the_reference(kernel, device, name, n):
     assert_matches(differentiable(Case(pairs, options, bounds, {})), tensors(pairs), scale=200.0, exponent=steep)
 
 
+@pytest.mark.parametrize(("m", "normalize"), [(300, True), (200, False)])
+def test_tiles_in_any_order(kernel, device, m, normalize):
+    """Odd and even numbers of tiles, where their sums may be added in any order, and mirrored tiles at once."""
+    pairs = make_pairs("random", m, None, 9, 3, device=device)
+    case = Case(pairs, OPTIONS["contrastive"], None, {"normalize": normalize})
+    torch.use_deterministic_algorithms(False)
+    try:
+        assert_matches(differentiable(case), tensors(pairs), scale=float(m), normalize=normalize, max_quiet=0.3)
+    finally:
+        torch.use_deterministic_algorithms(True, warn_only=device == "cuda")
+
+
 @pytest.mark.parametrize("kind", thinned(KINDS, "random", "duplicates"))
 @pytest.mark.parametrize("name", thinned(OPTIONS, "softmax", "contrastive"))
 def test_data(kernel, device, name, kind):

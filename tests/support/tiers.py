@@ -1,8 +1,8 @@
 """Which cases the default tier leaves to `make test-full`: it runs every value of a parameter, not every combination.
 
-The cases that are kept of a test hold every value of each of its parameters, and on the native kernels every pair of
-values. An emulated backend, whose cases take up to ten times as long, gets as many values as a few cases can hold
-(Target.cases). Each backend starts elsewhere in the list, so that all of them see more combinations than one. What is
+The cases that are kept of a test hold every value of each of its parameters, and on the native kernels pairs of values up
+to eight cases. An emulated backend, whose cases take up to ten times as long, gets as many values as a few cases can
+hold (Target.cases). Each backend starts elsewhere in the list, so that all of them see more combinations than one. What is
 slow and no sweep, a test leaves to the full tier by hand: pytest.mark.full, or pytest.mark.heavy, which keeps only the
 emulated backends out of the default tier. A loss is Python over operators: of tests/losses emulated backends run only
 the comparison of every loss with its oracle there.
@@ -19,6 +19,8 @@ import pytest
 from support.targets import Target
 
 Case = Mapping[str, Hashable]  # parameter -> value
+ORACLES = "tests/losses/test_every_loss.py"
+PAIRS = 8  # cases of a native test up to which pairs of values are added to single ones
 
 
 def covering(cases: Sequence[Case], together: int, start: int = 0, at_most: int | None = None) -> list[int]:
@@ -59,22 +61,30 @@ def case_of(item: pytest.Function) -> tuple[Target | None, Case]:
 
 
 def left_to_the_full_tier(items: Iterable[pytest.Item]) -> list[pytest.Item]:
-    groups = defaultdict(list)
+    groups, left = defaultdict(list), []
     for item in items:
-        if hasattr(item, "callspec"):
-            target, case = case_of(item)
-            groups[item.nodeid.split("[")[0], target].append((item, case))
-    left = []
-    for (test, target), of_test in groups.items():
-        emulated = target is not None and target.emulated
-        oracles = "/test_every_loss.py" in test
-        heavy = of_test[0][0].get_closest_marker("heavy") is not None
-        if emulated and (heavy or ("tests/losses/" in test and not oracles)):
-            left += [item for item, _ in of_test]
+        if not hasattr(item, "callspec") or any(item.get_closest_marker(name) for name in ("full", "slow")):
             continue
-        together = 2 if target is not None and target.name == "native" else 1
+        target, case = case_of(item)
+        if target is not None and target.emulated and only_in_full(item):
+            left.append(item)
+        else:
+            groups[item.nodeid.split("[")[0], target].append((item, case))
+    for (test, target), of_test in groups.items():
+        cases = [case for _, case in of_test]
         start = zlib.crc32(f"{test} {target and target.name}".encode())
-        at_most = None if oracles or target is None else target.cases
-        kept = set(covering([case for _, case in of_test], together, start, at_most))
+        if ORACLES in test or target is None or not target.emulated:
+            kept = covering(cases, 1, start)
+        else:
+            kept = covering(cases, 1, start, target.cases)
+        if target is not None and target.name == "native":
+            pairs = (k for k in covering(cases, 2, start) if k not in kept)
+            kept += itertools.islice(pairs, max(0, PAIRS - len(kept)))
         left += [item for k, (item, _) in enumerate(of_test) if k not in kept]
     return left
+
+
+def only_in_full(item: pytest.Item) -> bool:
+    """Of an emulated backend."""
+    of_losses = "tests/losses/" in item.nodeid and ORACLES not in item.nodeid
+    return of_losses or item.get_closest_marker("heavy") is not None
