@@ -16,8 +16,7 @@ COMPAT_VENV := .venv-compat
 COMPAT := $(COMPAT_VENV)/.ready
 OLDEST_TORCH := 2.11.0
 OLDEST_HEADERS := build/torch-$(OLDEST_TORCH)
-TRITON_OPS := pairwise ranked_list pair_loss nearest_positive triplet distance_weighted coding_rate spherical_expansion \
-  proxy_anchor soft_triple
+TRITON_OPS := pairwise pair_loss nearest_positive triplet distance_weighted coding_rate spherical_expansion soft_triple
 NATIVE := CMakeLists.txt setup.py dmlkernels/_contract.py $(wildcard cmake/* csrc/*.cpp csrc/*/*.h csrc/*/*.cuh csrc/*/*.cpp csrc/*/*.cu csrc/*/*/*.h csrc/*/*/*.cpp)
 CXX_FILES := $(filter-out CMakeLists.txt %.py %.cmake,$(NATIVE)) $(wildcard tests/*/*.cpp tests/*/*.h)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

@@ -181,7 +181,7 @@ class NoGradient:
 
 
 class _Once(torch.autograd.Function):
-    """A gradient as it is, of all that its call was given, which raises where it is differentiated again.
+    """A copy of a gradient, of all that its call was given, which raises where it is differentiated again.
 
     The rule of the backward operator is not enough: what that is not told would have a second derivative of zero, and
     an extra gradient comes of no operator.
@@ -191,7 +191,7 @@ class _Once(torch.autograd.Function):
 
     @staticmethod
     def forward(operation: str, grad: Tensor, *given: Tensor) -> Tensor:
-        return grad.view_as(grad)
+        return grad.clone()  # a view of a Function's could not be changed in place
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:

@@ -158,6 +158,7 @@ def assert_matches(
     scale: float = 1.0,
     normalize: bool = True,
     exponent: float = 1.0,
+    pull: float = 1.0,
     max_quiet: float = QUIET_SHARE,
     shifted: Sequence[Callable[..., Tensor]] = (),
 ) -> Outcome:
@@ -170,6 +171,7 @@ def assert_matches(
         normalize: whether `function` normalises rows, which divides their gradients by their length.
         exponent: largest |T·v| of softmax weights, if above 1. Rounding it makes a weight uncertain by eps times it, in
             the float64 truth too, which matters where float64 is what is judged.
+        pull: largest slope of one pair in the loss, if above 1; where the pulls on a row cancel, its rounding is left.
         max_quiet: share of rows whose gradient may be too small beside its tolerance to show a fault.
         shifted: `function` with its boundaries moved down and up by the band. Where these two differ a pair sits on a
             boundary, and what one side or the other is worth is added to the tolerance of the row.
@@ -202,7 +204,7 @@ def assert_matches(
         name, got, true = f"gradient {k}", actual.grads[k], truth.grads[k]
         assert got.dtype == dtype, f"{name}: dtype {got.dtype}, expected {dtype}"
         size, length = (torch.linalg.vector_norm(r, dim=1) for r in (true, x))
-        noise = FLOOR * eps * exponent * largest / torch.where((length > 0) & normalize, length, 1)
+        noise = FLOOR * eps * max(exponent, pull) * largest / torch.where((length > 0) & normalize, length, 1)
         noise += torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps  # half of it is lost to underflow
         jump = _row_error(*(o.grads[k] for o in sides)) if sides else torch.zeros_like(noise)
         tight = _tolerance([o.grads[k] for o in runs], _row_error) + noise

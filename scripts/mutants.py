@@ -177,10 +177,13 @@ def main() -> int:
     if not options.only:
         options.out.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(table(rows))
-    unexplained = [row["number"] for row in rows if row["outcome"] != "caught" and not row["missed"]]
-    if unexplained:
-        print(f"missed without a reason in the table: {unexplained}")
-    return bool(unexplained)
+    by_default = {row["number"] for row in rows if row["outcome"] == "caught" and row["tier"] == "default"}
+    unexplained = [row["number"] for row in rows if row["number"] not in by_default and not row["missed"]]
+    by_none = [row["number"] for row in rows if row["outcome"] != "caught"] if options.rest else []
+    for words, numbers in (("missed by the default tier without a reason", unexplained), ("missed by all", by_none)):
+        if numbers:
+            print(f"{words}: {numbers}")
+    return bool(unexplained or by_none)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,12 @@
 """Terms of a pair loss: the formulae of csrc/common/pair_hinge.h, pair_softplus.h and pair_moment.h, by name.
 
-A term h(x) that is added up is one function here, with its line in `additive` and its name in `ADDITIVE`.
+A term h(x) that is added up is one function here, with its case in `additive`.
 """
 
 import triton
 import triton.language as tl
 
 from . import _pair
-
-ADDITIVE = ("hinge", "softplus")
-NAMES = ("none", *ADDITIVE, "exp", "moment")
 
 
 @triton.jit

@@ -11,7 +11,6 @@ from torch import Tensor
 
 Call = tuple[str, tuple[Any, ...]]  # an operator, and what it is called with
 
-SETTINGS = ((512, "ieee"), (512, "tf32"), (512, "bf16"), (64, "ieee"))  # width, precision of float32
 M, N, C, TILE = 8192, 4000, 1000, 128
 
 

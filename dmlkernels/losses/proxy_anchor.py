@@ -60,7 +60,8 @@ def proxy_anchor_loss(
         negative term over all.
 
     Raises:
-        ValueError: for a wrong shape, dtype, device or option, or a label outside [0, C) (on a GPU: a NaN loss).
+        ValueError: for a wrong shape, dtype, device or option, or a label outside [0, C) (on a GPU: a NaN loss; in a
+            compiled graph the operator says so, whose `ref_labels` these labels are).
 
     Source:
         Kim et al., "Proxy anchor loss for deep metric learning", CVPR 2020, eq. 4.

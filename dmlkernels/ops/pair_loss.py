@@ -50,7 +50,7 @@ class Options(NamedTuple):
 
 
 class OneSide(NamedTuple):
-    """The statistics of one side; see `Statistics`."""
+    """The statistics of one side, or of both sides, each (2, M); see `Statistics`."""
 
     stat: Tensor
     log_sum: Tensor
@@ -86,7 +86,7 @@ class Statistics(NamedTuple):
 
 def _bounds_gradient(known: Mapping[str, Any]) -> Tensor:
     """(2, M): x falls by scale where a bound rises by 1; those of "exp" mine, and have no gradient."""
-    factors = [-known[f"{side}_scale"] * (known[f"{side}_term"] in ("hinge", "softplus")) for side in ("pos", "neg")]
+    factors = [-known[f"{side}_scale"] * (known[f"{side}_term"] not in ("none", "exp", "moment")) for side in ("pos", "neg")]
     by_side = torch.stack([factor * grad for factor, grad in zip(factors, known["grad_stats"])])
     return (by_side * known["slopes"]).to(known["bounds"].dtype)
 

@@ -111,6 +111,9 @@ def pair_loss(
         grad: "full" sends the gradient of a pair to both ends, "query" to the query only.
         apart: coincident pairs are excluded.
     """
+    for name, side in (("pos_term", pos), ("neg_term", neg)):
+        if bounds is not None and side.term == "moment":
+            _checks.fail("pair_loss", "bounds", f"None with {name} = moment", "a tensor")
     p = pairs(inputs)
     bad = p.bad
     if classes is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import pytest
@@ -38,6 +39,15 @@ def test_underflow_is_told_once(backend, device, untold):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         F.anti_collapse_loss(x, form="exp_neg_rate")
+
+
+@pytest.mark.parametrize("rate_weight", [1.0, 0.1, 3.0])
+def test_forms_of_the_rate(backend, device, rate_weight):
+    x = make_pairs("random", 12, d=6, dtype=torch.float64, device=device).embeddings
+    rate = F.coding_rate(x)
+    assert float(F.anti_collapse_loss(x)) == -float(rate)
+    term = F.anti_collapse_loss(x, form="exp_neg_rate", rate_weight=rate_weight)
+    assert float(term) == pytest.approx(math.exp(-rate_weight * float(rate)), rel=1e-12)
 
 
 def test_published_setting(backend, device):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,9 @@ torch.set_num_threads(1)
 dmlkernels.set_backend("native")
 print(_C.cpu_capability())
 count = 0
-for dtype, n in ((torch.float64, 133), (torch.float32, None), (torch.float32, 133), (torch.bfloat16, None)):
+for case in sys.argv[2:]:
+    dtype, _, n = case.partition(" ")
+    dtype, n = getattr(torch, dtype), int(n) if n else None
     for name in ("default", "weight_grad", "query", "easy", "pml_constant", "unnormalized"):
         options = ranked_list.OPTIONS[name]
         pairs = ranked_list.draw("random", 141, n, 13, options, dtype=dtype, seed=1, classes=9)
@@ -53,9 +56,9 @@ print(count)
 """
 
 
-def run(level: str, code: str = CODE) -> subprocess.CompletedProcess:
+def run(level: str, code: str = CODE, cases: Sequence[str] = ()) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-c", code, str(TESTS)],
+        [sys.executable, "-c", code, str(TESTS), *cases],
         env={**os.environ, "DMLKERNELS_CPU_ISA": level},
         capture_output=True,
         text=True,
@@ -63,13 +66,19 @@ def run(level: str, code: str = CODE) -> subprocess.CompletedProcess:
     )
 
 
+# A dtype, and rows of a gallery if there is one.
+CASES = ("float64 133", "float32", "float32 133", "bfloat16")
+MORE = ("float64", "bfloat16 133")
+
+
+@pytest.mark.parametrize("cases", [CASES, pytest.param(MORE, marks=pytest.mark.full)], ids=["few", "more"])
 @pytest.mark.parametrize("level", LEVELS)
-def test_level(level):
-    done = run(level)
+def test_level(level, cases):
+    done = run(level, cases=cases)
     if "this build on this processor supports at most" in done.stderr:
         pytest.skip(done.stderr.splitlines()[-1])
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [level, "80"]
+    assert done.stdout.split() == [level, str(20 * len(cases))]
 
 
 def test_unknown_level():

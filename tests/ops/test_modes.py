@@ -113,9 +113,10 @@ Tensor grad_out (M,) floating; gradient of out
         for name, operator in made.items():
             patch.setitem(_contract.OPERATORS, name, operator)
         patch.setattr(_library, "SCHEMAS", {name: operator.schema for name, operator in made.items()})
-        _library._define("dmlkernels_linear")
-        for name in made:
-            _library.implement("dmlkernels_linear", name, lambda x: 2 * x, "cpu")
+        if "dmlkernels_linear" not in _library._libraries:  # a process defines a namespace once
+            _library._define("dmlkernels_linear")
+            for name in made:
+                _library.implement("dmlkernels_linear", name, lambda x: 2 * x, "cpu")
         yield torch.ops.dmlkernels_linear.doubled_fwd
 
 
@@ -125,6 +126,13 @@ def test_second_derivatives_of_what_is_linear_raise(linear, way):
     assert torch.equal(torch.func.grad(lambda x: linear(x).sum())(x), torch.full_like(x, 2))
     with pytest.raises(RuntimeError, match=f"doubled: the gradient cannot be differentiated again; .*{REFERENCE}"):
         SECOND[way](lambda x: linear(x).sum(), [x], 0, 0)
+
+
+def test_a_gradient_with_a_graph_can_be_changed_in_place():
+    x = torch.randn(6, 3, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    (gradient,) = torch.autograd.grad(F.contrastive_loss(x, torch.arange(6) // 2), x, create_graph=True)
+    before = gradient.detach().clone()
+    assert torch.equal(gradient.mul_(2).detach(), 2 * before)
 
 
 def dual(f, x):

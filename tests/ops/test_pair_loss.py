@@ -11,6 +11,7 @@ from support.pair_loss import OPTIONS, Case, bounds_for, call, differentiable, h
 from support.pairs import tensors
 from torch import Tensor
 
+from dmlkernels import use_backend
 from dmlkernels.ops.pair_loss import Options, Side
 from dmlkernels.testing import KINDS, Pairs, assert_matches, evaluate, make_pairs
 
@@ -154,6 +155,12 @@ def test_tiles_in_any_order(kernel, device, m, normalize):
     torch.use_deterministic_algorithms(False)
     try:
         assert_matches(differentiable(case), tensors(pairs), scale=float(m), normalize=normalize, max_quiet=0.3)
+        found = call(case, pairs.embeddings)
+        with use_backend("reference"):
+            exact = call(case, pairs.embeddings.double())
+        for count, true in zip(found[6:], exact[6:], strict=True):
+            # A pair at a margin may fall on either side of it.
+            assert float((count - true).abs().max()) <= 1
     finally:
         torch.use_deterministic_algorithms(True, warn_only=device == "cuda")
 

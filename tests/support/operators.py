@@ -25,7 +25,7 @@ def arguments(operator: str, kernel: Target, dtype: torch.dtype = torch.float32,
 
     Args:
         kernel: whose forward is called.
-        reference: with every optional tensor.
+        reference: with every optional tensor, and every number that is a size.
     """
     if operator.endswith("_bwd"):
         forward = operator.replace("_bwd", "_fwd")
@@ -59,7 +59,7 @@ def _value(a: Argument, sizes: dict, dtype: torch.dtype, reference: bool, genera
     if a.type == "Tensor":
         return None if a.optional and not reference else _tensor(a, sizes, dtype, generator)
     if a.optional:
-        return None
+        return sizes[a.size] if a.size and reference else None
     if a.type == "int":
         return _NUMBERS[a.name]
     if a.type == "float":
