@@ -141,7 +141,9 @@ FAULTS = [
     Fault("csrc/cpu/coding_rate.cpp", "-kernel.dot(g, f, view.d)", "T(0)", RATES),
     # Kernels of CUDA.
     Fault("csrc/cuda/pair_engine.cuh", "weight * block.facts.cols.inverse[c]", "weight", PAIR_LOSS),
-    Fault("csrc/cuda/pair_engine.cuh", "loss.normalize ? weight : rounded", "loss.normalize ? weight : T(0)", PAIR_LOSS),
+    Fault(
+        "csrc/cuda/pair_engine.cuh", "loss.normalize ? weight : rounded", "loss.normalize ? weight : T(0)", PAIR_LOSS
+    ),
     Fault("csrc/cuda/pair_engine.cuh", "row_sum[r] += sum;", "row_sum[r] = sum;", PAIR_LOSS),
     Fault("csrc/cuda/pair_loss.cuh", "(positive ? 0 : queries) + query", "query", PAIR_LOSS),
     Fault("csrc/cuda/pairs.cuh", "is_near(product, both) ? difference_form(r, c) : product", "product", PAIRWISE),

@@ -86,7 +86,10 @@ class Statistics(NamedTuple):
 
 def _bounds_gradient(known: Mapping[str, Any]) -> Tensor:
     """(2, M): x falls by scale where a bound rises by 1; those of "exp" mine, and have no gradient."""
-    factors = [-known[f"{side}_scale"] * (known[f"{side}_term"] not in ("none", "exp", "moment")) for side in ("pos", "neg")]
+    factors = []
+    for side in ("pos", "neg"):
+        bounded = known[f"{side}_term"] not in ("none", "exp", "moment")
+        factors.append(-known[f"{side}_scale"] if bounded else 0.0)
     by_side = torch.stack([factor * grad for factor, grad in zip(factors, known["grad_stats"])])
     return (by_side * known["slopes"]).to(known["bounds"].dtype)
 

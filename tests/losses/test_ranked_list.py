@@ -240,7 +240,7 @@ def test_near_duplicates(kernel, device, gap, n):
     # eps over the gap is what a direction may be off by: 1 % at 1e-5, a tenth at 1e-6, eight times that in the rule. In
     # reference mode half of the queries have no twin, and no gradient.
     quiet = {1e-5: 0.5, 1e-6: 1.0}.get(gap, 0.1 if n is None else 0.5)
-    # A distance of 0.1 is the least that comes from a product, and is off by roundings of the rows' norms, not of alpha.
+    # A distance of 0.1 is the least that comes of a product, and is off by roundings of the rows' norms, not of alpha.
     match(pairs, {"alpha": 0.2, "margin": 0.1, "neg_temperature": 5.0}, max_quiet=quiet, scale=1.0)
 
 

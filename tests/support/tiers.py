@@ -1,11 +1,11 @@
 """Which cases the default tier leaves to `make test-full`: it runs every value of a parameter, not every combination.
 
-The cases that are kept of a test hold every value of each of its parameters, and on the native kernels pairs of values up
-to eight cases. An emulated backend, whose cases take up to ten times as long, gets as many values as a few cases can
-hold (Target.cases). Each backend starts elsewhere in the list, so that all of them see more combinations than one. What is
-slow and no sweep, a test leaves to the full tier by hand: pytest.mark.full, or pytest.mark.heavy, which keeps only the
-emulated backends out of the default tier. A loss is Python over operators: of tests/losses emulated backends run only
-the comparison of every loss with its oracle there.
+The cases that are kept of a test hold every value of each of its parameters, and on the native kernels pairs of values
+up to eight cases. An emulated backend, whose cases take up to ten times as long, gets as many values as a few cases
+can hold (Target.cases). Each backend starts elsewhere in the list, so that all of them see more combinations than one.
+What is slow and no sweep, a test leaves to the full tier by hand: pytest.mark.full, or pytest.mark.heavy, which keeps
+only the emulated backends out of the default tier. A loss is Python over operators: of tests/losses emulated backends
+run only the comparison of every loss with its oracle there.
 """
 
 from __future__ import annotations
