@@ -175,7 +175,9 @@ def main() -> int:
                 raise SystemExit(f"{broken} fails without a fault")
         rows = list(pool.map(lambda number: try_fault(number, options.rest), chosen))
     if not options.only:
-        options.out.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        kept = [{name: row[name] for name in ("number", "layer", "file", "outcome", "tier", "by")} for row in rows]
+        lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in kept)
+        options.out.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
     print(table(rows))
     by_default = {row["number"] for row in rows if row["outcome"] == "caught" and row["tier"] == "default"}
     unexplained = [row["number"] for row in rows if row["number"] not in by_default and not row["missed"]]
