@@ -30,7 +30,9 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def sum_of_squares(x: Tensor) -> Tensor:
     """(...) of (..., D): 16 partial sums, of the k that are equal mod 16, whose halves are added until one is left."""
-    squares = pad(x.square(), (0, -x.shape[-1] % LANES)).unflatten(-1, (-1, LANES))
+    # `unflatten` cannot be traced where a default device is set.
+    squares = pad(x.square(), (0, -x.shape[-1] % LANES))
+    squares = squares.reshape(*x.shape[:-1], squares.shape[-1] // LANES, LANES)
     total = torch.zeros_like(squares[..., 0, :]) if squares.shape[-2] else x.new_zeros(*x.shape[:-1], LANES)
     for step in squares.unbind(-2):
         total = total + step

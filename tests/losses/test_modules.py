@@ -233,5 +233,14 @@ def test_mean_beta_is_where_the_loss_is():
     try:
         loss(x, y)
     finally:
-        torch.set_default_device("cpu")
+        torch.set_default_device(None)
     assert loss.last_stats["mean_beta"].device == x.device
+
+
+@pytest.mark.parametrize("name", ["ProxyAnchorLoss", "RankedListLoss"])
+def test_compile_under_a_default_device(name):
+    loss = losses.SphericalExpansionLoss(make(name, width=D), n=2)
+    x, y = batch(24)
+    torch.compiler.reset()
+    with torch.device("cpu"):
+        assert bool(torch.compile(loss, fullgraph=True, backend="aot_eager")(x, y).isfinite())
