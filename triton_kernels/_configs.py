@@ -44,11 +44,16 @@ def row_block(device: torch.device) -> int:
     return 128 if device.type == "cpu" else 32
 
 
-def positives_block(semihard: bool, device: torch.device) -> int:
-    """Positives that a program of triplet compares at a time: each thread keeps what it knows of all of them, which of
-    8 semi-hard ones is more than its registers hold.
+def triplet_block(semihard: bool, device: torch.device) -> dict[str, int]:
+    """Positives and negatives that a program of triplet compares at a time.
+
+    Each thread keeps what it knows of all the positives, which of 8 semi-hard ones is more than its registers hold; with
+    4 warps their loops keep more barriers than there are registers for.
     """
-    return 64 if device.type == "cpu" else 4 if semihard else 8
+    if device.type == "cpu":
+        return {"BLOCK_P": 64, "BLOCK_N": 128, "num_warps": 4}
+    p, n, warps = (4, 64, 2) if semihard else (8, 128, 4)
+    return {"BLOCK_P": p, "BLOCK_N": n, "num_warps": warps}
 
 
 @functools.cache
@@ -92,12 +97,14 @@ def _pinned(kernel: str, dtype: torch.dtype, width: int, device: torch.device, s
     return Config(64, block_n, 32, block_d, 8, 2)
 
 
-# Columns of a tile, and features of a sum, of kernels that keep more than a tile of distances between tiles: 8 warps
-# with 64² pairs of float32 would spill registers (bench/report/triton_resources.py).
+# Columns of a tile, and features of a sum, of kernels that keep more than a tile of distances between tiles, or decide
+# ties: 8 warps with 64² pairs of float32 would spill registers (bench/report/triton_resources.py).
 _COLUMNS = {
-    "pairwise_bwd": (32, 64),
+    "pairwise_bwd": (32, 32),
     "pair_loss_fwd": (32, 64),
     "pair_loss_bwd": (32, 32),
+    "positives": (16, 64),
+    "negatives": (16, 64),
 }
 
 

@@ -17,7 +17,6 @@ from ._pair import KEPT, NON_FINITE
 from ._problem import Problem
 
 STRIPE_BYTES = 1 << 26  # of the distances of a stripe of anchors, and as many of the weights
-BLOCK_N, NUM_WARPS = TILE, 4  # negatives that a program compares at a time
 
 
 class Options(NamedTuple):
@@ -42,9 +41,7 @@ class Options(NamedTuple):
         return {
             "TERM": "softplus" if self.soft else "hinge",
             "DTYPE": _rows.triton_dtype(p.q.x.dtype),
-            "BLOCK_P": _configs.positives_block(self.semihard, p.q.x.device),
-            "BLOCK_N": BLOCK_N,
-            "num_warps": NUM_WARPS,
+            **_configs.triplet_block(self.semihard, p.q.x.device),
         }
 
 
