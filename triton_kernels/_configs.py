@@ -47,8 +47,8 @@ def row_block(device: torch.device) -> int:
 def triplet_block(semihard: bool, device: torch.device) -> dict[str, int]:
     """Positives and negatives that a program of triplet compares at a time.
 
-    Each thread keeps what it knows of all the positives, which of 8 semi-hard ones is more than its registers hold; with
-    4 warps their loops keep more barriers than there are registers for.
+    Each thread keeps what it knows of all the positives, which of 8 semi-hard ones is more than its registers hold;
+    with 4 warps their loops keep more barriers than there are registers for.
     """
     if device.type == "cpu":
         return {"BLOCK_P": 64, "BLOCK_N": 128, "num_warps": 4}
@@ -91,7 +91,9 @@ def _pinned(kernel: str, dtype: torch.dtype, width: int, device: torch.device, s
         # that tie needs its own.
         block_n = 16 if kernel in ("positives", "negatives") else 32
         return Config(32, block_n, 16, 16 if kernel == "pairwise_bwd" else 32, 8, 2)
-    block_n, block_d = (64, 64) if square else _COLUMNS.get(kernel, (64, 64))
+    if dtype == torch.float32 and square:
+        return Config(32, 32, 32, 32, 8, 2)
+    block_n, block_d = (64, 64) if square else _COLUMNS.get(kernel, (32 if dtype == torch.float32 else 64, 64))
     if dtype == torch.float16 and kernel in ("pair_loss_bwd", "pairwise_bwd"):
         block_d = 32  # weights are multiplied in float32, with three times the operands
     return Config(64, block_n, 32, block_d, 8, 2)
@@ -102,7 +104,7 @@ def _pinned(kernel: str, dtype: torch.dtype, width: int, device: torch.device, s
 _COLUMNS = {
     "pairwise_bwd": (32, 32),
     "pair_loss_fwd": (32, 64),
-    "pair_loss_bwd": (32, 32),
+    "pair_loss_bwd": (16, 32),
     "positives": (16, 64),
     "negatives": (16, 64),
 }
