@@ -15,8 +15,8 @@ os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 from cuda_host import backend as cuda_host
+from support import tiers
 from support.targets import KERNELS, Target
-from support.tiers import left_to_the_full_tier
 
 import dmlkernels
 from dmlkernels import _backend
@@ -39,7 +39,7 @@ if hasattr(ctypes.CDLL(None), "mallopt"):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the tests marked `large` to the backends that are fast enough for them; thin the rest to two tiers."""
+    """Leave the tests marked `large` to the backends that are fast enough for them; thin the rest to tiers."""
 
     def left_out(item: pytest.Item) -> bool:
         parameters = getattr(item, "callspec", None) and item.callspec.params
@@ -49,8 +49,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if deselected := [item for item in items if left_out(item)]:
         config.hook.pytest_deselected(items=deselected)
         items[:] = [item for item in items if not left_out(item)]
-    for item in left_to_the_full_tier(items):
-        item.add_marker(pytest.mark.full)
+    for item, tier in tiers.marks(items):
+        item.add_marker(getattr(pytest.mark, tier))
 
 
 def _id(target: Target) -> str:

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from support.tiers import covering
+from support.tiers import covering, few
 
 TESTS = Path(__file__).resolve().parents[1]
 VALUES = {"dtype": ["float64", "float32", "bfloat16"], "kind": list("abcdef"), "n": [None, 9]}
@@ -33,6 +33,15 @@ def test_few_cases_hold_as_many_values_as_they_can() -> None:
     kept = [SWEEP[k] for k in covering(SWEEP, 1, 5, at_most=2)]
     assert len(kept) == 2
     assert all(kept[0][name] != kept[1][name] for name in VALUES)
+
+
+def test_pairs_are_added_up_to_a_number_of_cases() -> None:
+    values = covering(SWEEP, 1, 3)
+    assert few(SWEEP, 3, 0) == few(SWEEP, 3, len(values)) == values
+    more = few(SWEEP, 3, 9)
+    assert more[: len(values)] == values
+    assert len(set(more)) == 9
+    assert set(few(SWEEP, 3, 1000)) == set(values) | set(covering(SWEEP, 2, 3))
 
 
 def test_one_case_is_kept_whatever_it_is() -> None:

@@ -1,11 +1,14 @@
-"""Which cases the default tier leaves to `make test-full`: it runs every value of a parameter, not every combination.
+"""Which cases of a test belong to which tier.
 
-The cases that are kept of a test hold every value of each of its parameters, and on the native kernels pairs of values
-up to eight cases. An emulated backend, whose cases take up to ten times as long, gets as many values as a few cases
-can hold (Target.cases). Each backend starts elsewhere in the list, so that all of them see more combinations than one.
-What is slow and no sweep, a test leaves to the full tier by hand: pytest.mark.full, or pytest.mark.heavy, which keeps
-only the emulated backends out of the default tier. A loss is Python over operators: of tests/losses emulated backends
-run only the comparison of every loss with its oracle there.
+`make test` runs every value of a parameter, not every combination: the cases that it keeps hold every value of each
+parameter, and on the native kernels pairs of values up to eight cases. `make test-full` runs all of them. A case of an
+emulated backend takes up to ten times as long: `make test` gives it as many values as a few cases can hold
+(Target.cases), `make test-full` what `make test` gives the native kernels, and `make trust` runs the rest.
+
+Each backend starts elsewhere in the list, so that all of them see more combinations than one. What is slow and no
+sweep, a test leaves to the full tier by hand: pytest.mark.full, or pytest.mark.heavy, which keeps only the emulated
+backends out of the default tier. A loss is Python over operators: of tests/losses emulated backends run only the
+comparison of every loss with its oracle by default, and what is heavy only in `make trust`.
 """
 
 from __future__ import annotations
@@ -13,14 +16,14 @@ from __future__ import annotations
 import itertools
 import zlib
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 
 import pytest
 from support.targets import Target
 
 Case = Mapping[str, Hashable]  # parameter -> value
 ORACLES = "tests/losses/test_every_loss.py"
-PAIRS = 8  # cases of a native test up to which pairs of values are added to single ones
+PAIRS = 8  # cases of a test up to which pairs of values are added to single ones
 
 
 def covering(cases: Sequence[Case], together: int, start: int = 0, at_most: int | None = None) -> list[int]:
@@ -60,31 +63,50 @@ def case_of(item: pytest.Function) -> tuple[Target | None, Case]:
     return (targets[0] if targets else None), values
 
 
-def left_to_the_full_tier(items: Iterable[pytest.Item]) -> list[pytest.Item]:
-    groups, left = defaultdict(list), []
+def few(cases: Sequence[Case], start: int, pairs: int) -> list[int]:
+    """Cases that hold every value, and pairs of values up to so many cases."""
+    kept = covering(cases, 1, start)
+    more = (k for k in covering(cases, 2, start) if k not in kept)
+    return kept + list(itertools.islice(more, max(0, pairs - len(kept))))
+
+
+def marks(items: Iterable[pytest.Item]) -> Iterator[tuple[pytest.Item, str]]:
+    """The items that `make test` leaves out, and their tier: full or slow."""
+    groups = defaultdict(list)
     for item in items:
-        if not hasattr(item, "callspec") or any(item.get_closest_marker(name) for name in ("full", "slow")):
-            continue
-        target, case = case_of(item)
-        if target is not None and target.emulated and only_in_full(item):
-            left.append(item)
-        else:
-            groups[item.nodeid.split("[")[0], target].append((item, case))
-    for (test, target), of_test in groups.items():
+        if hasattr(item, "callspec") and not item.get_closest_marker("slow"):
+            target, case = case_of(item)
+            tier = first_tier(item, target)
+            if tier == "slow":
+                yield item, tier
+            else:
+                groups[item.nodeid.split("[")[0], target, tier].append((item, case))
+    for (test, target, tier), of_test in groups.items():
         cases = [case for _, case in of_test]
         start = zlib.crc32(f"{test} {target and target.name}".encode())
-        at_most = None if target is None or not target.emulated else target.cases
-        if at_most and ORACLES in test:
-            cases, at_most = [{"loss": dict(item.callspec.params).get("name")} for item, _ in of_test], None
-        kept = covering(cases, 1, start, at_most)
-        if target is not None and target.name == "native":
-            pairs = (k for k in covering(cases, 2, start) if k not in kept)
-            kept += itertools.islice(pairs, max(0, PAIRS - len(kept)))
-        left += [item for k, (item, _) in enumerate(of_test) if k not in kept]
-    return left
+        emulated = target is not None and target.emulated
+        default = full = range(len(cases))
+        if emulated:
+            full = few(cases, start, PAIRS)
+        if tier == "full":
+            default = []
+        elif emulated and ORACLES in test:
+            default = covering([{"loss": dict(item.callspec.params).get("name")} for item, _ in of_test], 1, start)
+        elif emulated:
+            default = covering(cases, 1, start, target.cases)
+        else:
+            default = few(cases, start, PAIRS if target is not None and target.name == "native" else 0)
+        for k, (item, _) in enumerate(of_test):
+            if k not in default:
+                yield item, "full" if k in full else "slow"
 
 
-def only_in_full(item: pytest.Item) -> bool:
-    """Of an emulated backend."""
-    of_losses = "tests/losses/" in item.nodeid and ORACLES not in item.nodeid
-    return of_losses or item.get_closest_marker("heavy") is not None
+def first_tier(item: pytest.Item, target: Target | None) -> str:
+    """The tier that can have a case at the earliest."""
+    by_hand = "full" if item.get_closest_marker("full") else "default"
+    if target is None or not target.emulated:
+        return by_hand
+    heavy, of_losses = item.get_closest_marker("heavy") is not None, "tests/losses/" in item.nodeid
+    if heavy and of_losses:
+        return "slow"
+    return "full" if heavy or (of_losses and ORACLES not in item.nodeid) else by_hand
