@@ -146,9 +146,10 @@ def readable(x: Tensor) -> bool:
 
 def class_labels(op: str, labels: Tensor, classes: int, argument: str = "labels") -> None:
     """Every label in [0, C). On a GPU, which is not waited for, the result is NaN; in a graph the operator checks."""
-    if classes == 0 and len(labels) > 0:
-        fail(op, argument, "in [0, C) with C=0", f"{len(labels)} labels")
-    if len(labels) == 0 or not readable(labels):
+    rows = labels.shape[0]
+    if classes == 0 and rows > 0:
+        fail(op, argument, "in [0, C) with C=0", f"{rows} labels")
+    if rows == 0 or not readable(labels):
         return
     low, high = (int(v) for v in labels.aminmax())
     if low < 0 or high >= classes:

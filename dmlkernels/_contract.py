@@ -487,6 +487,8 @@ class _Check:
         if len(x.shape) != len(dims.sizes) or not all(map(self.size, dims.sizes, x.shape)):
             names = [name for size in dims.sizes for name in size.names if name in known]
             self.fail(a.name, dims.text, tuple(x.shape), names)
+        if len(x.shape) == 2 and x.shape[0] >= 2**31:
+            self.fail(a.name, "of at most 2^31 - 1 rows", tuple(x.shape))
         if a.like:
             dtype = _dtype(self.given[a.like])
             expected = [dtype if a.dtype.startswith("like") else compute(dtype)]

@@ -225,61 +225,109 @@ class Gradient:
         self.operation, self.backward = name.removesuffix("_fwd"), backward
         self.takes, self.gives = OPERATORS[name], OPERATORS[f"{self.operation}_bwd"]
         told = set(self.gives.names)
-        self.results = [r.name for r in self.takes.results]
-        self.incoming = {a.name: a.gradient_of for a in self.gives.arguments if a.gradient_of and a.type == "Tensor"}
-        self.needed = {a.name: a.gradient_of for a in self.gives.arguments if a.gradient_of and a.type == "bool"}
         self.outgoing = [result.gradient_of for result in self.gives.results]
-        self.constant = [r.name for r in self.takes.results if r.name not in self.incoming.values()]
         kept = [r for r in self.takes.results if r.name in told]
-        self.kept = [r.name for r in kept]
         self.flags = [r.shape.condition for r in kept if r.shape and r.shape.condition in self.takes.names]
         # Those that the backward operator is not told are kept for `_Once`.
         saved = [a for a in self.takes.arguments if a.name in told | {*self.outgoing, *self.flags}]
-        self.tensors = [a.name for a in saved if a.type == "Tensor"]
+        self.tensors = [a.name for a in saved if a.type == "Tensor"] + [r.name for r in kept]
         self.options = [a.name for a in saved if a.type != "Tensor"]
 
+    @functools.cached_property
+    def places(self) -> Places:
+        return Places.of(self)
+
     def save(self, ctx: Any, values: tuple, results: Any) -> None:
-        found = results if isinstance(results, tuple) else (results,)
-        known = self.takes.named(values) | dict(zip(self.results, found, strict=True))
-        extra = EXTRA_GRADIENTS.get(self.operation)
-        ctx.names = (*self.tensors, *self.kept, *(extra.by if extra else ()))
+        known = (*values, *(results if isinstance(results, tuple) else (results,)))
+        places = self.places
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*(known[name] for name in self.constant))
-        ctx.save_for_backward(*(known[name] for name in ctx.names))
-        ctx.options = {name: known[name] for name in self.options}
-        ctx.shapes = {name: known[name].shape for name in self.incoming.values()}
+        ctx.mark_non_differentiable(*[known[k] for k in places.constant])
+        ctx.save_for_backward(*[known[k] for k in places.tensors])
+        ctx.options = [known[k] for k in places.options]
+        ctx.shapes = [known[k].shape for k in places.differentiable]
 
     def apply(self, ctx: Any, grads: tuple) -> tuple:
-        incoming = dict(zip(self.results, grads, strict=True))
         some = next((grad for grad in grads if grad is not None), None)
         if some is None:
             return (None,) * len(self.takes.names)
-        known = ctx.options | dict(zip(ctx.names, ctx.saved_tensors, strict=True))
-        needs = dict(zip(self.takes.names, ctx.needs_input_grad[1:], strict=True))  # the first is the keyset
+        places, needs = self.places, ctx.needs_input_grad[1:]  # the first is the keyset
+        known = [*ctx.options, *ctx.saved_tensors]
         self._check_kept(known)
-        for name, of in self.incoming.items():
-            grad = incoming[of]
-            known[name] = some.new_zeros(ctx.shapes[of]) if grad is None else grad.contiguous()
-        for name, of in self.needed.items():
-            known[name] = known[of] is not None and needs[of]
-        found: dict[str, Tensor] = {}
-        if any(needs[name] for name in self.outgoing):
-            results = self.backward(*(known[name] for name in self.gives.names))
-            found = dict(zip(self.outgoing, results if isinstance(results, tuple) else (results,), strict=True))
-        extra = EXTRA_GRADIENTS.get(self.operation)
-        if extra is not None and needs[extra.argument]:
-            found[extra.argument] = extra.rule(known)
+        zeros: dict[torch.Size, Tensor] = {}
+        for k, shape in zip(places.incoming, ctx.shapes, strict=True):
+            if grads[k] is None and shape not in zeros:
+                zeros[shape] = some.new_zeros(shape)
+            known.append(zeros[shape] if grads[k] is None else grads[k].contiguous())
+        known.extend(known[given] is not None and needs[k] for given, k in places.needed)
+        found: list[Tensor | None] = [None] * len(needs)
+        if any(needs[k] for k in places.outgoing):
+            results = self._backward([known[k] for k in places.told])
+            for k, grad in zip(places.outgoing, results if isinstance(results, tuple) else (results,), strict=True):
+                found[k] = grad if needs[k] else None
+        if places.extra is not None and needs[places.extra]:
+            found[places.extra] = EXTRA_GRADIENTS[self.operation].rule(dict(zip(places.names, known, strict=True)))
         if torch.is_grad_enabled():
-            given = [x for x in known.values() if isinstance(x, Tensor)]
-            found = {name: _Once.apply(self.operation, grad, *given) for name, grad in found.items() if needs[name]}
-        return tuple(found.get(name) if needs[name] else None for name in self.takes.names)
+            given = [x for x in known if isinstance(x, Tensor)]
+            found = [None if grad is None else _Once.apply(self.operation, grad, *given) for grad in found]
+        return tuple(found)
 
-    def _check_kept(self, known: Mapping[str, Any]) -> None:
-        for flag in self.flags:
-            if not known[flag]:
+    def _backward(self, arguments: list) -> Any:
+        if torch.is_grad_enabled() or forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
+            return self.backward(*arguments)
+        # The operator's Autograd kernel would only hand on the arguments, of which there are many, through Python.
+        with torch._C._AutoDispatchBelowAutograd():
+            return self.backward(*arguments)
+
+    def _check_kept(self, known: list) -> None:
+        for flag, k in zip(self.flags, self.places.flags, strict=True):
+            if not known[k]:
                 raise RuntimeError(
                     f"{self.operation}: the forward kept nothing to differentiate by, its {flag} was False"
                 )
+
+
+class Places(NamedTuple):
+    """Where a `Gradient` finds things, by number: looked up by name at every call, they would take as long as it."""
+
+    # among the arguments and results of the forward
+    constant: list[int]
+    tensors: list[int]
+    options: list[int]
+    differentiable: list[int]
+    # among the results of the forward, and so among the incoming gradients
+    incoming: list[int]
+    # among what is known in the backward
+    names: list[str]
+    flags: list[int]
+    told: list[int]
+    needed: list[tuple[int, int]]  # with the number of the argument
+    # among the arguments of the forward
+    outgoing: list[int]
+    extra: int | None
+
+    @staticmethod
+    def of(rule: Gradient) -> Places:
+        arguments, results = rule.takes.names, [r.name for r in rule.takes.results]
+        forward = {name: k for k, name in enumerate((*arguments, *results))}
+        incoming = {a.name: a.gradient_of for a in rule.gives.arguments if a.gradient_of and a.type == "Tensor"}
+        needed = {a.name: a.gradient_of for a in rule.gives.arguments if a.gradient_of and a.type == "bool"}
+        extra = EXTRA_GRADIENTS.get(rule.operation)
+        tensors = [*rule.tensors, *(extra.by if extra else ())]
+        names = [*rule.options, *tensors, *incoming, *needed]
+        known = {name: k for k, name in enumerate(names)}
+        return Places(
+            constant=[forward[name] for name in results if name not in incoming.values()],
+            tensors=[forward[name] for name in tensors],
+            options=[forward[name] for name in rule.options],
+            differentiable=[forward[name] for name in incoming.values()],
+            incoming=[results.index(name) for name in incoming.values()],
+            names=names,
+            flags=[known[name] for name in rule.flags],
+            told=[known[name] for name in rule.gives.names],
+            needed=[(known[name], forward[name]) for name in needed.values()],
+            outgoing=[forward[name] for name in rule.outgoing],
+            extra=forward[extra.argument] if extra else None,
+        )
 
 
 def _one_by_one(operator: Callable, info: Any, in_dims: tuple, *values: Any) -> tuple:

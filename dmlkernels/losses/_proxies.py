@@ -62,8 +62,11 @@ def proxy_inputs(
     y = _checks.integers(op, "labels", labels, x, "M")
     p = _checks.matrix(op, "proxies", proxies, "(C, D)")
     _checks.same_width(op, x, p, "proxies", "(C, D)")
-    _checks.class_labels(op, y, len(p))
-    common = torch.promote_types(x.dtype, p.dtype)
-    x, p, classes = x.to(common), p.to(common), torch.arange(len(p), device=p.device)
+    classes = p.shape[0]
+    _checks.class_labels(op, y, classes)
+    if x.dtype != p.dtype:
+        common = torch.promote_types(x.dtype, p.dtype)
+        x, p = x.to(common), p.to(common)
     options = (None, None, None, _checks.flag(op, "normalize", normalize))
-    return _checks.PairInputs(x, y, p, classes, *options), _checks.PairInputs(p, classes, x, y, *options)
+    own = torch.arange(classes, device=p.device)
+    return _checks.PairInputs(x, y, p, own, *options), _checks.PairInputs(p, own, x, y, *options)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .. import _checks
 from .._options import above_zero, flag, number
 from ..ops.pair_loss import Options, Side, of_both_sides
-from ._pairs import softplus, some
+from ._pairs import softplus
 from ._proxies import ProxyLoss, proxy_inputs
 
 
@@ -27,10 +27,10 @@ def _terms(
 ) -> Terms:
     _, inputs = proxy_inputs(op, embeddings, labels, proxies, normalize)
     alpha, margin = _checks.positive(op, "alpha", alpha), _checks.number(op, "margin", margin)
-    sides = Side("exp", -alpha, margin), Side("exp", alpha, -margin)
-    found = of_both_sides(op, inputs, Options("similarity", *sides, classes=len(proxies))).stat
-    pos, neg = softplus(found).sum(1).unbind(0)
-    return Terms(pos / some(found[0]).sum().clamp_min(1), neg / max(len(proxies), 1))
+    sides, classes = (Side("exp", -alpha, margin), Side("exp", alpha, -margin)), proxies.shape[0]
+    found = of_both_sides(op, inputs, Options("similarity", *sides, classes=classes))
+    pos, neg = softplus(found.stat).sum(1).unbind(0)
+    return Terms(pos / found.members[0].count_nonzero().clamp_min(1), neg / max(classes, 1))
 
 
 def proxy_anchor_loss(

@@ -27,7 +27,6 @@ M, N, D, CLASSES = 131, 140, 19, 7  # a second tile of three rows, and one of tw
 
 
 class Call(NamedTuple):
-    operator: str
     function: Callable[..., Tensor]
     wide: bool = False  # rows of whole 16-byte pieces, which kernels copy asynchronously
 
@@ -79,52 +78,48 @@ def _drawn(x: Tensor, y: Tensor, g: Tensor | None, h: Tensor | None) -> Tensor:
 
 # Functions of x (M, D), its labels, g (N, D) and its labels.
 CALLS = {
-    "similarity": Call("pairwise", lambda x, y, g, h: F.pairwise_similarity(x, g)),
-    "similarity_wide": Call("pairwise", lambda x, y, g, h: F.pairwise_similarity(x, g, metric="dot"), wide=True),
-    "distance": Call("pairwise", lambda x, y, g, h: F.pairwise_distance(x)),
-    "squared": Call("pairwise", lambda x, y, g, h: F.pairwise_distance(x, g, squared=True, normalize=True)),
-    "ranked_list": Call("pair_loss", _easy("all")),
-    "ranked_list_wide": Call("pair_loss", _easy("all", weight_grad=True), wide=True),
-    "ranked_list_easy": Call("pair_loss", _easy("easy")),
-    "ranked_list_query": Call("pair_loss", _easy("easy", grad="query", ignore_index=2)),
-    "ranked_list_gallery": Call("pair_loss", lambda x, y, g, h: F.ranked_list_loss(x, y, g, h, normalize=False)),
-    "nearest": Call("nearest_positive", lambda x, y, g, h: _nearest(x, y, None, None)),
-    "nearest_gallery": Call("nearest_positive", _nearest, wide=True),
-    "mine": Call("mine", lambda x, y, g, h: _mined(x, y, None, None, "semihard")),
-    "mine_gallery": Call("mine", _mined),
-    "distance_weighted": Call("distance_weighted", lambda x, y, g, h: _drawn(x, y, None, None)),
-    "distance_weighted_gallery": Call("distance_weighted", _drawn, wide=True),
-    "contrastive": Call("pair_loss", lambda x, y, g, h: F.contrastive_loss(x, y)),
-    "multi_similarity": Call("pair_loss", lambda x, y, g, h: F.multi_similarity_loss(x, y, epsilon=0.1)),
-    "ntxent": Call("pair_loss", lambda x, y, g, h: F.ntxent_loss(x, y, g, h), wide=True),
-    "circle": Call("pair_loss", lambda x, y, g, h: F.circle_loss(x, y, normalize=False, gamma=1.0)),
-    "mixed": Call("pair_loss", _mixed),
-    "triplets": Call("triplet", lambda x, y, g, h: F.triplet_loss(x, y, positive="all", negative="all")),
+    "similarity": Call(lambda x, y, g, h: F.pairwise_similarity(x, g)),
+    "similarity_wide": Call(lambda x, y, g, h: F.pairwise_similarity(x, g, metric="dot"), wide=True),
+    "distance": Call(lambda x, y, g, h: F.pairwise_distance(x)),
+    "squared": Call(lambda x, y, g, h: F.pairwise_distance(x, g, squared=True, normalize=True)),
+    "ranked_list": Call(_easy("all")),
+    "ranked_list_wide": Call(_easy("all", weight_grad=True), wide=True),
+    "ranked_list_easy": Call(_easy("easy")),
+    "ranked_list_query": Call(_easy("easy", grad="query", ignore_index=2)),
+    "ranked_list_gallery": Call(lambda x, y, g, h: F.ranked_list_loss(x, y, g, h, normalize=False)),
+    "nearest": Call(lambda x, y, g, h: _nearest(x, y, None, None)),
+    "nearest_gallery": Call(_nearest, wide=True),
+    "mine": Call(lambda x, y, g, h: _mined(x, y, None, None, "semihard")),
+    "mine_gallery": Call(_mined),
+    "distance_weighted": Call(lambda x, y, g, h: _drawn(x, y, None, None)),
+    "distance_weighted_gallery": Call(_drawn, wide=True),
+    "contrastive": Call(lambda x, y, g, h: F.contrastive_loss(x, y)),
+    "multi_similarity": Call(lambda x, y, g, h: F.multi_similarity_loss(x, y, epsilon=0.1)),
+    "ntxent": Call(lambda x, y, g, h: F.ntxent_loss(x, y, g, h), wide=True),
+    "circle": Call(lambda x, y, g, h: F.circle_loss(x, y, normalize=False, gamma=1.0)),
+    "mixed": Call(_mixed),
+    "triplets": Call(lambda x, y, g, h: F.triplet_loss(x, y, positive="all", negative="all")),
     "triplets_gallery": Call(
-        "triplet",
         lambda x, y, g, h: F.triplet_loss(x, y, g, h, positive="all", negative="all", soft=True, normalize=False),
         wide=True,
     ),
     "triplets_semihard": Call(
-        "triplet", lambda x, y, g, h: F.triplet_loss(x, y, positive="all", negative="semihard", reduction="sum")
+        lambda x, y, g, h: F.triplet_loss(x, y, positive="all", negative="semihard", reduction="sum")
     ),
-    "cholesky_3": Call("cholesky", _cholesky(3)),
-    "cholesky_21": Call("cholesky", _cholesky(21)),
-    "cholesky_43": Call("cholesky", _cholesky(43)),
-    "cholesky_101": Call("cholesky", _cholesky(101)),
-    "cholesky_190": Call("cholesky", _cholesky(190)),
-    "rate": Call("coding_rate", lambda x, y, g, h: F.coding_rate(x)),
-    "rate_of_rows": Call("coding_rate", lambda x, y, g, h: F.coding_rate(x[:11], normalize=False)),
-    "rate_of_classes": Call("coding_rate", lambda x, y, g, h: F.class_coding_rate(x, y)),
-    "rate_of_ragged_classes": Call("coding_rate", lambda x, y, g, h: F.class_coding_rate(x, (y - 3).clamp_min(0))),
-    "rate_of_wide_classes": Call(
-        "coding_rate", lambda x, y, g, h: F.class_coding_rate(x.repeat(1, 9), (y - 4).clamp_min(0))
-    ),
-    "expansion": Call("spherical_expansion", _expansion),
-    "proxy_anchor": Call("pair_loss", lambda x, y, g, h: F.proxy_anchor_loss(x, y, g[:CLASSES])),
-    "soft_triple": Call("soft_triple", lambda x, y, g, h: F.soft_triple_loss(x, y, g, centers_per_class=N // CLASSES)),
+    "cholesky_3": Call(_cholesky(3)),
+    "cholesky_21": Call(_cholesky(21)),
+    "cholesky_43": Call(_cholesky(43)),
+    "cholesky_101": Call(_cholesky(101)),
+    "cholesky_190": Call(_cholesky(190)),
+    "rate": Call(lambda x, y, g, h: F.coding_rate(x)),
+    "rate_of_rows": Call(lambda x, y, g, h: F.coding_rate(x[:11], normalize=False)),
+    "rate_of_classes": Call(lambda x, y, g, h: F.class_coding_rate(x, y)),
+    "rate_of_ragged_classes": Call(lambda x, y, g, h: F.class_coding_rate(x, (y - 3).clamp_min(0))),
+    "rate_of_wide_classes": Call(lambda x, y, g, h: F.class_coding_rate(x.repeat(1, 9), (y - 4).clamp_min(0))),
+    "expansion": Call(_expansion),
+    "proxy_anchor": Call(lambda x, y, g, h: F.proxy_anchor_loss(x, y, g[:CLASSES])),
+    "soft_triple": Call(lambda x, y, g, h: F.soft_triple_loss(x, y, g, centers_per_class=N // CLASSES)),
     "soft_triple_wide": Call(
-        "soft_triple",
         lambda x, y, g, h: F.soft_triple_loss(x, y, g[: 3 * CLASSES], centers_per_class=3, normalize=False),
         wide=True,
     ),

@@ -190,6 +190,11 @@ SENTENCES = [
         "triplet_bwd: tile_active must be (ceil(M/128), ceil(N/128)) with M=6, N=5, got (2, 3)",
     ),
     ("pair_loss_fwd", {"neg_term": "moment"}, "pair_loss: bounds must be None with neg_term = moment, got a tensor"),
+    (
+        "pairwise_fwd",
+        {"x": X[:1].expand(2**31, 4)},
+        "pairwise: x must be of at most 2^31 - 1 rows, got (2147483648, 4)",
+    ),
     ("pairwise_fwd", {"metric": "cosine"}, "pairwise: metric must be 'dot' or 'euclidean' or 'squared', got 'cosine'"),
     ("spherical_expansion_fwd", {"n": 4}, "spherical_expansion: n must be in [1, D-1] with D=4, got 4"),
     (

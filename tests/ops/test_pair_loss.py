@@ -142,8 +142,8 @@ def test_gradients_of_the_reference(kernel, device, name, n):
     options = OPTIONS[name]
     pairs = make_pairs("random", 140, n, 9, 12, torch.float64, device=device)
     bounds = bounds_for(options, 140).to(device) if name in BOUNDED else None
-    # Of "ranked_steep" two factors of a gradient are as steep as its scores of up to 300.
-    steep = 600.0 if name == "ranked_steep" else 200.0
+    # Of the steep ones two factors of a gradient are as steep as their scores of up to 300.
+    steep = 600.0 if name in ("steep", "ranked_steep") else 200.0
     assert_matches(differentiable(Case(pairs, options, bounds, {})), tensors(pairs), scale=200.0, exponent=steep)
 
 

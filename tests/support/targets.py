@@ -13,7 +13,8 @@ class Target(NamedTuple):
     name: str
     device: str
     emulated: bool = False  # a thousand times slower than the real thing: tests marked `large` are not for it
-    cases: int | None = None  # of a test that the default tier runs at most if it is emulated (tiers.py)
+    cases: int = 0  # of a test that the default tier runs at most if it is emulated (tiers.py)
+    pairs: int = 0  # cases of a test up to which pairs of values are added to single ones
 
     @property
     def asynchronous(self) -> bool:
@@ -33,8 +34,8 @@ class Target(NamedTuple):
 
 # Backends with kernels, and the device type of the tensors they are tested on: one line each.
 KERNELS = [
-    Target("native", "cpu"),
-    *([Target("native", "cuda")] if torch.cuda.is_available() else []),
-    Target("triton", "cpu", emulated=True, cases=1) if _triton.interpreted() else Target("triton", "cuda"),
-    Target("cuda-host", "cpu", emulated=True, cases=3),
+    Target("native", "cpu", pairs=8),
+    *([Target("native", "cuda", pairs=8)] if torch.cuda.is_available() else []),
+    Target("triton", "cpu", emulated=True, cases=1, pairs=4) if _triton.interpreted() else Target("triton", "cuda"),
+    Target("cuda-host", "cpu", emulated=True, cases=3, pairs=8),
 ]

@@ -23,7 +23,6 @@ from support.targets import Target
 
 Case = Mapping[str, Hashable]  # parameter -> value
 ORACLES = "tests/losses/test_every_loss.py"
-PAIRS = 8  # cases of a test up to which pairs of values are added to single ones
 
 
 def covering(cases: Sequence[Case], together: int, start: int = 0, at_most: int | None = None) -> list[int]:
@@ -84,10 +83,10 @@ def marks(items: Iterable[pytest.Item]) -> Iterator[tuple[pytest.Item, str]]:
     for (test, target, tier), of_test in groups.items():
         cases = [case for _, case in of_test]
         start = zlib.crc32(f"{test} {target and target.name}".encode())
-        emulated = target is not None and target.emulated
+        emulated, pairs = target is not None and target.emulated, 0 if target is None else target.pairs
         default = full = range(len(cases))
         if emulated:
-            full = few(cases, start, PAIRS)
+            full = few(cases, start, pairs)
         if tier == "full":
             default = []
         elif emulated and ORACLES in test:
@@ -95,7 +94,7 @@ def marks(items: Iterable[pytest.Item]) -> Iterator[tuple[pytest.Item, str]]:
         elif emulated:
             default = covering(cases, 1, start, target.cases)
         else:
-            default = few(cases, start, PAIRS if target is not None and target.name == "native" else 0)
+            default = few(cases, start, pairs)
         for k, (item, _) in enumerate(of_test):
             if k not in default:
                 yield item, "full" if k in full else "slow"
