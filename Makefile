@@ -69,7 +69,7 @@ test-full: test test-rest
 trust: setup
 	$(PYTEST) -m slow $(TEST_ARGS)
 
-# Plants faults and says which tests catch them, in about an hour; writes bench/results/mutants.json.
+# Plants faults and says which tests catch them, in half an hour; writes bench/results/mutants.json.
 mutants: setup
 	$(BIN)/python -m scripts.mutants --rest --jobs $(WORKERS)
 

@@ -253,11 +253,11 @@ class Gradient:
         places, needs = self.places, ctx.needs_input_grad[1:]  # the first is the keyset
         known = [*ctx.options, *ctx.saved_tensors]
         self._check_kept(known)
-        zeros: dict[torch.Size, Tensor] = {}
+        zeros = None  # one for all that have its shape
         for k, shape in zip(places.incoming, ctx.shapes, strict=True):
-            if grads[k] is None and shape not in zeros:
-                zeros[shape] = some.new_zeros(shape)
-            known.append(zeros[shape] if grads[k] is None else grads[k].contiguous())
+            if grads[k] is None and (zeros is None or zeros.shape != shape):
+                zeros = some.new_zeros(shape)
+            known.append(zeros if grads[k] is None else grads[k].contiguous())
         known.extend(known[given] is not None and needs[k] for given, k in places.needed)
         found: list[Tensor | None] = [None] * len(needs)
         if any(needs[k] for k in places.outgoing):
@@ -287,7 +287,7 @@ class Gradient:
 
 
 class Places(NamedTuple):
-    """Where a `Gradient` finds things, by number: looked up by name at every call, they would take as long as it."""
+    """Where a `Gradient` finds what it knows by name, worked out once: each call of a few rows would wait for it."""
 
     # among the arguments and results of the forward
     constant: list[int]

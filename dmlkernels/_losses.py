@@ -1,7 +1,7 @@
 """The table of losses: a new one is its file, its line in `losses/__init__.py` (and `functional.py`), and one row here.
 
-The command line (`--loss`), the tables of the documents, the benchmarks, `python -m dmlkernels check` and the tests are
-made from it: a loss without a row fails, and so does a row without an oracle (`tests/support/oracles.py`).
+The command line (`--loss`), the tables of the documents, the benchmark of losses, `python -m dmlkernels check` and the
+tests are made from it: a loss without a row fails, and so does a row without an oracle (`tests/support/oracles.py`).
 """
 
 from __future__ import annotations

@@ -46,8 +46,8 @@ class Option:
         instance.__dict__[self.name] = value
 
 
-class _Size(Option):
-    """A size of parameters or buffers, which are made once."""
+class Fixed(Option):
+    """What parameters or buffers are made by, once."""
 
     def __set__(self, instance: Any, value: Any) -> None:
         if self.name in instance.__dict__:
@@ -58,7 +58,7 @@ class _Size(Option):
 
 
 def size(default: Any = REQUIRED, expected: str | None = None) -> Any:
-    return _Size(default, _checks.whole, 1, expected, optional=default is None)
+    return Fixed(default, _checks.whole, 1, expected, optional=default is None)
 
 
 def number(default: float | None) -> Any:

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from . import _checks
 
+__all__ = ["neighbors", "retrieval", "singular_values"]
+
 
 def retrieval(
     embeddings: Tensor,

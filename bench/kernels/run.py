@@ -1,7 +1,7 @@
 """`make bench`: the table of a device, every contender side by side in one run, and whether each goal is reached.
 
 On the CPU it writes bench/results/cpu-<model>-<threads>t.json, with --peers cpu-<model>-<threads>t-peers.json, which
-`python -m bench.report --write` carries into the documents, and exits with 1 if a "must" is missed. Run it on a machine
+`python -m bench.report` carries into the documents, and exits with 1 if a "must" is missed. Run it on a machine
 that does nothing else. With --device cuda the table of cuda_cases.py is taken on the GPU; `make gpu STAGE=bench` keeps
 it.
 """

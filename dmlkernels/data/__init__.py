@@ -6,6 +6,7 @@ count from 0 and index `class_names`; training classes come first.
 
 from __future__ import annotations
 
+import numbers
 from pathlib import Path
 
 from .arrays import load_npz
@@ -41,8 +42,10 @@ def load(spec: str, *, size: int | None = None, seed: int = 0) -> RetrievalData:
         >>> data.train.batch(torch.arange(4)).shape
         torch.Size([4, 1, 32, 32])
     """
-    if size is not None and size < 1:
-        raise DataError(f"size must be at least 1 pixel, got {size}.")
+    if size is not None and (not _integer(size) or size < 1):
+        raise DataError(f"size must be an integer of at least 1 pixel, got {size!r}.")
+    if not _integer(seed):
+        raise DataError(f"seed must be an integer, got {seed!r}.")
     kind, colon, path = spec.partition(":")
     if kind == "glyphs" and not colon:
         return load_glyphs(size=size, seed=seed)
@@ -54,3 +57,7 @@ def load(spec: str, *, size: int | None = None, seed: int = 0) -> RetrievalData:
     if not root.exists():
         raise DataError(f"{root} does not exist: give the path of the data in {kind}:PATH.")
     return _FROM_PATH[kind](root, size=size)
+
+
+def _integer(value: object) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)

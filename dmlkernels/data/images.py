@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from .. import _checks
+
 FILE_SIZE = 64
 _T = TypeVar("_T")
 
@@ -173,8 +175,8 @@ def merge_classes(labels: Tensor, group: int, seed: int) -> Tensor:
         >>> merge_classes(torch.tensor([5, 5, 7, 9, 11]), 2, seed=0).unique()
         tensor([0, 1])
     """
-    if group < 1:
-        raise ValueError(f"merge_classes: group must be at least 1, got {group}")
+    group = _checks.whole("merge_classes", "group", group, 1, "at least 1")
+    seed = _checks.integer("merge_classes", "seed", seed)
     if group == 1:
         return labels
     classes, inverse = labels.unique(return_inverse=True)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import _checks
+from .. import _backend, _checks
 from .._options import Configured, flag, label
 from ..ops.nearest_positive import NearestPositive, find_nearest
 from ..ops.pair_loss import OneSide, Options, Side, Statistics, statistics
@@ -271,14 +271,24 @@ def _difference(f: Tensor, g: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Te
     return between, squared, (index >= 0) & (squared > tiny)
 
 
+def _distances(f: Tensor, g: Tensor, index: Tensor) -> Tensor:
+    """(M, S), without a gradient where two rows coincide."""
+    distances = []
+    for column in index.unbind(1):
+        _, squared, directed = _difference(f, g, column)
+        root = torch.where(directed, squared, 1).sqrt()
+        distances.append(torch.where(directed, root, squared.detach().sqrt()))
+    return torch.where(index >= 0, torch.stack(distances, 1), 0)
+
+
 class _SampledDistance(torch.autograd.Function):
     """One column of pairs at a time, again in the backward, which is differentiable. Without g the gallery is f."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(f: Tensor, g: Tensor | None, index: Tensor) -> Tensor:
-        g = f if g is None else g
-        distances = [_difference(f, g, column)[1].sqrt() for column in index.unbind(1)]
-        return torch.where(index >= 0, torch.stack(distances, 1), 0)
+        return _distances(f, f if g is None else g, index)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor | None, Tensor], output: Tensor) -> None:
@@ -288,16 +298,15 @@ class _SampledDistance(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
         f, own, index = ctx.saved_tensors
         g = f if own is None else own
-        grad_f = torch.zeros_like(f)
-        grad_g = grad_f if own is None else torch.zeros_like(g)
+        grad_f, grad_g = torch.zeros_like(f), torch.zeros_like(g)
         for column, incoming in zip(index.unbind(1), grad.unbind(1)):
             between, squared, directed = _difference(f, g, column)
             # The square root is of what has a slope, or the second derivative of a coincident pair would be NaN.
             weight = torch.where(directed, incoming / torch.where(directed, squared, 1).sqrt(), 0)
             pull = torch.where(directed[:, None], weight[:, None] * between, 0)
-            grad_f += pull
-            grad_g.index_add_(0, column.clamp_min(0), pull, alpha=-1)
-        return grad_f, None if own is None else grad_g, None
+            grad_f = grad_f + pull  # not in place: of a batch of gradients
+            grad_g = grad_g.index_add(0, column.clamp_min(0), pull, alpha=-1)
+        return (grad_f + grad_g, None, None) if own is None else (grad_f, grad_g, None)
 
 
 def sampled_distance(inputs: _checks.PairInputs, index: Tensor) -> Tensor:
@@ -312,6 +321,8 @@ def sampled_distance(inputs: _checks.PairInputs, index: Tensor) -> Tensor:
     g = None if y is None else rows(y, normalize)
     if index.numel() == 0 or (g is not None and g.shape[0] == 0):
         return f.new_zeros(index.shape)
+    if _backend.namespace("margin_loss", f.device) is None:
+        return _distances(f, f if g is None else g, index)  # has every mode of differentiation
     return _SampledDistance.apply(f, g, index)
 
 

@@ -62,7 +62,7 @@ def anti_collapse_loss(
     op = "anti_collapse_loss"
     options = rate_options(op, eps_squared, gain, scale, normalize)
     _checks.one_of(op, "form", form, FORMS)
-    _checks.positive(op, "rate_weight", rate_weight)
+    rate_weight = _checks.positive(op, "rate_weight", rate_weight)
     rate = rate_of(op, _checks.matrix(op, "z", z), None, options)
     return _term(op, rate, form, rate_weight, tuple(z.shape), options)
 
@@ -82,6 +82,8 @@ def _tell_of_underflow(op: str, rate: Tensor, rate_weight: float, shape: tuple, 
     if _underflow_was_told or 0 in shape:
         return
     if rate.device.type == "cpu":
+        if not _checks.readable(rate):
+            return
         value, verb = float(rate.detach()), "is"
     elif options.normalize:
         # Of unit rows, orthogonal ones have the largest rate.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _checks
-from .._options import Option, above_zero, choice, flag, number
+from .._options import Fixed, above_zero, choice, number
 from ..ops.distance_weighted import sample_negatives
 from ..ops.pair_loss import Side, Statistics
 from ..reference.pairwise import compute_dtype
@@ -243,8 +243,8 @@ class MarginLoss(Margin, PairLoss):
         >>> loss(embeddings, labels).backward()
     """
 
-    learn_beta: bool = flag(False)
-    num_classes: int | None = Option(None, _classes, optional=True)  # type: ignore[assignment]
+    learn_beta: bool = Fixed(False, _checks.flag)  # type: ignore[assignment]
+    num_classes: int | None = Fixed(None, _classes, optional=True)  # type: ignore[assignment]
 
     def __init__(
         self,

@@ -1,1 +1,1 @@
-"""One file per operation: its fake, its autograd and its public functions."""
+"""One file per operation: its public functions, over the operators of `_contract`."""

@@ -45,6 +45,7 @@ def cholesky_logdet(A: Tensor, *, check: bool = True) -> Tensor:
     if A.ndim < 2 or A.shape[-1] != A.shape[-2]:
         _checks.fail(op, "A", "(..., n, n)", tuple(A.shape))
     _checks.floating(op, "A", A)
+    check = _checks.flag(op, "check", check)
     shape, n = A.shape[:-2], A.shape[-1]
     matrices = A.to(compute_dtype(A.dtype)).reshape(math.prod(shape), n, n)
     namespace = _backend.namespace(op, A.device)

@@ -10,7 +10,7 @@ from ..reference import pairwise as reference
 
 
 def _pairwise(op: str, x: Tensor, y: Tensor | None, metric: str, normalize: bool) -> Tensor:
-    x = _checks.matrix(op, "x", x)
+    x, normalize = _checks.matrix(op, "x", x), _checks.flag(op, "normalize", normalize)
     if y is not None:
         y = _checks.matrix(op, "y", y, "(N, D)")
         _checks.same_width(op, x, y, "y", "(N, D)")
@@ -58,11 +58,12 @@ def pairwise_distance(x: Tensor, y: Tensor | None = None, *, squared: bool = Fal
         (M, N) in the common dtype of x and y. Coincident rows get no gradient.
 
     Raises:
-        ValueError: for a wrong shape, dtype or device.
+        ValueError: for a wrong shape, dtype, device or option.
 
     Example:
         >>> F.pairwise_distance(torch.tensor([[0.0, 0.0], [3.0, 4.0]]))
         tensor([[0., 5.],
                 [5., 0.]])
     """
-    return _pairwise("pairwise_distance", x, y, "squared" if squared else "euclidean", normalize)
+    metric = "squared" if _checks.flag("pairwise_distance", "squared", squared) else "euclidean"
+    return _pairwise("pairwise_distance", x, y, metric, normalize)

@@ -126,8 +126,13 @@ def spherical_expansion(
         # Where no generator is given, none may be named: a graph with symbolic sizes has no overload for it.
         given: dict[str, Any] = {} if generator is None else {"generator": generator}
         noise = torch.randn(shape, dtype=z.dtype, device=z.device, **given)
-    elif tuple(noise.shape) != shape:
-        _checks.fail(op, "noise", f"(M, n-1, D) = {shape}", tuple(noise.shape))
+    elif not isinstance(noise, Tensor) or tuple(noise.shape) != shape:
+        got = tuple(noise.shape) if isinstance(noise, Tensor) else type(noise).__name__
+        _checks.fail(op, "noise", f"(M, n-1, D) = {shape}", got)
+    else:
+        _checks.floating(op, "noise", noise)
+        if noise.device != z.device:
+            _checks.fail(op, "noise", f"on {z.device} like z", noise.device)
     namespace = _backend.namespace(op, z.device)
     run = reference.spherical_expansion
     if namespace is not None:

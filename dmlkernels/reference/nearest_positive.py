@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .._checks import PairInputs
 from ._pairs import Pairs, pairs
-from .pairwise import distance, squared_distance, sum_of_squares
+from .pairwise import distance, in_a_vmap, squared_distance, sum_of_squares
 
 
 class Contest:
@@ -25,6 +25,11 @@ class Contest:
     def __init__(self, p: Pairs) -> None:
         self.p = p
         self.squared = squared_distance(p.f, p.g, p.positive | p.negative, p.norms).detach()
+        if in_a_vmap(self.squared):
+            raise RuntimeError(
+                "the reference chooses rows by their distances, which torch.vmap cannot follow: go over the problems "
+                "in a loop, or use the kernels, which have a vmap (dmlkernels.use_backend('auto'))"
+            )
         # Two product forms of D roundings each are off by so much of the norms, with room to spare.
         share = torch.finfo(p.f.dtype).eps * (4 + 2 * p.f.shape[1] ** 0.5)
         self.band = share * (p.norms[0][:, None] + p.norms[1][None, :]).detach()

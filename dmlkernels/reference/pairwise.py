@@ -83,8 +83,22 @@ def squared_distance(
     near = product_form.detach() <= NEAR * both.detach() / 2
     if wanted is not None:
         near = near & wanted
+    if in_a_vmap(near):
+        # Of each problem other pairs are near: all are recomputed.
+        return torch.where(near, sum_of_squares(f[:, None] - g[None]), product_form)
     i, j = near.nonzero(as_tuple=True)
     return product_form.index_put((i, j), sum_of_squares(f[i] - g[j]))
+
+
+def in_a_vmap(x: Tensor) -> bool:
+    """Whether x stands for several tensors, whose values no index can follow."""
+    if torch.compiler.is_compiling():
+        return False
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        if torch._C._functorch.is_batchedtensor(x):
+            return True
+        x = torch._C._functorch.get_unwrapped(x)
+    return False
 
 
 def distance(f: Tensor, g: Tensor, wanted: Tensor | None = None, norms: tuple[Tensor, Tensor] | None = None) -> Tensor:

@@ -17,10 +17,9 @@ import torch
 from support.every_loss import ROWS, make
 from torch import nn
 
+from dmlkernels import data, losses, metrics, miners, samplers
 from dmlkernels import functional as F
-from dmlkernels import losses, metrics, miners
 from dmlkernels._options import options
-from dmlkernels.samplers import ClassBalancedSampler
 
 X = torch.randn(12, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 Y = torch.arange(12) // 3
@@ -80,6 +79,14 @@ CALLEES |= {
     "coding_rate_reduction": _of_function("coding_rate_reduction", X, Y),
     "spherical_expansion": _of_function("spherical_expansion", X, Y, n=2),
     "max_mahalanobis_centers": _of_function("max_mahalanobis_centers", n=2),
+    "pairwise_similarity": _of_function("pairwise_similarity", X),
+    "pairwise_distance": _of_function("pairwise_distance", X),
+    "cholesky_logdet": _of_function("cholesky_logdet", torch.eye(3)),
+    "merge_classes": Callee(
+        lambda **given: data.merge_classes(Y, **{"group": 2, "seed": 0, **given}),
+        inspect.signature(data.merge_classes).parameters,
+        "merge_classes",
+    ),
     "nearest_positive": _of_function("nearest_positive", X, Y),
     "mine": _of_function("mine", X, Y),
     "AntiCollapseLoss": _around("AntiCollapseLoss"),
@@ -90,8 +97,10 @@ CALLEES |= {
         lambda **given: miners.PairMiner(**given)(X, Y), inspect.signature(miners.PairMiner).parameters, "PairMiner"
     ),
     "ClassBalancedSampler": Callee(
-        lambda **given: list(ClassBalancedSampler(Y, **{"classes_per_batch": 2, "samples_per_class": 2, **given})),
-        inspect.signature(ClassBalancedSampler).parameters,
+        lambda **given: list(
+            samplers.ClassBalancedSampler(Y, **{"classes_per_batch": 2, "samples_per_class": 2, **given})
+        ),
+        inspect.signature(samplers.ClassBalancedSampler).parameters,
         "ClassBalancedSampler",
     ),
     "retrieval": Callee(
@@ -102,10 +111,15 @@ CALLEES |= {
         inspect.signature(metrics.neighbors).parameters,
         "neighbors",
     ),
+    "singular_values": Callee(
+        lambda **given: metrics.singular_values(X, **given),
+        inspect.signature(metrics.singular_values).parameters,
+        "singular_values",
+    ),
 }
 NO_OPTION = {
-    "self", "embeddings", "labels", "ref_emb", "ref_labels", "ids", "ref_ids", "z", "proxies", "centers", "noise",
-    "generator", "uniforms", "index", "base_loss", "loss", "gallery", "gallery_labels", "options",
+    "self", "x", "y", "A", "embeddings", "labels", "ref_emb", "ref_labels", "ids", "ref_ids", "z", "proxies",
+    "centers", "noise", "generator", "uniforms", "index", "base_loss", "loss", "gallery", "gallery_labels", "options",
 }  # fmt: skip
 SIZES = {"num_classes", "embedding_size", "centers_per_class"}  # the sentence is about the rows that do not fit
 KNOWN = [
@@ -114,6 +128,12 @@ KNOWN = [
     for option in callee.signature
     if option not in NO_OPTION
 ]
+
+
+def test_every_public_callable_is_here() -> None:
+    public = {name for module in (F, losses, miners, metrics, samplers) for name in module.__all__}
+    without_options = {"Expansion", "Mined", "NearestPositive", "MultiHead"}
+    assert public - without_options == {name.partition(",")[0] for name in CALLEES} - {"set_epoch", "merge_classes"}
 
 
 def finite(result: Any) -> bool:

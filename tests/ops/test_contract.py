@@ -190,11 +190,6 @@ SENTENCES = [
         "triplet_bwd: tile_active must be (ceil(M/128), ceil(N/128)) with M=6, N=5, got (2, 3)",
     ),
     ("pair_loss_fwd", {"neg_term": "moment"}, "pair_loss: bounds must be None with neg_term = moment, got a tensor"),
-    (
-        "pairwise_fwd",
-        {"x": X[:1].expand(2**31, 4)},
-        "pairwise: x must be of at most 2^31 - 1 rows, got (2147483648, 4)",
-    ),
     ("pairwise_fwd", {"metric": "cosine"}, "pairwise: metric must be 'dot' or 'euclidean' or 'squared', got 'cosine'"),
     ("spherical_expansion_fwd", {"n": 4}, "spherical_expansion: n must be in [1, D-1] with D=4, got 4"),
     (
@@ -245,6 +240,13 @@ def test_sentences(kernel, op, change, sentence):
     change = {k: v.to(kernel.device) if isinstance(v, torch.Tensor) and not v.is_meta else v for k, v in change.items()}
     sentence = sentence.replace("on cpu", f"on {next(iter(known.values())).device}")
     assert error(getattr(kernel.operators, op), **known | change) == (ValueError, sentence)
+
+
+def test_more_rows_than_kernels_count(kernel):
+    x = X[:1].to(kernel.device).expand(2**31, 4)
+    known = calls.arguments("pairwise_fwd", kernel) | {"x": x}
+    sentence = "pairwise: x must be of at most 2^31 - 1 rows, got (2147483648, 4)"
+    assert error(kernel.operators.pairwise_fwd, **known) == (ValueError, sentence)
 
 
 @pytest.mark.parametrize("op, change, sentence", NUMBERS, ids=[s[2].partition(" must")[0] for s in NUMBERS])

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import itertools
+import re
 
 import pytest
 import torch
 from support import operators as calls
+from support.every_loss import ROWS
 from torch.autograd import forward_ad
 
 from dmlkernels import _contract, _library, use_backend
@@ -190,3 +194,47 @@ def test_the_reference_has_every_mode(name):
         torch.testing.assert_close(slope, (torch.func.grad(f)(x) * v).sum())
         torch.testing.assert_close(torch.func.jacfwd(f)(x), torch.func.grad(f)(x))
         assert bool(slope != 0)
+
+
+SENTENCES = rf"{REFERENCE}|dmlkernels\.use_backend\('auto'\)"
+
+
+def result_or_sentence(function, *arguments):
+    try:
+        return function(*arguments), ""
+    except RuntimeError as error:
+        return None, str(error)
+
+
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.function is not None])
+def test_every_loss_has_every_mode_or_says_so(name):
+    """Of the gradient: along a direction, of a batch, as a row of a Jacobian."""
+    generator = torch.Generator().manual_seed(3)
+    x, v, proxies, u = torch.randn(4, 12, 6, generator=generator, dtype=torch.float64)
+    loss, y = getattr(F, str(ROWS[name].function)), torch.arange(12) // 3
+    takes = inspect.signature(loss).parameters
+    for sample, backend in itertools.product(({}, *ROWS[name].samples), ("native", "reference")):
+        options = {k: o for k, o in sample.items() if k in takes}
+        if options.get("negative") == "distance_weighted":
+            options["uniforms"] = u[:, :2].sigmoid()
+        if "centers_per_class" in takes:
+            options["centers_per_class"] = 3
+        own = [proxies[: 4 * options.get("centers_per_class", 1)]] if ROWS[name].proxies else []
+        f = functools.partial(lambda own, options, x: loss(x, y, *own, **options).sum(), own, options)
+        with use_backend(backend):
+            gradient = torch.func.grad(f)
+            results = {
+                "jacrev": (result_or_sentence(torch.func.jacrev(f), x), gradient(x)),
+                "vmap": (
+                    result_or_sentence(torch.func.vmap(gradient), torch.stack([x, 2 * x])),
+                    torch.stack([gradient(x), gradient(2 * x)]),
+                ),
+                "jvp": (result_or_sentence(torch.func.jvp, f, (x,), (v,)), (f(x), (gradient(x) * v).sum())),
+            }
+        for mode, ((got, sentence), right) in results.items():
+            if sentence:
+                assert re.search(SENTENCES, sentence), (mode, sample, backend, sentence)
+            else:
+                torch.testing.assert_close(got, right, msg=f"{mode} {sample} {backend}")
+        refused = {mode for mode, ((_, sentence), _) in results.items() if sentence}
+        assert refused == {"jvp"} if backend == "native" else refused <= {"vmap"}

@@ -1,9 +1,9 @@
 """Which cases of a test belong to which tier.
 
 `make test` runs every value of a parameter, not every combination: the cases that it keeps hold every value of each
-parameter, and on the native kernels pairs of values up to eight cases. `make test-full` runs all of them. A case of an
+parameter, and on the native kernels pairs of values too (Target.pairs). `make test-full` runs all of them. A case of an
 emulated backend takes up to ten times as long: `make test` gives it as many values as a few cases can hold
-(Target.cases), `make test-full` what `make test` gives the native kernels, and `make trust` runs the rest.
+(Target.cases), `make test-full` every value and pairs up to Target.pairs cases, and `make trust` runs the rest.
 
 Each backend starts elsewhere in the list, so that all of them see more combinations than one. What is slow and no
 sweep, a test leaves to the full tier by hand: pytest.mark.full, or pytest.mark.heavy, which keeps only the emulated

@@ -85,9 +85,9 @@ def test_unknown_spec_lists_the_choices(spec):
         load(spec)
 
 
-@pytest.mark.parametrize("size", [0, -3])
+@pytest.mark.parametrize("size", [0, -3, 2.5, True])
 def test_size_below_one(size):
-    with refused(f"size must be at least 1 pixel, got {size}"):
+    with refused(f"size must be an integer of at least 1 pixel, got {size}"):
         load("glyphs", size=size)
 
 
