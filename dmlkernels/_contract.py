@@ -34,6 +34,9 @@ from typing import Any, NamedTuple
 TILE = 128
 """Side of the tiles of pairs of which `tile_active` keeps one byte each; the same in every backend."""
 
+MAX_CENTERS_PER_CLASS = 128
+"""What the kernels take: the centers of a class stand in one tile."""
+
 _ROWS = """
 Tensor embeddings (M, D) floating
 Tensor labels (M,) int64
@@ -88,7 +91,7 @@ bool soft
 bool deterministic"""
 
 _SOFT_TRIPLE = f"""
-int centers_per_class; in [1, 128]
+int centers_per_class; in [1, {MAX_CENTERS_PER_CLASS}]
 float la
 float gamma; in (0, inf)
 float margin

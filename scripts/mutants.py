@@ -19,9 +19,10 @@ import shutil
 import subprocess
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
+
+from bench.report.faults import table
 
 from .faults import BACKENDS, FAULTS, Fault
 
@@ -143,16 +144,6 @@ def try_fault(number: int, rest: bool) -> dict[str, Any]:
     row = {"number": number, **fault._asdict(), "layer": fault.layer, "outcome": outcome, "tier": tier, "by": by}
     print(f"{number:3} {fault.layer:9} {outcome:11} {time.monotonic() - start:4.0f} s  {fault.file}: {by}", flush=True)
     return row
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """How many faults of each layer the tiers catch, in Markdown."""
-    lines = ["| layer | faults | caught by `make test` | by `make test-full` only | missed |", "|---|---|---|---|---|"]
-    for layer in BACKENDS:
-        of_layer = [row for row in rows if row["layer"] == layer]
-        count = Counter(row["tier"] if row["outcome"] == "caught" else "missed" for row in of_layer)
-        lines.append(f"| {layer} | {len(of_layer)} | {count['default']} | {count['full']} | {count['missed']} |")
-    return "\n".join(lines)
 
 
 def main() -> int:

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dmlkernels.ops.soft_triple import MAX_CENTERS_PER_CLASS
+from dmlkernels._contract import MAX_CENTERS_PER_CLASS
 
 from . import _configs, _pair, _rows
 

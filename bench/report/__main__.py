@@ -9,33 +9,35 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-from bench.report import kernels, losses, methods
+from bench.report import faults, kernels, losses, methods
 from bench.report.tables import ROOT, filled
 
-
-class Document(NamedTuple):
-    measured: Callable[[], Any]
-    blocks: Mapping[str, Callable[[Any], str]]  # name between the markers -> what stands there, of what was measured
+Blocks = dict[str, Callable[[], str]]  # name between the markers -> what stands there
 
 
-DOCUMENTS = {
-    "README.md": Document(kernels.measured, {"bench:cpu": kernels.summaries}),
-    "docs/performance.md": Document(kernels.measured, {"bench:cpu": kernels.everything}),
-    "docs/losses.md": Document(losses.measured, losses.BLOCKS),
-    "docs/methods.md": Document(methods.measured, methods.BLOCKS),
+def of(measured: Callable[[], Any], blocks: Mapping[str, Callable[[Any], str]]) -> Blocks:
+    """Blocks of what was measured."""
+    return {name: lambda render=render: render(measured()) for name, render in blocks.items()}  # type: ignore[misc]
+
+
+DOCUMENTS: dict[str, Blocks] = {
+    "README.md": {"losses": losses.overview, **of(kernels.measured, {"bench:cpu": kernels.summaries})},
+    "CONTRIBUTING.md": of(faults.measured, {"faults": faults.table}),
+    "docs/performance.md": of(kernels.measured, {"bench:cpu": kernels.everything}),
+    "docs/losses.md": {"losses:formulae": losses.formulae, **of(losses.measured, losses.BLOCKS)},
+    "docs/methods.md": of(methods.measured, methods.BLOCKS),
 }
 
 
 def stale(write: bool) -> list[str]:
     """Documents that differ from the committed results; with `write`, they are brought up to date."""
     different = []
-    for name, document in DOCUMENTS.items():
+    for name, blocks in DOCUMENTS.items():
         text = wanted = (ROOT / name).read_text(encoding="utf-8")
-        results = document.measured()
-        for block, render in document.blocks.items():
-            wanted = filled(wanted, block, render(results))
+        for block, render in blocks.items():
+            wanted = filled(wanted, block, render())
         if wanted != text:
             different.append(name)
             if write:

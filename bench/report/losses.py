@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from bench.report.kernels import render_machine
-from bench.report.tables import RESULTS, grid, read_json
+from bench.report.tables import RESULTS, grid, last, read_json
 from dmlkernels._losses import TABLE
 
 FILE = RESULTS / "losses.json"
@@ -64,18 +64,20 @@ ROWS = tuple(row for loss in TABLE for row in [_row(loss.choose, loss.name), *VA
 Runs = dict[str, dict[str, Any]]
 
 
-def _last(run: dict[str, Any], metric: str) -> float:
-    return run["evaluations"][-1][metric]
-
-
 def _milliseconds(seconds: float) -> str:
     return f"{1e3 * seconds:.3g} ms"
 
 
+def overview() -> str:
+    """The losses, and when to choose which."""
+    rows = [[f"`F.{x.function}`" if x.function else "", f"`losses.{x.module}`", x.choose] for x in TABLE]
+    return grid(["function", "module", "choose it"], rows)
+
+
 def formulae() -> str:
     """What the losses compute."""
-    lines = [f"| `{loss.name}` | `{loss.module}` | {loss.formula} |" for loss in TABLE]
-    return "\n".join(["| `--loss` | module | a row's (or proxy's) loss |", "|---|---|---|", *lines])
+    rows = [[f"`{loss.name}`", f"`{loss.module}`", loss.formula] for loss in TABLE]
+    return grid(["`--loss`", "module", "a row's (or proxy's) loss"], rows)
 
 
 def settings(results: dict[str, Any]) -> str:
@@ -94,11 +96,11 @@ def settings(results: dict[str, Any]) -> str:
 def rows(results: dict[str, Any]) -> str:
     """The rows, the best R@1 first."""
     runs: Runs = results["runs"]
-    measured = sorted((row for row in ROWS if row.name in runs), key=lambda row: -_last(runs[row.name], "recall_at_1"))
+    measured = sorted((row for row in ROWS if row.name in runs), key=lambda row: -last(runs[row.name], "recall_at_1"))
     body = []
     for row in measured:
         run = runs[row.name]
-        cells = [f"{_last(run, metric):.{digits}f}" for metric, (_, digits) in METRICS.items()]
+        cells = [f"{last(run, metric):.{digits}f}" for metric, (_, digits) in METRICS.items()]
         body.append([f"`{row.command}`", *cells, _milliseconds(run["step_time"])])
     untrained = next(iter(runs.values()))["evaluations"][0]
     cells = [f"{untrained[metric]:.{digits}f}" for metric, (_, digits) in METRICS.items()]
@@ -120,13 +122,13 @@ def choice(results: dict[str, Any]) -> str:
     """One sentence each on when to choose which, with what was measured."""
     runs: Runs = results["runs"]
     known = [row for row in ROWS if row.name in runs]
-    recalls = [_last(runs[row.name], "recall_at_1") for row in known]
-    ranks = sorted((_last(runs[row.name], "effective_rank") for row in known), reverse=True)
+    recalls = [last(runs[row.name], "recall_at_1") for row in known]
+    ranks = sorted((last(runs[row.name], "effective_rank") for row in known), reverse=True)
     fastest = min(runs[row.name]["step_time"] for row in known)
     lines = []
     for row, recall in zip(known, recalls, strict=True):
         run = runs[row.name]
-        rank = ranks.index(_last(run, "effective_rank")) + 1
+        rank = ranks.index(last(run, "effective_rank")) + 1
         slower = run["step_time"] / fastest
         cost = "the cheapest step" if slower == 1 else f"a step of {slower:.1f} times the cheapest"
         place = f"{_place(recall, recalls)}, effective rank {rank} of {len(known)}, {cost}"
@@ -135,7 +137,6 @@ def choice(results: dict[str, Any]) -> str:
 
 
 BLOCKS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "losses:formulae": lambda results: formulae(),
     "losses:settings": settings,
     "losses:rows": rows,
     "losses:choice": choice,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from statistics import mean, stdev
 from typing import Any
 
-from bench.report.tables import RESULTS, grid, read_json
+from bench.report.tables import RESULTS, grid, last, read_json
 from dmlkernels.train.rows import MERGED, ROWS
 
 FILE = RESULTS / "methods.json"
@@ -23,10 +23,6 @@ CLAIMS = {
     "spherical expansion": ("proxy-anchor-expansion", "proxy-anchor", ("recall_at_1", "map_at_r")),
 }
 Runs = dict[str, dict[str, Any]]
-
-
-def _last(run: dict[str, Any], metric: str) -> float:
-    return run["evaluations"][-1][metric]
 
 
 def _seeds(runs: Runs, row: str) -> list[dict[str, Any]]:
@@ -64,7 +60,7 @@ def rows(results: dict[str, Runs]) -> str:
     body = []
     for row in ROWS:
         runs = _seeds(results["rows"], row.name)
-        cells = [_spread([_last(run, metric) for run in runs], digits) for metric, (_, digits) in METRICS.items()]
+        cells = [_spread([last(run, metric) for run in runs], digits) for metric, (_, digits) in METRICS.items()]
         body.append([_label(row), *cells])
     untrained = [run["evaluations"][0] for run in _seeds(results["rows"], ROWS[0].name)]
     cells = [_spread([found[metric] for found in untrained], digits) for metric, (_, digits) in METRICS.items()]
@@ -78,7 +74,7 @@ def claims(results: dict[str, Runs]) -> str:
         pairs = list(zip(_seeds(results["rows"], row), _seeds(results["rows"], base), strict=True))
         for metric in metrics:
             title, digits = METRICS[metric]
-            gains = [_last(run, metric) - _last(other, metric) for run, other in pairs]
+            gains = [last(run, metric) - last(other, metric) for run, other in pairs]
             higher = sum(gain > 0 for gain in gains)
             body.append([method, title, _spread(gains, digits, "+"), f"{higher} of {len(gains)} seeds"])
     return grid(["method", "measure", "change", "higher in"], body)
@@ -89,7 +85,7 @@ def validation(results: dict[str, Runs]) -> str:
     metrics = ("recall_at_1", "map_at_r", "effective_rank")
     body = []
     for name, run in results["validation"].items():
-        body.append([name, *(f"{_last(run, metric):.{METRICS[metric][1]}f}" for metric in metrics)])
+        body.append([name, *(f"{last(run, metric):.{METRICS[metric][1]}f}" for metric in metrics)])
     first = next(iter(results["validation"].values()))
     caption = (
         f"One seed, {first['train_classes']:,} training classes, tested on {first['test_images']:,} images of the "
@@ -119,7 +115,7 @@ def _beside(results: dict[str, Runs], group: str, names: tuple[str, str]) -> str
             seeds = len(changed)
             pair = (_seeds(results["rows"], row.name)[:seeds], changed)
             cells = [
-                _spread([_last(run, metric) for run in runs], METRICS[metric][1]) for metric in metrics for runs in pair
+                _spread([last(run, metric) for run in runs], METRICS[metric][1]) for metric in metrics for runs in pair
             ]
             body.append([_label(row), *cells])
     compared = grid(["", *(f"{METRICS[metric][0]}, {name}" for metric in metrics for name in names)], body)

@@ -29,6 +29,11 @@ def filled(text: str, block: str, body: str) -> str:
     return between.sub(lambda _: "\n".join([begin, *([body] if body else []), end]), text)
 
 
+def last(run: dict[str, Any], metric: str) -> float:
+    """What a training ended with."""
+    return run["evaluations"][-1][metric]
+
+
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dmlkernels.reference.pairwise import compute_dtype
+
 Call = tuple[str, tuple[Any, ...]]  # an operator, and what it is called with
 
 M, N, C, TILE = 8192, 4000, 1000, 128
@@ -20,10 +22,6 @@ def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 def whole(rows: int) -> Tensor:
     return empty(rows, dtype=torch.int64)
-
-
-def compute(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def pairs(x: Tensor, reference: bool, ids: bool = False) -> tuple[Any, ...]:
@@ -43,7 +41,7 @@ NUMBERS = ("scale", "base", "ramp", "origin", "temperature")  # of a side
 
 
 def pair_loss(x: Tensor, precision: str, variant: dict[str, Any]) -> Iterator[Call]:
-    reference, dtype = variant.get("reference", False), compute(x.dtype)
+    reference, dtype = variant.get("reference", False), compute_dtype(x.dtype)
     start, n = pairs(x, reference, variant.get("ids", False)), N if reference else M
     bounds, per_row = empty(2, M, dtype=dtype) if variant.get("bounds") else None, empty(2, M, dtype=dtype)
     sides = []
@@ -92,11 +90,11 @@ def triplet(x: Tensor, precision: str, negative: str, soft: bool, reference: boo
     tiles = empty(*((0, 0) if negative == "semihard" else (-(-M // TILE), -(-n // TILE))), dtype=torch.uint8)
     options = (negative, 0.05, soft, precision, True)
     yield "triplet_fwd", (*start, *options, False)
-    yield "triplet_bwd", (empty(M, dtype=compute(x.dtype)), *start, tiles, *options, reference)
+    yield "triplet_bwd", (empty(M, dtype=compute_dtype(x.dtype)), *start, tiles, *options, reference)
 
 
 def selections(x: Tensor, precision: str, reference: bool) -> Iterator[Call]:
-    distance, row = empty(M, dtype=compute(x.dtype)), whole(M)
+    distance, row = empty(M, dtype=compute_dtype(x.dtype)), whole(M)
     start, gallery = pairs(x, reference), pairs(x, reference)[2]
     yield "nearest_positive_fwd", (*start, precision, False)
     yield "nearest_positive_bwd", (distance, x, gallery, row, True, reference)
@@ -107,7 +105,7 @@ def selections(x: Tensor, precision: str, reference: bool) -> Iterator[Call]:
 
 
 def soft_triple(x: Tensor, precision: str, per_class: int) -> Iterator[Call]:
-    y, w, dtype = whole(M), empty(C * per_class, x.shape[1], dtype=x.dtype), compute(x.dtype)
+    y, w, dtype = whole(M), empty(C * per_class, x.shape[1], dtype=x.dtype), compute_dtype(x.dtype)
     options = (per_class, 20.0, 0.1, 0.01, True, precision)
     yield "soft_triple_fwd", (x, y, w, *options)
     yield "soft_triple_bwd", (empty(M, dtype=dtype), x, y, w, empty(2, M, dtype=dtype), *options)

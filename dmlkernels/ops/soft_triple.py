@@ -6,10 +6,8 @@ import torch
 from torch import Tensor
 
 from .. import _backend, _checks
+from .._contract import MAX_CENTERS_PER_CLASS
 from ..reference import soft_triple as reference
-
-MAX_CENTERS_PER_CLASS = 128
-"""What the kernels take: the centers of a class stand in one tile."""
 
 
 def soft_triple_rows(

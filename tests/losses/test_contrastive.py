@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from support import brute_force, contract, hinge_oracles
+from support.pairs import all_pairs, ids_of, module_of, problem_of, tensors
 
 from dmlkernels import functional as F
 from dmlkernels import losses
@@ -25,28 +26,9 @@ EXTRAS = {
 }
 
 
-def tensors(pairs: Pairs):
-    return [t for t in (pairs.embeddings, pairs.ref_emb) if t is not None]
-
-
-def problem_of(pairs: Pairs, **more) -> brute_force.Problem:
-    return brute_force.Problem(*(None if t is None else t.cpu().numpy() for t in pairs), **more)
-
-
 def bound_to(pairs: Pairs, **options):
     """The function of the embeddings, and of the gallery if there is one."""
     return lambda x, g=None: F.contrastive_loss(x, pairs.labels, g, pairs.ref_labels, **options)
-
-
-def module_of(module, pairs: Pairs, indices=None, **ids):
-    return lambda x, g=None: module(x, pairs.labels, indices, g, pairs.ref_labels, **ids)
-
-
-def ids_of(pairs: Pairs) -> dict:
-    some = {"ids": torch.arange(len(pairs.labels), device=pairs.labels.device) // 2}
-    if pairs.ref_emb is None:
-        return some
-    return {**some, "ref_ids": torch.arange(len(pairs.ref_labels), device=pairs.labels.device) // 3}
 
 
 @pytest.mark.parametrize("extra", contract.thinned(EXTRAS, "easy", "easy_ignore"))
@@ -177,14 +159,6 @@ def test_statistics(backend, device, metric):
         members = [v for (i, j), v in values.items() if (p.y[i] == p.h[j]) == same]
         assert int(stats[f"active_{side}itives" if same else "active_negatives"]) == len(members)
         assert float(stats[f"mean_{side}_{name}"]) == pytest.approx(np.mean(members))
-
-
-def all_pairs(pairs: Pairs):
-    """(a1, p, a2, n) of every pair."""
-    p = problem_of(pairs)
-    rows = range(len(p.y))
-    listed = [[(i, j) for i in rows for j in p.positives(i)], [(i, j) for i in rows for j in p.negatives(i)]]
-    return tuple(torch.tensor(column, device=pairs.labels.device) for side in listed for column in zip(*side))
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)

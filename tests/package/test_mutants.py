@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.report.faults import table
 from scripts.faults import BACKENDS, FAULTS
-from scripts.mutants import planted, table
+from scripts.mutants import planted
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,6 +44,8 @@ def test_a_fault_of_two_places_is_refused():
 def test_the_table_counts_what_each_tier_catches():
     rows = [{"layer": "cpu", "outcome": "caught", "tier": tier} for tier in ("default", "default", "full")]
     rows += [{"layer": "cuda", "outcome": "missed", "tier": "full"}]
-    lines = table(rows).splitlines()
-    assert "| cpu | 3 | 2 | 1 | 0 |" in lines
-    assert "| cuda | 1 | 0 | 0 | 1 |" in lines
+    _, _, *lines = table(rows).splitlines()
+    assert [line.replace("|", " ").split() for line in lines] == [
+        ["cpu", "3", "2", "1", "0"],
+        ["cuda", "1", "0", "0", "1"],
+    ]
