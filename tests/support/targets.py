@@ -36,6 +36,6 @@ class Target(NamedTuple):
 KERNELS = [
     Target("native", "cpu", pairs=8),
     *([Target("native", "cuda", pairs=8)] if torch.cuda.is_available() else []),
-    Target("triton", "cpu", emulated=True, cases=1, pairs=4) if _triton.interpreted() else Target("triton", "cuda"),
-    Target("cuda-host", "cpu", emulated=True, cases=3, pairs=8),
+    Target("triton", "cpu", emulated=True, cases=1) if _triton.interpreted() else Target("triton", "cuda"),
+    Target("cuda-host", "cpu", emulated=True, cases=3, pairs=4),
 ]
