@@ -144,12 +144,16 @@ def readable(x: Tensor) -> bool:
     return type(x) is Tensor and x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
+def some_class(op: str, labels: Tensor, classes: int, argument: str = "labels") -> None:
+    """C > 0 where there are labels; that these lie in [0, C) an operator checks on a CPU, elsewhere it gives NaN."""
+    if classes == 0 and labels.shape[0] > 0:
+        fail(op, argument, "in [0, C) with C=0", f"{labels.shape[0]} labels")
+
+
 def class_labels(op: str, labels: Tensor, classes: int, argument: str = "labels") -> None:
-    """Every label in [0, C). On a GPU, which is not waited for, the result is NaN; in a graph the operator checks."""
-    rows = labels.shape[0]
-    if classes == 0 and rows > 0:
-        fail(op, argument, "in [0, C) with C=0", f"{rows} labels")
-    if rows == 0 or not readable(labels):
+    """Every label in [0, C), where no operator checks. On a GPU, which is not waited for, the result is NaN."""
+    some_class(op, labels, classes, argument)
+    if labels.shape[0] == 0 or not readable(labels):
         return
     low, high = (int(v) for v in labels.aminmax())
     if low < 0 or high >= classes:

@@ -304,11 +304,15 @@ class Interval(NamedTuple):
         """None where it follows from an optional argument that is not given: there it holds nothing off."""
         return self.low.value(known), self.high.value(known)
 
+    def begins(self, value: Any, known: Mapping[str, Any]) -> bool:
+        """Whether the value is not below it; false for NaN."""
+        low = self.low.value(known)
+        return bool(low <= value if self.text[0] == "[" else low < value)
+
     def holds(self, value: Any, known: Mapping[str, Any]) -> bool:
-        """Whether it lies inside; false for NaN."""
-        low, high = self.ends(known)
-        above = low <= value if self.text[0] == "[" else low < value
-        return bool(above and (value <= high if self.text[-1] == "]" else value < high))
+        """Whether the value lies inside; false for NaN."""
+        high = self.high.value(known)
+        return self.begins(value, known) and bool(value <= high if self.text[-1] == "]" else value < high)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -519,11 +523,10 @@ class _Check:
         x = self.given[a.name]
         if x is None or a.interval is None or x.numel() == 0 or None in a.interval.ends(self.sizes):
             return
-        # The lowest if it is outside, else the highest; both are NaN if one is.
-        ends = [end.item() for end in x.aminmax()]
-        outside = [end for end in ends if not a.interval.holds(end, self.sizes)]
-        if outside:
-            self.fail(a.name, f"in {a.interval.text}", _text(outside[0]), a.interval.names)
+        low, high = (end.item() for end in x.aminmax())  # both are NaN if one number is
+        worst = high if a.interval.begins(low, self.sizes) else low
+        if not a.interval.holds(worst, self.sizes):
+            self.fail(a.name, f"in {a.interval.text}", _text(worst), a.interval.names)
 
 
 def check(operator: str, given: Mapping[str, Any], read: bool = False) -> dict[str, Any]:

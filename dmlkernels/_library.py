@@ -19,6 +19,7 @@ from ._contract import OPERATORS, SCHEMAS
 
 _LIBRARY_DIR = Path(__file__).parent / "lib"
 _libraries: dict[str, torch.library.Library] = {}
+_autograd_kernels: dict[tuple[str, str], Callable] = {}  # by namespace and operator
 
 
 def load_native() -> None:
@@ -84,7 +85,8 @@ def _define(namespace: str) -> None:
         if name.endswith("_bwd"):
             forward = name.replace("_bwd", "_fwd")
             for of, rule in ((forward, Gradient(forward, overload)), (name, NoGradient(name))):
-                library.impl(of, _autograd(of, overloads[of], rule), "Autograd", with_keyset=True)
+                kernel = _autograd_kernels[namespace, of] = _autograd(of, overloads[of], rule)
+                library.impl(of, kernel, "Autograd", with_keyset=True)
 
 
 def add_backend(name: str, namespace: str) -> None:
@@ -99,6 +101,18 @@ def implement(namespace: str, operator: str, function: Callable, device: str) ->
     _libraries[namespace].impl(operator, function, device.upper())
 
 
+def operator(namespace: str, name: str) -> Callable:
+    """A forward operator of a namespace, to be called at once.
+
+    Its Autograd kernel itself where nothing else would look at the call: of a few rows, a twentieth of the time of a
+    loss is the dispatcher, which hands some thirty arguments back to Python.
+    """
+    kernel = None
+    if not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()):
+        kernel = _autograd_kernels.get((namespace, name))
+    return functools.partial(kernel, None) if kernel else getattr(getattr(torch.ops, namespace), name)
+
+
 def _fake(operator: str, *values: Any) -> Tensor | tuple[Tensor, ...]:
     made = [
         like.new_empty(shape, dtype=getattr(torch, dtype))
@@ -111,14 +125,16 @@ def _autograd(name: str, operator: torch._ops.OpOverload, rule: Gradient | NoGra
     """The Autograd kernel of an operator.
 
     `torch.library.register_autograd` would give forward-mode derivatives of zero without a word, and fails inside
-    `torch.func`. This is what it does otherwise.
+    `torch.func`. This is what it does otherwise. Without a keyset it was called by no dispatcher.
     """
 
-    def below(keyset: torch._C.DispatchKeySet, values: tuple) -> Any:
+    def below(keyset: torch._C.DispatchKeySet | None, values: tuple) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
+            if keyset is None:
+                return operator(*values)
             return operator.redispatch(keyset & torch._C._after_autograd_keyset, *values)
 
-    def forward(ctx: Any, keyset: torch._C.DispatchKeySet, *values: Any) -> Any:
+    def forward(ctx: Any, keyset: torch._C.DispatchKeySet | None, *values: Any) -> Any:
         if torch._C._are_functorch_transforms_active():
             # Below are the outer transforms, which differentiate too; a Function has turned both modes off.
             with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
@@ -136,7 +152,7 @@ def _autograd(name: str, operator: torch._ops.OpOverload, rule: Gradient | NoGra
         name, (_SingleLevelFunction,), {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     )
 
-    def kernel(keyset: torch._C.DispatchKeySet, *values: Any) -> Any:
+    def kernel(keyset: torch._C.DispatchKeySet | None, *values: Any) -> Any:
         if forward_ad._current_level >= 0 and any(isinstance(v, Tensor) and _has_tangent(v) for v in values):
             raise _no_forward_mode(name.rpartition("_")[0])
         if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*values)):

@@ -1,17 +1,21 @@
 #pragma once
-// ATen's own operators that the stable headers do not wrap, by torch's dispatcher.
+// ATen's own operators that the stable headers do not wrap, or slowly.
 
 #include <array>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
 
 namespace dml::aten {
 
+using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using torch::stable::detail::from;
 using torch::stable::detail::to;
@@ -22,6 +26,22 @@ template <size_t N>
 void call(const char* op, const char* overload, std::array<StableIValue, N>& stack) {
   if (torch_call_dispatcher(op, overload, stack.data(), TORCH_ABI_VERSION) != 0)
     throw std::runtime_error(std::string(op) + " failed; torch has logged its error");
+}
+
+// Uninitialised, on the device of another one. The headers' own `new_empty` and `contiguous` look their operators up by
+// name at each call, which takes longer than the pairs of a few rows.
+inline Tensor empty(const Tensor& like, const std::vector<int64_t>& shape, ScalarType type) {
+  int32_t code = to<int32_t>(from(type));
+  AtenTensorHandle made = nullptr;
+  if (aoti_torch_aten_new_empty(like.get(), shape.data(), static_cast<int64_t>(shape.size()), &code, nullptr, nullptr,
+                                0, nullptr, &made) != AOTI_TORCH_SUCCESS)
+    throw std::runtime_error("aten::new_empty failed; torch has logged its error");
+  return Tensor(made);
+}
+
+inline Tensor as_contiguous(const Tensor& x) { return x.is_contiguous() ? x : torch::stable::contiguous(x); }
+inline std::optional<Tensor> as_contiguous(const std::optional<Tensor>& x) {
+  return x ? std::make_optional(as_contiguous(*x)) : std::nullopt;
 }
 
 // Into a tensor that is there, because autocast would make a new one of bfloat16.

@@ -13,6 +13,8 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include "common/aten.h"
+
 #define DML_CHECK(condition, op, argument, expected, got)                \
   do {                                                                   \
     if (!(condition)) dml::fail(op, argument, expected, dml::text(got)); \
@@ -79,9 +81,6 @@ inline ScalarType compute_type(const Tensor& x) {
   return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-using torch::stable::contiguous;
-inline std::optional<Tensor> contiguous(const std::optional<Tensor>& x) {
-  return x ? std::make_optional(contiguous(*x)) : std::nullopt;
-}
+using aten::as_contiguous;
 
 }  // namespace dml

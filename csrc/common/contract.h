@@ -50,10 +50,9 @@ class Size {
 struct Interval {
   std::string text;
   double low, high;
-  // False for NaN.
-  bool holds(double v) const {
-    return (text.front() == '[' ? v >= low : v > low) && (text.back() == ']' ? v <= high : v < high);
-  }
+  // Both are false for NaN.
+  bool begins(double v) const { return text.front() == '[' ? v >= low : v > low; }
+  bool holds(double v) const { return begins(v) && (text.back() == ']' ? v <= high : v < high); }
 };
 
 class Arguments {
@@ -79,19 +78,21 @@ class Arguments {
     DML_CHECK(x.dim() != 2 || x.size(0) <= INT32_MAX, subject_, name, "of at most 2^31 - 1 rows", x);
   }
 
-  void dtype(const char* name, const Tensor& x, std::initializer_list<ScalarType> types,
-             const std::string& of = {}) const {
+  // Sentences are put together when they are needed: a call of a few rows would wait for all of them.
+  void dtype(const char* name, const Tensor& x, std::initializer_list<ScalarType> types) const {
     if (std::find(types.begin(), types.end(), x.scalar_type()) != types.end()) return;
     std::string expected;
     for (const ScalarType& type : types)
       expected += (&type == types.begin() ? "" : &type == types.end() - 1 ? " or " : ", ") + text(type);
-    fail(subject_, name, expected + of, text(x.scalar_type()));
+    fail(subject_, name, expected, text(x.scalar_type()));
   }
   void dtype_like(const char* name, const Tensor& x, const char* other_name, const Tensor& other) const {
-    dtype(name, x, {other.scalar_type()}, std::string(" like ") + other_name);
+    DML_CHECK(x.scalar_type() == other.scalar_type(), subject_, name, text(other.scalar_type()) + " like " + other_name,
+              x.scalar_type());
   }
   void dtype_of_sums(const char* name, const Tensor& x, const char* other_name, const Tensor& other) const {
-    dtype(name, x, {compute_type(other)}, std::string(" for ") + other_name + " of " + text(other.scalar_type()));
+    DML_CHECK(x.scalar_type() == compute_type(other), subject_, name,
+              text(compute_type(other)) + " for " + other_name + " of " + text(other.scalar_type()), x.scalar_type());
   }
 
   void device(const char* name, const Tensor& x) const {
@@ -100,11 +101,9 @@ class Arguments {
   }
 
   void choice(const char* name, const std::string& value, std::initializer_list<const char*> choices) const {
+    if (std::find(choices.begin(), choices.end(), value) != choices.end()) return;
     std::string expected;
-    for (const char* choice : choices) {
-      if (value == choice) return;
-      expected += (expected.empty() ? "'" : " or '") + std::string(choice) + "'";
-    }
+    for (const char* choice : choices) expected += (expected.empty() ? "'" : " or '") + std::string(choice) + "'";
     fail(subject_, name, expected, "'" + value + "'");
   }
 
@@ -117,10 +116,10 @@ class Arguments {
     DML_CHECK(!value || partner, subject_, name, std::string("False without ") + partner_name, std::string("True"));
   }
 
-  // What a tensor holds: its lowest number is named if that is outside, else its highest, and NaN if there is one.
+  // What a tensor holds: its lowest number is named if that is below, else its highest, and NaN if there is one.
   template <class Value>
   void numbers(const char* name, const Tensor& x, const Interval& interval, Knowns known) const {
-    const Tensor here = contiguous(x);
+    const Tensor here = as_contiguous(x);
     const Value* values = static_cast<const Value*>(here.const_data_ptr());
     const int64_t count = here.numel();
     if (count == 0) return;
@@ -129,7 +128,7 @@ class Arguments {
       low = values[k] >= low ? low : values[k];
       high = values[k] <= high ? high : values[k];
     }
-    const Value worst = interval.holds(static_cast<double>(low)) ? high : low;
+    const Value worst = interval.begins(static_cast<double>(low)) ? high : low;
     this->interval(name, worst, interval, known);
   }
 

@@ -17,11 +17,12 @@ struct Listed {
 };
 
 inline std::vector<Listed> lists_of(const operators::nearest_positive_bwd& a) {
-  return {{contiguous(a.index), contiguous(a.grad_distance)}};
+  return {{as_contiguous(a.index), as_contiguous(a.grad_distance)}};
 }
 
 inline std::vector<Listed> lists_of(const operators::mine_bwd& a) {
-  return {{contiguous(a.pos_index), contiguous(a.grad_pos)}, {contiguous(a.neg_index), contiguous(a.grad_neg)}};
+  return {{as_contiguous(a.pos_index), as_contiguous(a.grad_pos)},
+          {as_contiguous(a.neg_index), as_contiguous(a.grad_neg)}};
 }
 
 }  // namespace dml

@@ -15,12 +15,12 @@ struct PairArguments {
   template <class Taken>
   explicit PairArguments(const Taken& t)
       : op(Taken::subject),
-        embeddings(contiguous(t.embeddings)),
-        labels(contiguous(t.labels)),
-        ref_emb(contiguous(t.ref_emb)),
-        ref_labels(contiguous(t.ref_labels)),
-        ids(contiguous(t.ids)),
-        ref_ids(contiguous(t.ref_ids)),
+        embeddings(as_contiguous(t.embeddings)),
+        labels(as_contiguous(t.labels)),
+        ref_emb(as_contiguous(t.ref_emb)),
+        ref_labels(as_contiguous(t.ref_labels)),
+        ids(as_contiguous(t.ids)),
+        ref_ids(as_contiguous(t.ref_ids)),
         ignore_index(t.ignore_index),
         normalize(t.normalize) {}
   bool self() const { return !ref_emb.has_value(); }

@@ -46,12 +46,12 @@ struct PairLossState {
   Tensor grad_stats, grad_log_sums, grad_sums, stats, log_sums, active;
 
   explicit PairLossState(const operators::pair_loss_bwd& a)
-      : grad_stats(contiguous(a.grad_stats)),
-        grad_log_sums(contiguous(a.grad_log_sums)),
-        grad_sums(contiguous(a.grad_sums)),
-        stats(contiguous(a.stats)),
-        log_sums(contiguous(a.log_sums)),
-        active(contiguous(a.tile_active)) {}
+      : grad_stats(as_contiguous(a.grad_stats)),
+        grad_log_sums(as_contiguous(a.grad_log_sums)),
+        grad_sums(as_contiguous(a.grad_sums)),
+        stats(as_contiguous(a.stats)),
+        log_sums(as_contiguous(a.log_sums)),
+        active(as_contiguous(a.tile_active)) {}
 };
 
 // Range of the scores of unit rows.

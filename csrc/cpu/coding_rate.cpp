@@ -98,7 +98,7 @@ std::tuple<Tensor, Tensor> large_matrices(const Tensor& a, bool check, bool need
   const int64_t batch = a.size(0), n = a.size(1);
   const auto [factor, info] = aten::cholesky(a);
   // LAPACK may return its factors by columns.
-  const Tensor l = contiguous(factor);
+  const Tensor l = as_contiguous(factor);
   Tensor logdet = filled(a, {batch}, kType<T>, 0);
   const int32_t* failed = static_cast<const int32_t*>(info.const_data_ptr());
   bool any_failed = false;
@@ -113,7 +113,7 @@ std::tuple<Tensor, Tensor> large_matrices(const Tensor& a, bool check, bool need
       for (int64_t j = 0; j < n; ++j) data<T>(l)[(matrix * n + i) * n + j] = i == j;
   }
   if (!need_inverse) return {logdet, filled(a, {0, n, n}, kType<T>, 0)};
-  Tensor inverse = contiguous(aten::cholesky_inverse(l));
+  Tensor inverse = as_contiguous(aten::cholesky_inverse(l));
   for (int64_t matrix = 0; any_failed && matrix < batch; ++matrix)
     if (std::isnan(data<T>(logdet)[matrix]))
       std::fill_n(data<T>(inverse) + matrix * n * n, n * n, static_cast<T>(kNaN));
@@ -127,7 +127,7 @@ std::tuple<Tensor, Tensor> cholesky_as(const Tensor& a, bool check, bool need_in
 }
 
 std::tuple<Tensor, Tensor> cholesky_fwd(const operators::cholesky_fwd& a) {
-  const Tensor matrices = contiguous(a.A);
+  const Tensor matrices = as_contiguous(a.A);
   return in_compute_type(matrices, [&]<class T>() { return cholesky_as<T>(matrices, a.check, a.need_inverse); });
 }
 
@@ -144,7 +144,7 @@ Tensor scale_matrices(const Tensor& grad, const Tensor& inverse) {
 }
 
 Tensor cholesky_bwd(const operators::cholesky_bwd& a) {
-  const Tensor g = contiguous(a.grad_logdet), x = contiguous(a.inverse);
+  const Tensor g = as_contiguous(a.grad_logdet), x = as_contiguous(a.inverse);
   return in_compute_type(x, [&]<class T>() { return scale_matrices<T>(g, x); });
 }
 
@@ -168,10 +168,10 @@ double large_rate(const Rows<T>& rows, int64_t begin, int64_t end, double a, dou
   using torch::stable::transpose;
   const RowsView<T>& view = rows.view;
   const int64_t n = end - begin, d = view.d, side = std::min(n, d);
-  Tensor z = torch::stable::new_empty(like, std::vector<int64_t>{n, d}, kType<T>);
+  Tensor z = aten::empty(like, {n, d}, kType<T>);
   for (int64_t i = 0; i < n; ++i) std::copy_n(view.rows + (begin + i) * view.stride, d, data<T>(z) + i * d);
   const Tensor zt = transpose(z, 0, 1);
-  Tensor gram = torch::stable::new_empty(like, std::vector<int64_t>{side, side}, kType<T>);
+  Tensor gram = aten::empty(like, {side, side}, kType<T>);
   n <= d ? aten::multiply(z, zt, gram) : aten::multiply(zt, z, gram);
   double trace = 0;
   for (int64_t k = 0; k < side * side; ++k) data<T>(gram)[k] *= static_cast<T>(a);
@@ -179,14 +179,14 @@ double large_rate(const Rows<T>& rows, int64_t begin, int64_t end, double a, dou
     trace += static_cast<double>(data<T>(gram)[k * side + k]);
     data<T>(gram)[k * side + k] += 1;
   }
-  const Tensor l = contiguous(std::get<0>(aten::cholesky(gram)));
+  const Tensor l = as_contiguous(std::get<0>(aten::cholesky(gram)));
   if (o.need_grad) {
-    Tensor g = torch::stable::new_empty(like, std::vector<int64_t>{n, d}, kType<T>);
+    Tensor g = aten::empty(like, {n, d}, kType<T>);
     if (1 + trace <= kInvertible) {
       const Tensor inverse = aten::cholesky_inverse(l);
       n <= d ? aten::multiply(inverse, z, g) : aten::multiply(z, inverse, g);
     } else {
-      g = contiguous(n <= d ? aten::cholesky_solve(z, l) : transpose(aten::cholesky_solve(zt, l), 0, 1));
+      g = as_contiguous(n <= d ? aten::cholesky_solve(z, l) : transpose(aten::cholesky_solve(zt, l), 0, 1));
     }
     torch::stable::parallel_for(0, n, 64, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {
@@ -305,8 +305,8 @@ double squared_norms(const Tensor& z, bool normalize) {
 
 std::tuple<Tensor, Tensor> coding_rate_fwd(const operators::coding_rate_fwd& a) {
   const RateOptions o = rate_options(a);
-  const Tensor x = contiguous(a.z);
-  const std::optional<Tensor> labels = contiguous(a.labels);
+  const Tensor x = as_contiguous(a.z);
+  const std::optional<Tensor> labels = as_contiguous(a.labels);
   // Rows of one class, not normalised, can outweigh all others: their bound is not that of the whole.
   const bool wide = compute_type(x) == ScalarType::Double || (labels && !a.normalize) ||
                     condition_bound(x.size(0), x.size(1), o, squared_norms(x, a.normalize)) > kFloatCondition;
@@ -314,7 +314,7 @@ std::tuple<Tensor, Tensor> coding_rate_fwd(const operators::coding_rate_fwd& a) 
 }
 
 Tensor coding_rate_bwd(const operators::coding_rate_bwd& a) {
-  const Tensor x = contiguous(a.rate_grad);
+  const Tensor x = as_contiguous(a.rate_grad);
   const double g = in_compute_type(
       x, [&]<class T>() { return static_cast<double>(*static_cast<const T*>(a.grad_rate.const_data_ptr())); });
   Tensor out = torch::stable::empty_like(x);

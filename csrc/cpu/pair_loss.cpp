@@ -102,7 +102,7 @@ template <class T>
 Statistics forward_as(const operators::pair_loss_fwd& t) {
   const PairArguments a(t);
   const PairLossOptions o(t);
-  const std::optional<Tensor> bounds = contiguous(t.bounds);
+  const std::optional<Tensor> bounds = as_contiguous(t.bounds);
   const int64_t m = a.queries(), n = a.gallery();
   const ScalarType type = compute_type(a.embeddings);
   const PairRows<T> rows = prepare_pairs<T>(a, Layout::panels);
@@ -112,7 +112,7 @@ Statistics forward_as(const operators::pair_loss_fwd& t) {
   constexpr double kNone = -std::numeric_limits<double>::infinity();
   // Filled here: of few rows, a call of the dispatcher costs more than their pairs.
   const auto by_row = [&](double value) {
-    Tensor x = torch::stable::new_empty(a.embeddings, std::vector<int64_t>{2, m}, type);
+    Tensor x = aten::empty(a.embeddings, {2, m}, type);
     std::fill_n(static_cast<T*>(x.mutable_data_ptr()), 2 * m, static_cast<T>(value));
     return x;
   };
@@ -188,7 +188,7 @@ std::tuple<Tensor, Tensor> backward_as(const operators::pair_loss_bwd& t) {
   const PairArguments a(t);
   const PairLossOptions o(t);
   const PairLossState state(t);
-  const std::optional<Tensor> bounds = contiguous(t.bounds);
+  const std::optional<Tensor> bounds = as_contiguous(t.bounds);
   const bool need_grad_ref = t.need_grad_ref;
   const ScalarType type = a.embeddings.scalar_type();
   const int64_t m = a.queries(), d = a.embeddings.size(1);

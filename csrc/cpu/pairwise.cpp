@@ -28,7 +28,7 @@ template <class T>
 Tensor forward_as(const Tensor& x, const std::optional<Tensor>& y, Metric metric, bool normalize) {
   const Operands<T> rows(x, y, normalize, Layout::panels);
   const RowsView<T>&q = rows.x.view, &g = rows.y().view;
-  Tensor out = torch::stable::new_empty(x, std::vector<int64_t>{q.n, g.n}, x.scalar_type());
+  Tensor out = aten::empty(x, {q.n, g.n}, x.scalar_type());
   const auto& kernel = kernels<PairwiseKernels<T>>();
   PairwiseProblem<T> problem{};
   problem.q = q;
@@ -89,15 +89,15 @@ std::tuple<Tensor, Tensor> backward_as(const Tensor& grad_out, const Tensor& x, 
 }
 
 Tensor pairwise_fwd(const operators::pairwise_fwd& a) {
-  const Tensor x = contiguous(a.x);
+  const Tensor x = as_contiguous(a.x);
   return in_compute_type(
-      x, [&]<class T>() { return forward_as<T>(x, contiguous(a.y), metric_of(a.metric), a.normalize); });
+      x, [&]<class T>() { return forward_as<T>(x, as_contiguous(a.y), metric_of(a.metric), a.normalize); });
 }
 
 std::tuple<Tensor, Tensor> pairwise_bwd(const operators::pairwise_bwd& a) {
-  const Tensor grad = contiguous(a.grad_out), x = contiguous(a.x);
+  const Tensor grad = as_contiguous(a.grad_out), x = as_contiguous(a.x);
   return in_compute_type(
-      x, [&]<class T>() { return backward_as<T>(grad, x, contiguous(a.y), metric_of(a.metric), a.normalize); });
+      x, [&]<class T>() { return backward_as<T>(grad, x, as_contiguous(a.y), metric_of(a.metric), a.normalize); });
 }
 
 }  // namespace

@@ -271,8 +271,7 @@ Rows<T> prepare_finite_rows(const Tensor& x, bool normalize, Layout layout, int6
 }
 
 Tensor filled(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType type, double value) {
-  Tensor out = torch::stable::new_empty(like, std::vector<int64_t>(shape), type);
-  return torch::stable::fill_(out, value);
+  return torch::stable::fill_(aten::empty(like, shape, type), value);
 }
 
 template <class T>

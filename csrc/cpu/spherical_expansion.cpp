@@ -72,14 +72,15 @@ struct Frame {
 
 // (k, n-1, D) as the (k, (n-1) D) matrix whose rows are read in pieces.
 Tensor flat(const Tensor& noise) {
-  return torch::stable::reshape(contiguous(noise), std::vector<int64_t>{noise.size(0), noise.size(1) * noise.size(2)});
+  return torch::stable::reshape(as_contiguous(noise),
+                                std::vector<int64_t>{noise.size(0), noise.size(1) * noise.size(2)});
 }
 
 template <class T>
 std::tuple<Tensor, Tensor> forward_as(const Tensor& z, const Tensor& proxies, const Tensor& noise, int n) {
   const int64_t k = z.size(0), d = z.size(1);
-  Tensor out = torch::stable::new_empty(z, std::vector<int64_t>{k * n, d}, z.scalar_type());
-  Tensor valid = torch::stable::new_empty(z, std::vector<int64_t>{k}, ScalarType::Bool);
+  Tensor out = aten::empty(z, {k * n, d}, z.scalar_type());
+  Tensor valid = aten::empty(z, {k}, ScalarType::Bool);
   bool* flags = static_cast<bool*>(valid.mutable_data_ptr());
   torch::stable::parallel_for(0, k, 8, [&](int64_t begin, int64_t end) {
     Frame<T> frame(d, n);
@@ -107,7 +108,7 @@ std::tuple<Tensor, Tensor> forward_as(const Tensor& z, const Tensor& proxies, co
 template <class T>
 Tensor backward_as(const Tensor& grad, const Tensor& z, const Tensor& proxies, const Tensor& noise, int n) {
   const int64_t k = z.size(0), d = z.size(1);
-  Tensor out = torch::stable::new_empty(z, std::vector<int64_t>{k, d}, z.scalar_type());
+  Tensor out = aten::empty(z, {k, d}, z.scalar_type());
   torch::stable::parallel_for(0, k, 8, [&](int64_t begin, int64_t end) {
     Frame<T> frame(d, n);
     std::vector<T> sum(static_cast<size_t>(d)), g(static_cast<size_t>(d));
@@ -137,13 +138,13 @@ Tensor backward_as(const Tensor& grad, const Tensor& z, const Tensor& proxies, c
 
 std::tuple<Tensor, Tensor> spherical_expansion_fwd(const operators::spherical_expansion_fwd& a) {
   return in_compute_type(a.z, [&]<class T>() {
-    return forward_as<T>(contiguous(a.z), contiguous(a.proxies), flat(a.noise), static_cast<int>(a.n));
+    return forward_as<T>(as_contiguous(a.z), as_contiguous(a.proxies), flat(a.noise), static_cast<int>(a.n));
   });
 }
 
 Tensor spherical_expansion_bwd(const operators::spherical_expansion_bwd& a) {
   return in_compute_type(a.z, [&]<class T>() {
-    return backward_as<T>(contiguous(a.grad), contiguous(a.z), contiguous(a.proxies), flat(a.noise),
+    return backward_as<T>(as_contiguous(a.grad), as_contiguous(a.z), as_contiguous(a.proxies), flat(a.noise),
                           static_cast<int>(a.n));
   });
 }

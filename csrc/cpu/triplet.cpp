@@ -138,7 +138,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> triplet_fwd(const operators::triplet_
 
 std::tuple<Tensor, Tensor> triplet_bwd(const operators::triplet_bwd& t) {
   const PairArguments a(t);
-  const Tensor grad = contiguous(t.grad_loss_sum), active = contiguous(t.tile_active);
+  const Tensor grad = as_contiguous(t.grad_loss_sum), active = as_contiguous(t.tile_active);
   return in_compute_type(
       a.embeddings, [&]<class T>() { return backward_as<T>(a, TripletOptions(t), grad, active, t.need_grad_ref); });
 }

@@ -20,8 +20,8 @@ constexpr ScalarType kType = sizeof(T) == 8 ? ScalarType::Double : ScalarType::F
 template <class T>
 std::tuple<Tensor, Tensor> factor_by_solver(const Tensor& a, Stream stream) {
   const auto [factor, codes] = aten::cholesky(a);
-  const Tensor l = contiguous(factor);  // its own order is by columns
-  const Tensor info = contiguous(codes);
+  const Tensor l = as_contiguous(factor);  // its own order is by columns
+  const Tensor info = as_contiguous(codes);
   Tensor logdet = empty(a, {a.size(0)}, kType<T>);
   logdet_of_factors<T>(data<T>(l), data<int32_t>(info), a.size(0), static_cast<int>(a.size(1)), data<T>(logdet),
                        stream);
@@ -53,7 +53,7 @@ std::tuple<Tensor, Tensor> cholesky_as(const Tensor& a, bool check, bool need_in
   if (n > kSharedMatrix<T>) {
     const auto [logdet, l] = factor_by_solver<T>(a, stream);
     if (check) check_positive_definite<T>(logdet);
-    return {logdet, need_inverse ? contiguous(aten::cholesky_inverse(l)) : empty(a, {0, n, n}, kType<T>)};
+    return {logdet, need_inverse ? as_contiguous(aten::cholesky_inverse(l)) : empty(a, {0, n, n}, kType<T>)};
   }
   const Tensor logdet = empty(a, {batch}, kType<T>), inverse = empty(a, {need_inverse ? batch : 0, n, n}, kType<T>);
   factor_own<T>(a, logdet, need_inverse ? data<T>(inverse) : nullptr, stream);
@@ -63,7 +63,7 @@ std::tuple<Tensor, Tensor> cholesky_as(const Tensor& a, bool check, bool need_in
 
 std::tuple<Tensor, Tensor> cholesky_fwd(const operators::cholesky_fwd& a) {
   const OnDevice device(a.A);
-  const Tensor matrices = contiguous(a.A);
+  const Tensor matrices = as_contiguous(a.A);
   return in_compute_type(matrices,
                          [&]<class T>() { return cholesky_as<T>(matrices, a.check, a.need_inverse, device.stream); });
 }
@@ -78,7 +78,7 @@ Tensor cholesky_bwd_as(const Tensor& grad, const Tensor& inverse, Stream stream)
 
 Tensor cholesky_bwd(const operators::cholesky_bwd& a) {
   const OnDevice device(a.inverse);
-  const Tensor grad = contiguous(a.grad_logdet), x = contiguous(a.inverse);
+  const Tensor grad = as_contiguous(a.grad_logdet), x = as_contiguous(a.inverse);
   return in_compute_type(x, [&]<class T>() { return cholesky_bwd_as<T>(grad, x, device.stream); });
 }
 
@@ -125,7 +125,7 @@ void total_rate(const RateProblem<T>& p) {
     logdet = value;
     const Tensor l = torch::stable::select(factor, 0, 0);
     if (p.o.need_grad)
-      y = contiguous(n <= d ? aten::cholesky_solve(f, l) : transpose(aten::cholesky_solve(ft, l), 0, 1));
+      y = as_contiguous(n <= d ? aten::cholesky_solve(f, l) : transpose(aten::cholesky_solve(ft, l), 0, 1));
   }
   sum_terms<T>(data<T>(logdet), 1, 0.5, stored(p.rate), p.stream);
   if (!p.o.need_grad) return;
@@ -138,7 +138,7 @@ void total_rate(const RateProblem<T>& p) {
 template <class T>
 void rate_of_classes(const RateProblem<T>& p, const Tensor& labels) {
   const int64_t n = p.rows(), d = p.width();
-  const auto [sorted, order] = stable_sort(contiguous(labels));
+  const auto [sorted, order] = stable_sort(as_contiguous(labels));
   scale_rows<T>(stored(p.z), n, d, p.o.normalize, data<T>(p.scale), nullptr, p.stream);
   const bool large = std::min(n, d) > kClassSide;
   const Tensor y = p.gradient_scratch(), tiles = empty(p.z, {large ? n : 0, d}, kType<T>);
@@ -165,7 +165,7 @@ std::tuple<Tensor, Tensor> coding_rate_fwd(const operators::coding_rate_fwd& a) 
   if (n == 0 || d == 0)
     return {filled(a.z, {}, compute_type(a.z), 0), empty(a.z, {a.need_grad ? n : 0, d}, a.z.scalar_type())};
   const OnDevice device(a.z);
-  const Tensor x = contiguous(a.z);
+  const Tensor x = as_contiguous(a.z);
   // Without normalising nothing bounds the condition number that the host knows of.
   const bool wide = compute_type(x) == ScalarType::Double || !a.normalize ||
                     condition_bound(n, d, o, static_cast<double>(n)) > kFloatCondition;
@@ -174,7 +174,7 @@ std::tuple<Tensor, Tensor> coding_rate_fwd(const operators::coding_rate_fwd& a) 
 
 Tensor coding_rate_bwd(const operators::coding_rate_bwd& a) {
   const OnDevice device(a.rate_grad);
-  const Tensor x = contiguous(a.rate_grad);
+  const Tensor x = as_contiguous(a.rate_grad);
   Tensor out = empty(x, {x.size(0), x.size(1)}, x.scalar_type());
   scale_rate_gradient(stored(a.grad_rate), stored(x), x.size(0) * x.size(1), stored(out), device.stream);
   return out;

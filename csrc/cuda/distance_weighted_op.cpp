@@ -41,7 +41,7 @@ Tensor forward_as(const PairArguments& a, const Tensor& uniforms, const Distance
 Tensor distance_weighted_fwd(const operators::distance_weighted_fwd& taken) {
   const PairArguments a(taken);
   const auto density = DistanceDensity::make(a.embeddings.size(1), taken.cutoff, taken.nonzero_loss_cutoff);
-  const Tensor u = contiguous(taken.uniforms);
+  const Tensor u = as_contiguous(taken.uniforms);
   return in_compute_type(a.embeddings,
                          [&]<class T>() { return forward_as<T>(a, u, density, taken.precision, taken.check_finite); });
 }

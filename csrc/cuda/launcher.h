@@ -46,15 +46,12 @@ class OnDevice {
 
 using Shape = std::vector<int64_t>;
 
-inline Tensor empty(const Tensor& like, const Shape& shape, ScalarType type) {
-  return torch::stable::new_empty(like, shape, type);
-}
+using aten::empty;
 inline Tensor zeros(const Tensor& like, const Shape& shape, ScalarType type) {
   return torch::stable::new_zeros(like, shape, type);
 }
 inline Tensor filled(const Tensor& like, const Shape& shape, ScalarType type, double value) {
-  Tensor x = torch::stable::new_empty(like, shape, type);
-  return torch::stable::fill_(x, value);
+  return torch::stable::fill_(empty(like, shape, type), value);
 }
 
 template <class T>

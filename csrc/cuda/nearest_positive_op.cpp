@@ -101,9 +101,9 @@ Mined mine_fwd(const operators::mine_fwd& t) {
 
 template <class Taken>
 Selected listed_bwd(const Taken& t) {
-  const Tensor x = contiguous(t.embeddings);
+  const Tensor x = as_contiguous(t.embeddings);
   return in_compute_type(x, [&]<class T>() {
-    return listed_bwd_as<T>(x, contiguous(t.ref_emb), lists_of(t), t.normalize, t.need_grad_ref);
+    return listed_bwd_as<T>(x, as_contiguous(t.ref_emb), lists_of(t), t.normalize, t.need_grad_ref);
   });
 }
 Selected nearest_positive_bwd(const operators::nearest_positive_bwd& t) { return listed_bwd(t); }

@@ -69,7 +69,7 @@ Statistics forward_as(const operators::pair_loss_fwd& t) {
   const PairArguments given(t);
   const PairLossOptions o(t);
   const PairLossProblem problem = make_problem(o, given);
-  const OrderedPairs ordered(given, contiguous(t.bounds), problem.sorted);
+  const OrderedPairs ordered(given, as_contiguous(t.bounds), problem.sorted);
   const PairArguments& a = ordered.a;
   const int64_t m = a.queries(), n = a.gallery();
   const ScalarType type = compute_type(a.embeddings);
@@ -101,7 +101,7 @@ std::tuple<Tensor, Tensor> backward_as(const operators::pair_loss_bwd& t) {
   const PairArguments given(t);
   const PairLossOptions o(t);
   const PairLossProblem problem = make_problem(o, given);
-  const OrderedPairs ordered(given, contiguous(t.bounds), problem.sorted);
+  const OrderedPairs ordered(given, as_contiguous(t.bounds), problem.sorted);
   const PairArguments& a = ordered.a;
   const PairLossState state(t);
   const PairsOnDevice<T> pairs(a, t.precision, device.stream);

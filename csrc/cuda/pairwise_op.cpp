@@ -55,15 +55,16 @@ std::tuple<Tensor, Tensor> backward_as(const Tensor& grad_out, const Tensor& x, 
 }
 
 Tensor pairwise_fwd(const operators::pairwise_fwd& a) {
-  const Tensor x = contiguous(a.x);
-  return in_compute_type(
-      x, [&]<class T>() { return forward_as<T>(x, contiguous(a.y), metric_of(a.metric), a.normalize, a.precision); });
+  const Tensor x = as_contiguous(a.x);
+  return in_compute_type(x, [&]<class T>() {
+    return forward_as<T>(x, as_contiguous(a.y), metric_of(a.metric), a.normalize, a.precision);
+  });
 }
 
 std::tuple<Tensor, Tensor> pairwise_bwd(const operators::pairwise_bwd& a) {
-  const Tensor grad = contiguous(a.grad_out), x = contiguous(a.x);
+  const Tensor grad = as_contiguous(a.grad_out), x = as_contiguous(a.x);
   return in_compute_type(x, [&]<class T>() {
-    return backward_as<T>(grad, x, contiguous(a.y), metric_of(a.metric), a.normalize, a.precision);
+    return backward_as<T>(grad, x, as_contiguous(a.y), metric_of(a.metric), a.normalize, a.precision);
   });
 }
 

@@ -58,14 +58,14 @@ std::tuple<Tensor, Tensor> backward_as(const Tensor& grad, const Tensor& x, cons
 }
 
 std::tuple<Tensor, Tensor> soft_triple_fwd(const operators::soft_triple_fwd& a) {
-  const Tensor x = contiguous(a.embeddings), y = contiguous(a.labels), c = contiguous(a.centers);
+  const Tensor x = as_contiguous(a.embeddings), y = as_contiguous(a.labels), c = as_contiguous(a.centers);
   return in_compute_type(
       x, [&]<class T>() { return forward_as<T>(x, y, c, soft_triple_of(a), a.normalize, a.precision); });
 }
 
 std::tuple<Tensor, Tensor> soft_triple_bwd(const operators::soft_triple_bwd& a) {
-  const Tensor grad = contiguous(a.grad_loss), x = contiguous(a.embeddings), y = contiguous(a.labels),
-               c = contiguous(a.centers), stats = contiguous(a.row_stats);
+  const Tensor grad = as_contiguous(a.grad_loss), x = as_contiguous(a.embeddings), y = as_contiguous(a.labels),
+               c = as_contiguous(a.centers), stats = as_contiguous(a.row_stats);
   return in_compute_type(
       x, [&]<class T>() { return backward_as<T>(grad, x, y, c, stats, soft_triple_of(a), a.normalize, a.precision); });
 }

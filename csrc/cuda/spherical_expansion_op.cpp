@@ -16,7 +16,10 @@ struct Samples {
 
   template <class Taken>
   explicit Samples(const Taken& a)
-      : z(contiguous(a.z)), proxies(contiguous(a.proxies)), noise(contiguous(a.noise)), n(static_cast<int>(a.n)) {
+      : z(as_contiguous(a.z)),
+        proxies(as_contiguous(a.proxies)),
+        noise(as_contiguous(a.noise)),
+        n(static_cast<int>(a.n)) {
     const int64_t width = z.size(1);
     const bool wide = is_double();
     const bool in_shared = wide ? frame_in_shared<double>(width, this->n) : frame_in_shared<float>(width, this->n);
@@ -42,7 +45,7 @@ std::tuple<Tensor, Tensor> spherical_expansion_fwd(const operators::spherical_ex
 Tensor spherical_expansion_bwd(const operators::spherical_expansion_bwd& a) {
   const OnDevice device(a.z);
   const Samples samples(a);
-  const Tensor g = contiguous(a.grad), out = empty(a.z, {a.z.size(0), a.z.size(1)}, a.z.scalar_type());
+  const Tensor g = as_contiguous(a.grad), out = empty(a.z, {a.z.size(0), a.z.size(1)}, a.z.scalar_type());
   const auto kernel = samples.is_double() ? expand_backward<double> : expand_backward<float>;
   kernel(samples.expansion(), stored(g), stored(out), device.stream);
   return out;

@@ -63,7 +63,7 @@ def proxy_inputs(
     p = _checks.matrix(op, "proxies", proxies, "(C, D)")
     _checks.same_width(op, x, p, "proxies", "(C, D)")
     classes = p.shape[0]
-    _checks.class_labels(op, y, classes)
+    _checks.some_class(op, y, classes)
     if x.dtype != p.dtype:
         common = torch.promote_types(x.dtype, p.dtype)
         x, p = x.to(common), p.to(common)

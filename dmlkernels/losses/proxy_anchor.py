@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,22 +14,20 @@ from ._pairs import softplus
 from ._proxies import ProxyLoss, proxy_inputs
 
 
-class Terms(NamedTuple):
-    """() terms of the loss, which is their sum."""
-
-    pos: Tensor
-    neg: Tensor
-
-
 def _terms(
     op: str, embeddings: Tensor, labels: Tensor, proxies: Tensor, margin: float, alpha: float, normalize: bool
-) -> Terms:
+) -> Tensor:
+    """(2, C) of the positives and of the negatives of each proxy; the loss is their sum."""
     _, inputs = proxy_inputs(op, embeddings, labels, proxies, normalize)
     alpha, margin = _checks.positive(op, "alpha", alpha), _checks.number(op, "margin", margin)
     sides, classes = (Side("exp", -alpha, margin), Side("exp", alpha, -margin)), proxies.shape[0]
-    found = of_both_sides(op, inputs, Options("similarity", *sides, classes=classes))
-    pos, neg = softplus(found.stat).sum(1).unbind(0)
-    return Terms(pos / found.members[0].count_nonzero().clamp_min(1), neg / max(classes, 1))
+    try:
+        found = of_both_sides(op, inputs, Options("similarity", *sides, classes=classes))
+    except ValueError as error:
+        raise ValueError(str(error).replace("ref_labels", "labels")) from None  # the batch is the gallery
+    count = found.members.count_nonzero(1)
+    count[1] = classes
+    return softplus(found.stat) / count.clamp_min(1)[:, None]
 
 
 def proxy_anchor_loss(
@@ -70,8 +67,7 @@ def proxy_anchor_loss(
         >>> proxies = torch.randn(10, 16, requires_grad=True)
         >>> F.proxy_anchor_loss(torch.randn(64, 16), torch.arange(64) % 10, proxies).backward()
     """
-    terms = _terms("proxy_anchor_loss", embeddings, labels, proxies, margin, alpha, normalize)
-    return terms.pos + terms.neg
+    return _terms("proxy_anchor_loss", embeddings, labels, proxies, margin, alpha, normalize).sum()
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -117,5 +113,5 @@ class ProxyAnchorLoss(ProxyLoss):
 
     def loss(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         terms = _terms(self.op, embeddings, labels, self.proxies, self.margin, self.alpha, self.normalize)
-        self.last_stats = {"pos_term": terms.pos.detach(), "neg_term": terms.neg.detach()}
-        return terms.pos + terms.neg
+        self.last_stats = dict(zip(("pos_term", "neg_term"), terms.detach().sum(1).unbind(0)))
+        return terms.sum()

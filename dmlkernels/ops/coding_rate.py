@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import _backend, _checks
+from .. import _backend, _checks, _library
 from ..reference import coding_rate as reference
 from ..reference.pairwise import compute_dtype
 
@@ -51,7 +51,7 @@ def cholesky_logdet(A: Tensor, *, check: bool = True) -> Tensor:
     namespace = _backend.namespace(op, A.device)
     if namespace is None:
         return reference.cholesky_logdet(matrices, check).reshape(shape)
-    forward = getattr(torch.ops, namespace).cholesky_fwd
+    forward = _library.operator(namespace, "cholesky_fwd")
     return forward(matrices, check, _needs_grad(matrices))[0].reshape(shape)
 
 
@@ -82,7 +82,7 @@ def rate_of(op: str, z: Tensor, labels: Tensor | None, options: RateOptions) -> 
         return reference.class_coding_rate(z, labels, options.eps_squared, options.normalize)
     # The gradient is formed before it is scaled by the incoming one: in float16 it would underflow.
     z = z.to(compute_dtype(z.dtype))
-    forward = getattr(torch.ops, namespace).coding_rate_fwd
+    forward = _library.operator(namespace, "coding_rate_fwd")
     return forward(z, labels, *options, _backend.get_float32_precision(), _needs_grad(z))[0]
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from .. import _backend, _checks
+from .. import _backend, _checks, _library
 from ..reference import distance_weighted as reference
 
 
@@ -74,5 +73,5 @@ def sample_negatives(
     detached = inputs._replace(
         embeddings=inputs.embeddings.detach(), ref_emb=None if inputs.ref_emb is None else inputs.ref_emb.detach()
     )
-    forward = getattr(torch.ops, namespace).distance_weighted_fwd
+    forward = _library.operator(namespace, "distance_weighted_fwd")
     return forward(*detached, u, float(cutoff), far, _backend.get_float32_precision(), check_finite)

@@ -109,7 +109,7 @@ def of_both_sides(
         fixed = (options.weight_grad, options.grad, options.apart)
         arguments = (inputs, bounds, options.classes, options.value, pos, neg, *fixed)
         return OneSide(*_checks.renamed(op, reference.pair_loss, *arguments))
-    forward = getattr(torch.ops, namespace).pair_loss_fwd
+    forward = _library.operator(namespace, "pair_loss_fwd")
     precision, deterministic = _backend.get_float32_precision(), torch.are_deterministic_algorithms_enabled()
     arguments = (*inputs, bounds, *options.arguments(), precision, deterministic, check_finite)
     return OneSide(*_checks.renamed(op, forward, *arguments)[:-1])

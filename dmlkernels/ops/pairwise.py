@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import _backend, _checks
+from .. import _backend, _checks, _library
 from ..reference import pairwise as reference
 
 
@@ -19,7 +19,7 @@ def _pairwise(op: str, x: Tensor, y: Tensor | None, metric: str, normalize: bool
     namespace = _backend.namespace(op, x.device)
     if namespace is None:
         return reference.pairwise(x, y, metric, normalize)
-    return getattr(torch.ops, namespace).pairwise_fwd(x, y, metric, normalize, _backend.get_float32_precision())
+    return _library.operator(namespace, "pairwise_fwd")(x, y, metric, normalize, _backend.get_float32_precision())
 
 
 def pairwise_similarity(x: Tensor, y: Tensor | None = None, *, metric: str = "cosine") -> Tensor:

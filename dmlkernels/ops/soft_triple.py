@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import _backend, _checks
+from .. import _backend, _checks, _library
 from .._contract import MAX_CENTERS_PER_CLASS
 from ..reference import soft_triple as reference
 
@@ -32,8 +32,7 @@ def soft_triple_rows(
     gamma = _checks.positive(op, "gamma", gamma)
     la, margin = _checks.number(op, "la", la), _checks.number(op, "margin", margin)
     _checks.flag(op, "normalize", normalize)
-    if len(c) == 0 and len(y) > 0:
-        _checks.fail(op, "labels", "in [0, C) with C=0", f"{len(y)} labels")
+    _checks.some_class(op, y, len(c) // k)
     namespace = _backend.namespace(op, x.device)
     if namespace is not None and k > MAX_CENTERS_PER_CLASS:
         _checks.fail(op, "centers_per_class", f"at most {MAX_CENTERS_PER_CLASS} (the reference backend takes more)", k)
@@ -42,7 +41,7 @@ def soft_triple_rows(
     if namespace is None:
         _checks.class_labels(op, y, len(c) // k)
         return reference.soft_triple(*arguments)
-    forward = getattr(torch.ops, namespace).soft_triple_fwd
+    forward = _library.operator(namespace, "soft_triple_fwd")
     return _checks.renamed(op, forward, *arguments, _backend.get_float32_precision())
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import _backend, _checks
+from .. import _backend, _checks, _library
 from ..reference import spherical_expansion as reference
 from ..reference.pairwise import compute_dtype, rows
 
@@ -136,7 +136,7 @@ def spherical_expansion(
     namespace = _backend.namespace(op, z.device)
     run = reference.spherical_expansion
     if namespace is not None:
-        run = getattr(torch.ops, namespace).spherical_expansion_fwd
+        run = _library.operator(namespace, "spherical_expansion_fwd")
     out, valid = run(z, own, noise.detach().to(z.dtype), n)
     valid = valid if alone is None else valid & ~alone
     return Expansion(out.to(dtype), labels.repeat_interleave(n), valid)
