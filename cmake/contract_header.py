@@ -1,5 +1,5 @@
 """Prints csrc's view of dmlkernels/_contract.py: for each operator a struct of its arguments, which it takes off the
-dispatcher's stack and checks in the words of `_contract.check`."""
+dispatcher's stack and checks in the words of dmlkernels/_verify.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "dmlkernels"))
-from _contract import OPERATORS, Argument, Dims, Expression, Operator, subject  # type: ignore[import-not-found]
+from _contract import (  # type: ignore[import-not-found]
+    MAX_CENTERS_PER_CLASS,
+    OPERATORS,
+    TILE,
+    Argument,
+    Dims,
+    Expression,
+    Operator,
+    subject,
+)
 
 TYPES = {"Tensor": "Tensor", "int": "int64_t", "float": "double", "bool": "bool", "str": "std::string"}
 DTYPES = {"float64": "Double", "float32": "Float", "bfloat16": "BFloat16", "float16": "Half", "int64": "Long"}
@@ -150,6 +159,9 @@ def header() -> str:
         "// Made from dmlkernels/_contract.py by cmake/contract_header.py.",
         "#include <limits>",
         '#include "common/contract.h"',
+        '#include "common/soft_triple.h"',
+        '#include "common/tile_schedule.h"',
+        f"static_assert(dml::kTile == {TILE} && dml::kMaxCentersPerClass == {MAX_CENTERS_PER_CLASS});",
         "namespace dml::operators {",
         *map(struct, OPERATORS.values()),
         "}  // namespace dml::operators",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numbers
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
@@ -70,16 +70,21 @@ def not_negative(op: str, argument: str, value: float) -> float:
     return float(value)
 
 
+def is_integer(value: object) -> TypeGuard[int]:
+    """Python's and numpy's integers alike; a bool is none."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
 def integer(op: str, argument: str, value: int) -> int:
     """An integer, Python's or numpy's."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+    if not is_integer(value):
         fail(op, argument, "an integer", repr(value))
     return int(value)
 
 
 def whole(op: str, argument: str, value: int, least: int, expected: str | None = None) -> int:
     """An integer of at least so much."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+    if not is_integer(value) or value < least:
         fail(op, argument, expected or f"an integer of at least {least}", repr(value))
     return int(value)
 
@@ -88,7 +93,7 @@ def label(op: str, argument: str, value: int | None) -> int | None:
     """What may stand for no label."""
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not -(2**63) <= value < 2**63:
+    if not is_integer(value) or not -(2**63) <= value < 2**63:
         fail(op, argument, "an int or None", repr(value))
     return int(value)
 

@@ -14,7 +14,7 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
-from . import _backend, _contract, _diagnose
+from . import _backend, _diagnose, _verify
 from ._contract import OPERATORS, SCHEMAS
 
 _LIBRARY_DIR = Path(__file__).parent / "lib"
@@ -116,7 +116,7 @@ def operator(namespace: str, name: str) -> Callable:
 def _fake(operator: str, *values: Any) -> Tensor | tuple[Tensor, ...]:
     made = [
         like.new_empty(shape, dtype=getattr(torch, dtype))
-        for like, shape, dtype in _contract.results(operator, OPERATORS[operator].named(values))
+        for like, shape, dtype in _verify.results(operator, OPERATORS[operator].named(values))
     ]
     return made[0] if len(made) == 1 else tuple(made)
 

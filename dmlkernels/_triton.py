@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from . import _backend, _contract, _diagnose, _library
+from . import _backend, _contract, _diagnose, _library, _verify
 
 SEARCH = os.environ.get("DMLKERNELS_AUTOTUNE") == "1"
 
@@ -51,7 +51,7 @@ def _absent() -> str | None:
 
 def _launch(operator: str, *arguments: Any) -> Any:
     named = _contract.OPERATORS[operator].named(arguments)
-    _contract.check(operator, named, read=True)
+    _verify.check(operator, named, read=True)
     launch = functools.partial(_launcher(operator), **named)
     device = next(a.device for a in arguments if isinstance(a, torch.Tensor))
     if device.type != "cuda":

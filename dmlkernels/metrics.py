@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -159,8 +158,7 @@ def _prepare(op: str, embeddings: Tensor, gallery: Tensor | None, normalize: boo
 
 def _positive_integers(op: str, argument: str, values: object) -> tuple[int, ...]:
     given = tuple(values) if isinstance(values, Sequence) else ()
-    whole = all(isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1 for value in given)
-    if not given or not whole:
+    if not given or not all(_checks.is_integer(value) and value >= 1 for value in given):
         _checks.fail(op, argument, "positive integers", repr(values))
     return tuple(int(value) for value in given)
 

@@ -1,6 +1,6 @@
 #pragma once
 // Checks of an operator's arguments, which the header generated from dmlkernels/_contract.py calls, and the
-// registration of a function that takes them by name. dmlkernels/_contract.py checks the same in the same words where
+// registration of a function that takes them by name. dmlkernels/_verify.py checks the same in the same words where
 // kernels are written in Python.
 
 #include <algorithm>

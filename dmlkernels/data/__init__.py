@@ -6,9 +6,9 @@ count from 0 and index `class_names`; training classes come first.
 
 from __future__ import annotations
 
-import numbers
 from pathlib import Path
 
+from .._checks import is_integer
 from .arrays import load_npz
 from .folders import load_cars, load_folder, load_inshop, load_sop
 from .glyphs import load_glyphs
@@ -42,9 +42,9 @@ def load(spec: str, *, size: int | None = None, seed: int = 0) -> RetrievalData:
         >>> data.train.batch(torch.arange(4)).shape
         torch.Size([4, 1, 32, 32])
     """
-    if size is not None and (not _integer(size) or size < 1):
+    if size is not None and (not is_integer(size) or size < 1):
         raise DataError(f"size must be an integer of at least 1 pixel, got {size!r}.")
-    if not _integer(seed):
+    if not is_integer(seed):
         raise DataError(f"seed must be an integer, got {seed!r}.")
     kind, colon, path = spec.partition(":")
     if kind == "glyphs" and not colon:
@@ -57,7 +57,3 @@ def load(spec: str, *, size: int | None = None, seed: int = 0) -> RetrievalData:
     if not root.exists():
         raise DataError(f"{root} does not exist: give the path of the data in {kind}:PATH.")
     return _FROM_PATH[kind](root, size=size)
-
-
-def _integer(value: object) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)

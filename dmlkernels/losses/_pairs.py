@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from .. import _backend, _checks
 from .._options import Configured, flag, label
 from ..ops.nearest_positive import NearestPositive, find_nearest
-from ..ops.pair_loss import OneSide, Options, Side, Statistics, statistics
-from ..reference.pairwise import compute_dtype, rows
+from ..ops.pair_loss import Options, Statistics, statistics
+from ..reference.pair_loss import ByQuery, OneSide, Side, one_side, softplus
+from ..reference.pairwise import apart, compute_dtype, root, rows
 
 NO_LABEL = -(2**63)  # a label, or an id, that no row has
 
@@ -30,11 +31,6 @@ NO_LABEL = -(2**63)  # a label, or an id, that no row has
 def some(log_sum: Tensor) -> Tensor:
     """Of which rows a log-sum-exp is one of something; a NaN is, for it must reach the loss."""
     return log_sum.detach() != -torch.inf
-
-
-def softplus(x: Tensor) -> Tensor:
-    """log(1 + e^x) of every x: it is x itself from where e^−x is nothing beside it, and e^x is still a float32."""
-    return torch.nn.functional.softplus(x, threshold=80)
 
 
 def softmax_cost(stats: Statistics) -> tuple[Tensor, Tensor]:
@@ -124,8 +120,8 @@ class Pairs:
             v = torch.where(v.isnan(), torch.nan, value)
         if options.apart:
             present = present & ~(v.detach() <= 0)
-        row = torch.arange(len(index), device=index.device)
-        found = side_statistics(v, row, len(index), pos, _of(bounds, 0), present, options.weight_grad)
+        by = Listed(torch.arange(len(index), device=index.device), len(index))
+        found = one_side(v, present, by, pos, _of(bounds, 0), options.weight_grad)
         if options.neg is None:
             return Statistics.of(found, no_statistics(v, len(index)))
         negatives = statistics(self.op, self.inputs, options._replace(pos=None), bounds, self.check_finite)
@@ -149,8 +145,9 @@ class Pairs:
                 continue
             v = pair_values(x[anchor], end[other], options.value, normalize)
             # Listed pairs have no exclusions but these; a NaN is kept, and reaches the loss.
-            present = ~(v.detach() <= 0) if options.apart else None
-            sides.append(side_statistics(v, anchor, len(x), side, _of(bounds, k), present, options.weight_grad))
+            present = ~(v.detach() <= 0) if options.apart else torch.ones_like(v, dtype=torch.bool)
+            by = Listed(anchor, len(x))
+            sides.append(one_side(v, present, by, side, _of(bounds, k), options.weight_grad))
         return Statistics.of(*sides)
 
 
@@ -161,73 +158,31 @@ def _of(bounds: Tensor | None, side: int) -> Tensor | None:
 # The statistics of pairs whose values are at hand.
 
 
-def side_statistics(
-    v: Tensor,
-    row: Tensor,
-    count: int,
-    side: Side,
-    bound: Tensor | None = None,
-    present: Tensor | None = None,
-    weight_grad: bool = False,
-) -> OneSide:
-    """The statistics (count,) of one side from values v (L,), of which row (L,) are the queries.
+class Listed(ByQuery):
+    """Values (L,), of which row (L,) are the queries, of so many."""
 
-    Args:
-        bound: (count,), differentiable but for "exp".
-        present: (L,) bool, which of the values there are; None: all.
-        weight_grad: the weights of a "moment" are differentiated.
-    """
-    present = torch.ones_like(row, dtype=torch.bool) if present is None else present
-    v = torch.where(present, v, 0)
-    nothing = v.new_full((count,), -torch.inf)
+    def __init__(self, row: Tensor, count: int):
+        self.row, self.count = row, count
 
-    def total(values: Tensor) -> Tensor:
-        return v.new_zeros(count).index_add(0, row, values.to(v.dtype))
+    def spread(self, of_queries: Tensor) -> Tensor:
+        return of_queries[self.row]
 
-    def log_sum_exp(scores: Tensor, kept: Tensor) -> Tensor:
-        scores = torch.where(kept, scores, -torch.inf)
-        top = _extreme(scores.detach(), row, count, "amax")
-        top = torch.where(top == -torch.inf, 0, top)
-        sums = total((scores - top[row]).exp())
-        # A row without a pair is computed on 1: the logarithm of 0 has no gradient.
-        there = ~(sums.detach() == 0)
-        return torch.where(there, torch.where(there, sums, 1).log() + top, -torch.inf)
+    def total(self, values: Tensor) -> Tensor:
+        return values.new_zeros(self.count).index_add(0, self.row, values)
 
-    x = side.scale * (v - (side.base if bound is None else bound.to(v.dtype)[row]))
-    violating = present & ~(x.detach() <= 0)  # NaN must reach the loss
-    taking_part, slope, log_sum = violating, violating, nothing
-    if side.term == "exp":
-        taking_part = slope = present if bound is None else violating
-        factor = side.scale * (side.ramp * (v.detach() - side.origin)).clamp_min(0) if side.ramp else side.scale
-        stat = log_sum_exp(factor * (v - side.base), taking_part)
-    elif side.term == "moment":
-        scores = side.temperature * x
-        log_sum = log_sum_exp(scores, violating)
-        logits = scores - torch.where(log_sum.isinf(), 0, log_sum)[row]
-        weights = torch.where(violating, logits if weight_grad else logits.detach(), -torch.inf).exp()
-        stat = total(torch.where(violating, weights * x, 0))
-    elif side.term == "hinge":
-        stat = total(torch.where(violating, x, 0))
-    else:
-        taking_part, slope = present, torch.where(present, x.detach().sigmoid(), 0)
-        stat = total(torch.where(present, softplus(x), 0))
-    return OneSide(stat, log_sum, total(torch.where(taking_part, v, 0)), total(present), total(slope))
+    def largest(self, values: Tensor) -> Tensor:
+        return values.new_full((self.count,), -torch.inf).scatter_reduce(0, self.row, values, "amax")
 
 
 def no_statistics(like: Tensor, count: int) -> OneSide:
     """Of a side that does not take part."""
-    return side_statistics(like[:0], torch.zeros(0, dtype=torch.int64, device=like.device), count, Side("hinge", 1.0))
-
-
-def _extreme(values: Tensor, row: Tensor, count: int, kind: str) -> Tensor:
-    """Largest ("amax") or smallest ("amin") value (count,) of each row's entries; −inf or +inf of none."""
-    start = values.new_full((count,), -torch.inf if kind == "amax" else torch.inf)
-    return start.scatter_reduce(0, row, values, kind)
+    none = torch.zeros(0, dtype=torch.int64, device=like.device)
+    return one_side(like[:0], none.bool(), Listed(none, count), Side("hinge", 1.0))
 
 
 def first_nearest(distance: Tensor, anchor: Tensor, other: Tensor, count: int) -> Tensor:
     """Places in the list of each anchor's smallest distance; of equals, that of the lowest other row."""
-    smallest = _extreme(distance, anchor, count, "amin")[anchor]
+    smallest = -Listed(anchor, count).largest(-distance)[anchor]
     # The smallest of a NaN and others is NaN, which equals nothing, and its place must reach the loss.
     nearest = (distance == smallest) | distance.isnan()
     length, last = len(anchor), torch.iinfo(torch.int64).max
@@ -240,15 +195,9 @@ def first_nearest(distance: Tensor, anchor: Tensor, other: Tensor, count: int) -
 def pair_values(left: Tensor, right: Tensor, value: str, normalize: bool) -> Tensor:
     """Value (L,) of pairs of rows of left and right (L, D), distances in difference form; NaN for an infinite one."""
     f, g = rows(left, normalize), rows(right, normalize)
-    if value == "similarity":
-        v = (f * g).sum(1)
-    else:
-        v = (f - g).square().sum(1)
+    v = (f * g).sum(1) if value == "similarity" else (f - g).square().sum(1)
     if value == "distance":
-        # Where two rows coincide their distance has no gradient.
-        tiny = (4 * torch.finfo(f.dtype).eps) ** 2 * (f.detach().square().sum(1) + g.detach().square().sum(1)) / 2
-        apart = v.detach() > tiny
-        v = torch.where(apart, torch.where(apart, v, 1).sqrt(), v.detach().sqrt())
+        v = root(v, apart(v, f.square().sum(1) + g.square().sum(1)))
     return torch.where(v.detach().isfinite(), v, torch.nan)
 
 
@@ -267,8 +216,7 @@ def _difference(f: Tensor, g: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Te
     chosen = g[index.clamp_min(0)]
     between = f - chosen
     squared = between.square().sum(1)
-    tiny = (4 * torch.finfo(f.dtype).eps) ** 2 * (f.square().sum(1) + chosen.square().sum(1)) / 2
-    return between, squared, (index >= 0) & (squared > tiny)
+    return between, squared, (index >= 0) & apart(squared, f.square().sum(1) + chosen.square().sum(1))
 
 
 def _distances(f: Tensor, g: Tensor, index: Tensor) -> Tensor:
@@ -276,8 +224,7 @@ def _distances(f: Tensor, g: Tensor, index: Tensor) -> Tensor:
     distances = []
     for column in index.unbind(1):
         _, squared, directed = _difference(f, g, column)
-        root = torch.where(directed, squared, 1).sqrt()
-        distances.append(torch.where(directed, root, squared.detach().sqrt()))
+        distances.append(root(squared, directed))
     return torch.where(index >= 0, torch.stack(distances, 1), 0)
 
 

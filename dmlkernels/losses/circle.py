@@ -8,7 +8,8 @@ from torch import Tensor
 
 from .._options import above_zero, choice, number
 from ..ops.pair_loss import Side, Statistics
-from ._pairs import PairLoss, Pairs, PairSettings, nonzero_mean, softplus
+from ..reference.pair_loss import softplus
+from ._pairs import PairLoss, Pairs, PairSettings, nonzero_mean
 
 
 @dataclasses.dataclass(eq=False, repr=False)

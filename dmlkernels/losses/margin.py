@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import numbers
 from typing import Any, NamedTuple
 
 import torch
@@ -13,13 +12,14 @@ from .. import _checks
 from .._options import Fixed, above_zero, choice, number
 from ..ops.distance_weighted import sample_negatives
 from ..ops.pair_loss import Side, Statistics
+from ..reference.pair_loss import one_side
 from ..reference.pairwise import compute_dtype
-from ._pairs import PairLoss, Pairs, PairSettings, mean, sampled_distance, side_statistics
+from ._pairs import Listed, PairLoss, Pairs, PairSettings, mean, sampled_distance
 
 
 def _classes(op: str, argument: str, value: int) -> int:
     """How many classes have a β."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+    if not _checks.is_integer(value):
         _checks.fail(op, argument, "an int or None", repr(value))
     if value < 1:
         _checks.fail(op, argument, "at least 1", value)
@@ -125,7 +125,7 @@ class Margin(PairSettings):
         index = torch.where(torch.arange(draws, device=device) < found.pos_members[:, None], index, -1)
         d, present = sampled_distance(pairs.inputs, index).flatten(), (index >= 0).flatten()
         row = torch.arange(m, device=device).repeat_interleave(draws)
-        negatives = side_statistics(d, row, m, neg, None if bounds is None else bounds[1], present)
+        negatives = one_side(d, present, Listed(row, m), neg, None if bounds is None else bounds[1])
         return _each_once(Statistics.of(found.positives(), negatives))
 
 

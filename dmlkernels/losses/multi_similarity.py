@@ -9,7 +9,8 @@ from torch import Tensor
 
 from .._options import above_zero, choice, number
 from ..ops.pair_loss import Side, Statistics
-from ._pairs import PairLoss, Pairs, PairSettings, mean, softplus, some
+from ..reference.pair_loss import softplus
+from ._pairs import PairLoss, Pairs, PairSettings, mean, some
 
 
 def _sharp(dtype: torch.dtype) -> float:

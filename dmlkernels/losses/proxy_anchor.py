@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .. import _checks
 from .._options import above_zero, flag, number
 from ..ops.pair_loss import Options, Side, of_both_sides
-from ._pairs import softplus
+from ..reference.pair_loss import softplus
 from ._proxies import ProxyLoss, proxy_inputs
 
 

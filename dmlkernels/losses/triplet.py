@@ -14,7 +14,8 @@ from ..ops.nearest_positive import mine_pairs
 from ..ops.pair_loss import Side
 from ..ops.triplet import triplets
 from ..reference import triplet as reference
-from ._pairs import PairLoss, Pairs, PairSettings, listed_triplets, mean, pair_values, rows_at, softplus
+from ..reference.pair_loss import softplus
+from ._pairs import PairLoss, Pairs, PairSettings, listed_triplets, mean, pair_values, rows_at
 
 
 class Summed(NamedTuple):

@@ -13,18 +13,9 @@ from torch import Tensor
 
 from .. import _backend, _checks, _library
 from ..reference import pair_loss as reference
+from ..reference.pair_loss import OneSide as OneSide  # losses know both from here
+from ..reference.pair_loss import Side as Side
 from ..reference.pairwise import compute_dtype
-
-
-class Side(NamedTuple):
-    """One side of the pairs: x = scale · (value − base), or − the bound of the query."""
-
-    term: str  # exp | hinge | softplus | moment
-    scale: float
-    base: float = 0.0
-    ramp: float = 0.0  # "exp": 0, or a factor [ramp · (value − origin)]₊ that is a constant of the gradient
-    origin: float = 0.0
-    temperature: float = 0.0  # "moment": T of the weights e^{T·x}
 
 
 class Options(NamedTuple):
@@ -38,25 +29,15 @@ class Options(NamedTuple):
     grad: str = "full"  # a pair's gradient goes to both ends; "query": to the query only
     apart: bool = False  # coincident pairs are excluded
 
-    def sides(self) -> tuple[reference.Side, reference.Side]:
+    def sides(self) -> tuple[Side, Side]:
         """Both sides as the operator takes them."""
         pos, neg = (side or Side("none", 0.0) for side in (self.pos, self.neg))
-        return reference.Side(pos[0], *map(float, pos[1:])), reference.Side(neg[0], *map(float, neg[1:]))
+        return Side(pos[0], *map(float, pos[1:])), Side(neg[0], *map(float, neg[1:]))
 
     def arguments(self) -> tuple[Any, ...]:
         """As the operator takes them."""
         pos, neg = self.sides()
         return self.classes, self.value, *pos, *neg, self.weight_grad, self.grad, self.apart
-
-
-class OneSide(NamedTuple):
-    """The statistics of one side, or of both sides, each (2, M); see `Statistics`."""
-
-    stat: Tensor
-    log_sum: Tensor
-    sum: Tensor
-    members: Tensor
-    slope: Tensor
 
 
 class Statistics(NamedTuple):

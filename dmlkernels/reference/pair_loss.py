@@ -29,53 +29,93 @@ from .pairwise import distance, similarity, squared_distance
 
 
 class Side(NamedTuple):
-    """The options of one side, as the operator takes them."""
+    """One side of the pairs: x = scale · (value − base), or − the bound of the query."""
 
-    term: str
+    term: str  # exp | hinge | softplus | moment | none
     scale: float
-    base: float
-    ramp: float
-    origin: float
-    temperature: float
+    base: float = 0.0
+    ramp: float = 0.0  # "exp": 0, or a factor [ramp · (value − origin)]₊ that is a constant of the gradient
+    origin: float = 0.0
+    temperature: float = 0.0  # "moment": T of the weights e^{T·x}
 
 
-class OfSide(NamedTuple):
-    """Of each query (M,)."""
+class OneSide(NamedTuple):
+    """Of each query (M,), of its positives or of its negatives."""
 
     stat: Tensor
     log_sum: Tensor
-    taking_part: Tensor  # (M, N) pairs whose values are summed up
+    sum: Tensor
+    members: Tensor
     slope: Tensor
 
 
-def _log_sum_exp(scores: Tensor, kept: Tensor) -> Tensor:
+class ByQuery:
+    """Which of the values of pairs are of which query: here those of a row of (M, N)."""
+
+    def spread(self, of_queries: Tensor) -> Tensor:
+        """To the pairs of each query."""
+        return of_queries[:, None]
+
+    def total(self, values: Tensor) -> Tensor:
+        return values.sum(1)
+
+    def largest(self, values: Tensor) -> Tensor:
+        """−∞ of none."""
+        return values.amax(1) if values.shape[1] else values.new_full((values.shape[0],), -torch.inf)
+
+
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + e^x) of every x: it is x itself from where e^−x is nothing beside it, and e^x is still a float32."""
+    return torch.nn.functional.softplus(x, threshold=80)
+
+
+def _log_sum_exp(scores: Tensor, kept: Tensor, by: ByQuery) -> Tensor:
     """log Σ e^score (M,) over the kept pairs, −∞ of none."""
-    # A row without pairs is computed on zeros: logsumexp has no gradient there.
-    some = kept.any(1)
-    scores = torch.where(some[:, None], torch.where(kept, scores, -torch.inf), 0)
-    return torch.where(some, torch.logsumexp(scores, 1), -torch.inf)
+    scores = torch.where(kept, scores, -torch.inf)
+    top = by.largest(scores.detach())
+    top = torch.where(top == -torch.inf, 0, top)
+    sums = by.total((scores - by.spread(top)).exp())
+    # A query without a pair is computed on 1: the logarithm of 0 has no gradient.
+    some = ~(sums.detach() == 0)
+    return torch.where(some, torch.where(some, sums, 1).log() + top, -torch.inf)
 
 
-def _of_side(v: Tensor, members: Tensor, bound: Tensor | None, side: Side, weight_grad: bool) -> OfSide:
-    x = side.scale * (v - (side.base if bound is None else bound[:, None]))
-    violating = members & (x.detach() > 0)
-    nothing = x.new_full((x.shape[0],), -torch.inf)
+def one_side(
+    v: Tensor, members: Tensor, by: ByQuery, side: Side, bound: Tensor | None = None, weight_grad: bool = False
+) -> OneSide:
+    """The statistics of one side from the values of pairs.
+
+    Args:
+        members: bool like v, which of the pairs are of this side; a NaN among them reaches the loss.
+        bound: (M,), differentiable but for "exp".
+        weight_grad: the weights of a "moment" are differentiated.
+    """
+    v = torch.where(members, v, 0)
+    x = side.scale * (v - (side.base if bound is None else by.spread(bound.to(v.dtype))))
+    violating = members & ~(x.detach() <= 0)
+    log_sum = None
+    taking_part = slope = violating
     if side.term == "exp":
         factor = side.scale * (side.ramp * (v.detach() - side.origin)).clamp_min(0) if side.ramp else side.scale
-        kept = members if bound is None else violating
-        return OfSide(_log_sum_exp(factor * (v - side.base), kept), nothing, kept, kept.sum(1))
-    if side.term == "moment":
+        taking_part = slope = members if bound is None else violating
+        stat = _log_sum_exp(factor * (v - side.base), taking_part, by)
+    elif side.term == "moment":
         scores = side.temperature * x
-        log_sum = _log_sum_exp(scores, violating)
-        logits = scores - torch.where(log_sum.isinf(), 0, log_sum)[:, None]
+        log_sum = _log_sum_exp(scores, violating, by)
+        logits = scores - by.spread(torch.where(log_sum.isinf(), 0, log_sum))
         weights = torch.where(violating, logits if weight_grad else logits.detach(), -torch.inf).exp()
-        return OfSide(torch.where(violating, weights * x, 0).sum(1), log_sum, violating, violating.sum(1))
-    if side.term == "hinge":
-        return OfSide(torch.where(violating, x, 0).sum(1), nothing, violating, violating.sum(1))
-    if side.term == "softplus":
-        stat = torch.where(members, torch.logaddexp(x, torch.zeros_like(x)), 0).sum(1)
-        return OfSide(stat, nothing, members, torch.where(members, x.detach().sigmoid(), 0).sum(1))
-    raise AssertionError(side.term)
+        stat = by.total(torch.where(violating, weights * x, 0))
+    elif side.term == "hinge":
+        stat = by.total(torch.where(violating, x, 0))
+    elif side.term == "softplus":
+        taking_part, slope = members, torch.where(members, x.detach().sigmoid(), 0)
+        stat = by.total(torch.where(members, softplus(x), 0))
+    else:
+        raise AssertionError(side.term)
+    if log_sum is None:
+        log_sum = torch.full_like(stat, -torch.inf)
+    of_values = by.total(torch.where(taking_part, v, 0))
+    return OneSide(stat, log_sum, of_values, by.total(members.to(v.dtype)), by.total(slope.to(v.dtype)))
 
 
 def _values(p: Pairs, value: str) -> Tensor:
@@ -128,14 +168,12 @@ def pair_loss(
     if apart:
         away = v.detach() > 0 if value != "similarity" else _values(p, "squared").detach() > 0
         p = p._replace(positive=p.positive & away, negative=p.negative & away)
-    results = []
+    sides = []
     for k, (side, members) in enumerate(((pos, p.positive), (neg, p.negative))):
         if side.term == "none":
             members, side = torch.zeros_like(members), side._replace(term="hinge")
-        found = _of_side(v, members, None if bounds is None else bounds[k].to(v.dtype), side, weight_grad)
-        total = torch.where(found.taking_part, v, 0).sum(1)
-        results.append((found.stat, found.log_sum, total, members.sum(1).to(v.dtype), found.slope.to(v.dtype)))
-    stats, log_sums, sums, members, slopes = (torch.stack(of_sides) for of_sides in zip(*results))
+        sides.append(one_side(v, members, ByQuery(), side, None if bounds is None else bounds[k], weight_grad))
+    stats, log_sums, sums, members, slopes = (torch.stack(both) for both in zip(*sides))
     stats, log_sums, sums = (torch.where(bad[None, :], torch.nan, t) for t in (stats, log_sums, sums))
     members, slopes = (t.detach().masked_fill(bad[None, :], 0) for t in (members, slopes))
     return stats, log_sums, sums, members, slopes

@@ -101,12 +101,25 @@ def in_a_vmap(x: Tensor) -> bool:
     return False
 
 
+def apart(squared: Tensor, norms: Tensor) -> Tensor:
+    """Of which pairs the distance has a direction, and so a gradient.
+
+    Args:
+        squared: distances of the pairs.
+        norms: of each the sum of both rows' squared norms.
+    """
+    return squared.detach() > (4 * torch.finfo(squared.dtype).eps) ** 2 * norms.detach() / 2
+
+
+def root(squared: Tensor, directed: Tensor) -> Tensor:
+    """Distances of squared ones, without a gradient where they have no direction."""
+    return torch.where(directed, torch.where(directed, squared, 1).sqrt(), squared.detach().sqrt())
+
+
 def distance(f: Tensor, g: Tensor, wanted: Tensor | None = None, norms: tuple[Tensor, Tensor] | None = None) -> Tensor:
     """(M, N) distances whose gradient is 0 at coincident points."""
     squared = squared_distance(f, g, wanted, norms)
-    tiny = (4 * torch.finfo(f.dtype).eps) ** 2
-    apart = squared.detach() > tiny * _sum_of_norms(f, g, norms).detach() / 2
-    return torch.where(apart, torch.where(apart, squared, 1).sqrt(), squared.detach().sqrt())
+    return root(squared, apart(squared, _sum_of_norms(f, g, norms)))
 
 
 def _sum_of_norms(f: Tensor, g: Tensor, norms: tuple[Tensor, Tensor] | None) -> Tensor:

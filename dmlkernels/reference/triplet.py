@@ -12,6 +12,7 @@ from torch import Tensor
 from .._checks import PairInputs
 from ._pairs import Pairs, pairs
 from .nearest_positive import Contest, select_positive
+from .pair_loss import softplus
 from .pairwise import distance
 
 
@@ -41,7 +42,7 @@ def _listed(
     if swap:
         d_an = torch.minimum(d_an, distance(p.g[chosen], p.g, norms=(p.norms[1][chosen], p.norms[1])))
     violation = d_ap - d_an + margin
-    costs = torch.logaddexp(violation, torch.zeros_like(violation)) if soft else violation.relu()
+    costs = softplus(violation) if soft else violation.relu()
     return anchor, torch.where(members, costs, 0), members
 
 

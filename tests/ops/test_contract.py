@@ -14,7 +14,7 @@ from support import operators as calls
 from support.targets import Target
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dmlkernels import _contract
+from dmlkernels import _contract, _verify
 from dmlkernels._contract import OPERATORS, Argument, Operator
 
 OTHER_DTYPE = {"int64": torch.int32, "uint8": torch.int64, "float64": torch.float32}
@@ -56,7 +56,7 @@ def test_results_are_what_the_text_says(kernel, op, reference):
         known = calls.arguments(op, kernel, dtype, reference)
         found = getattr(kernel.operators, op)(**known)
         found = found if isinstance(found, tuple) else (found,)
-        said = [(shape, name) for _, shape, name in _contract.results(op, known)]
+        said = [(shape, name) for _, shape, name in _verify.results(op, known)]
         assert [(tuple(x.shape), str(x.dtype)[6:]) for x in found] == said
 
 
@@ -89,7 +89,7 @@ def faults(op: str, known: dict[str, Any], numbers: bool) -> Iterator[tuple[str,
                 yield f"{a.name} is on another device", {a.name: x.to("meta")}
             if a.optional and (a.partners or a.name in needed):
                 yield f"{a.name} is missing", {a.name: None}
-            ends = a.interval.ends(_contract.check(op, known)) if a.interval else (None,)
+            ends = a.interval.ends(_verify.check(op, known)) if a.interval else (None,)
             if numbers and x.numel() > 0 and None not in ends:
                 yield f"{a.name} holds what is too low", {a.name: with_first(x, ends[0] - 1)}
                 yield f"{a.name} holds what is too high", {a.name: with_first(x, ends[-1])}
@@ -98,7 +98,7 @@ def faults(op: str, known: dict[str, Any], numbers: bool) -> Iterator[tuple[str,
         elif a.choices:
             yield f"{a.name} is unknown", {a.name: "nonsense"}
         elif a.interval and a.type != "Tensor":
-            low, high = a.interval.ends({**known, **_contract.check(op, known)})
+            low, high = a.interval.ends({**known, **_verify.check(op, known)})
             number = float if a.type == "float" else int
             yield f"{a.name} is too low", {a.name: number(low - 1)}
             yield f"{a.name} is too high", {a.name: number(high + 1)}
@@ -141,7 +141,7 @@ def test_one_fault_gives_one_error(kernel, op, reference):
     operator = getattr(kernel.operators, op)
     operator(**known)
     for name, change in faults(op, known, numbers=not kernel.asynchronous):
-        expected = error(_contract.check, op, known | change, read=True)
+        expected = error(_verify.check, op, known | change, read=True)
         assert expected is not None, name
         assert expected[0] is ValueError, (name, expected)
         assert error(operator, **known | change) == expected, name
@@ -156,7 +156,7 @@ def test_fake_tensors_are_checked_too(op, reference):
         fake = lambda given: {k: mode.from_tensor(v) if isinstance(v, torch.Tensor) else v for k, v in given.items()}  # noqa: E731
         operator(**fake(known))
         for name, change in faults(op, known, numbers=False):
-            assert error(operator, **fake(known | change)) == error(_contract.check, op, known | change), name
+            assert error(operator, **fake(known | change)) == error(_verify.check, op, known | change), name
 
 
 X, Y = torch.ones(6, 4), torch.arange(6)

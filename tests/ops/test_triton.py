@@ -18,7 +18,7 @@ from support.pairwise import rows
 from support.ranked_list import OPTIONS, draw, match
 
 import dmlkernels
-from dmlkernels import _backend, _contract
+from dmlkernels import _backend, _verify
 from dmlkernels import functional as F
 from dmlkernels.testing import assert_matches, evaluate, make_pairs
 
@@ -133,8 +133,8 @@ def test_the_schedules_of_pair_loss_agree(triton_device, monkeypatch, name):
 @pytest.mark.parametrize("n", [None, 9], ids=["self", "reference"])
 def test_labels_outside_the_classes_make_everything_nan(triton_device, monkeypatch, n):
     """As on a GPU, which nobody waits for."""
-    checked = _contract.check
-    monkeypatch.setattr(_contract, "check", lambda operator, given, read=False: checked(operator, given))
+    checked = _verify.check
+    monkeypatch.setattr(_verify, "check", lambda operator, given, read=False: checked(operator, given))
     pairs = make_pairs("random", 12, n, 4, 3, device=triton_device)
     (pairs.labels if n is None else pairs.ref_labels)[5] = 3
     case = Case(pairs, STATISTICS["ranked"]._replace(classes=3), None, {})
