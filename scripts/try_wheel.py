@@ -46,7 +46,7 @@ def needed(*names: str) -> set[str]:
         except importlib.metadata.PackageNotFoundError:
             continue  # for another system or Python
         found.add(name)
-        todo += [re.match(r"[\w.-]+", line)[0] for line in requirements if "extra ==" not in line]
+        todo += [re.split(r"[^\w.-]", line)[0] for line in requirements if "extra ==" not in line]
     return found - {"triton"}
 
 

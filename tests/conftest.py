@@ -42,8 +42,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave the tests marked `large` to the backends that are fast enough for them; thin the rest to tiers."""
 
     def left_out(item: pytest.Item) -> bool:
-        parameters = getattr(item, "callspec", None) and item.callspec.params
-        target = parameters and (parameters.get("kernel") or parameters.get("backend"))
+        callspec = getattr(item, "callspec", None)
+        target = callspec and (callspec.params.get("kernel") or callspec.params.get("backend"))
         return isinstance(target, Target) and target.emulated and item.get_closest_marker("large") is not None
 
     if deselected := [item for item in items if left_out(item)]:

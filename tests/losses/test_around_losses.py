@@ -63,7 +63,7 @@ def test_anti_collapse(backend, device, name):
         def rate(z, y, on=on):
             return -F.coding_rate(z if on == "features" else base.proxies)
 
-        rate.parameters = base.parameters
+        setattr(rate, "parameters", base.parameters)  # noqa: B010
         assert_sum(gradients(loss, x, y), [(0.7, plain), (0.1, gradients(rate, x, y))])
         assert set(loss.last_stats) == {*base.last_stats, "base_loss", "rate"}
     assert losses.AntiCollapseLoss(base).on == chosen[min(1, len(chosen) - 1)]

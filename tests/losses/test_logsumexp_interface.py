@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import pytest
 import torch
@@ -72,7 +73,7 @@ def test_settings_are_shown(name):
             assert f"{option}=" in shown
 
 
-BAD = {
+BAD: dict[Any, list[tuple[dict, str]]] = {
     F.multi_similarity_loss: [
         ({"alpha": 0}, "alpha must be a positive number, got 0"),
         ({"beta": -1.0}, "beta must be a positive number, got -1.0"),

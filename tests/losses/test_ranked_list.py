@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -139,7 +141,11 @@ def test_promised_accuracy(kernel, device, kind, d):
 
 GRADCHECKED = [name for name in OPTIONS if OPTIONS[name].get("weight_grad") and "query" not in name]
 GRADCHECKED += ["plain_means", "unnormalized_means", "cvpr_means"]
-MEANS = {"plain_means": {}, "unnormalized_means": OPTIONS["unnormalized"], "cvpr_means": {"form": "cvpr"}}
+MEANS: dict[str, dict[str, Any]] = {
+    "plain_means": {},
+    "unnormalized_means": OPTIONS["unnormalized"],
+    "cvpr_means": {"form": "cvpr"},
+}
 
 
 @pytest.mark.heavy

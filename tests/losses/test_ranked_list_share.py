@@ -32,7 +32,7 @@ def test_against_the_formula(backend, device, name, kind):
 @pytest.mark.parametrize("n", [None, 30], ids=["self", "gallery"])
 def test_every_listed_pair_is_the_loss(backend, device, n):
     pairs = make_pairs("random", 40, n, 6, 5, torch.float64, seed=3, device=device)
-    same = pairs.labels[:, None] == (pairs.labels if n is None else pairs.ref_labels)
+    same: torch.Tensor = pairs.labels[:, None] == (pairs.labels if n is None else pairs.ref_labels)
     other = ~torch.eye(40, dtype=torch.bool, device=device) if n is None else torch.ones_like(same)
     lists = (*(same & other).nonzero(as_tuple=True), *(~same).nonzero(as_tuple=True))
     loss = losses.RankedListLoss(reduction="share", neg_temperature=3.0)

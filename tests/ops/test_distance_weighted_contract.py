@@ -72,7 +72,7 @@ def test_compile_with_dynamic_shapes(kernel, device):
 def test_vmap(kernel, device):
     problems = [make_pairs("random", 30, 20, 5, 3, seed=s, device=device) for s in range(3)]
     uniforms = torch.stack([grid(30, 4, s) for s in range(3)]).to(device)
-    rows = [torch.stack([p.embeddings for p in problems], 1), torch.stack([p.ref_emb for p in problems])]
+    rows = torch.stack([p.embeddings for p in problems], 1), torch.stack([p.ref_emb for p in problems])
     operator = kernel.operators.distance_weighted_fwd
 
     def one(x, g, u):

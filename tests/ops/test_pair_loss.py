@@ -130,7 +130,7 @@ def test_gradcheck(kernel, device, name, n, bounded):
     bounds = case.bounds.clone().requires_grad_()
 
     def of_bounds(b: Tensor) -> Tensor:
-        return torch.stack(call(case, *tensors(pairs), *([None] if n is None else []), b)[:2])
+        return torch.stack(call(case, pairs.embeddings, pairs.ref_emb, b)[:2])
 
     torch.autograd.gradcheck(of_bounds, [bounds], atol=1e-6)
 

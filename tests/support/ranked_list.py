@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from support.pairs import tensors
 
 from dmlkernels import functional as F
@@ -12,7 +14,7 @@ from dmlkernels.testing import (
     make_pairs,
 )
 
-OPTIONS = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "default": {},
     "temperatures": {"pos_temperature": 5.0, "neg_temperature": 20.0},
     "plain_means": {"neg_temperature": 0.0},

@@ -17,6 +17,7 @@ import itertools
 import zlib
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import pytest
 from support.targets import Target
@@ -52,8 +53,10 @@ def key_of(value: object) -> Hashable:
 def case_of(item: pytest.Function) -> tuple[Target | None, Case]:
     """The backend of a test's case, and its other parameters; arguments that are given together are one."""
     parameters = dict(item.callspec.params)
-    targets = [parameters.pop(name) for name in ("kernel", "backend") if isinstance(parameters.get(name), Target)]
-    values = {name: key_of(value) for name, value in parameters.items()}
+    targets: list[Any] = [
+        parameters.pop(name) for name in ("kernel", "backend") if isinstance(parameters.get(name), Target)
+    ]
+    values: dict[str, Hashable] = {name: key_of(value) for name, value in parameters.items()}
     for mark in item.iter_markers("parametrize"):
         given = mark.args[0]
         names = [name.strip() for name in (given.split(",") if isinstance(given, str) else given)]

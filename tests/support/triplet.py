@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from support import brute_force
@@ -13,7 +15,7 @@ from dmlkernels.reference.pairwise import distance
 from dmlkernels.reference.pairwise import rows as unit_rows
 from dmlkernels.testing import BAND, Pairs, assert_matches, make_pairs
 
-OPTIONS = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "all": {},
     "all_wide": {"margin": 2.5},
     "all_negative_margin": {"margin": -0.1},

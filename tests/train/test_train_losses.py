@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -88,7 +89,7 @@ def test_a_run_with_a_memory(npz: Path, tmp_path: Path, monkeypatch: pytest.Monk
     for _ in range(3):
         run.train_step(indices)
     assert [given["ids"].tolist() for given in seen] == [indices] * 3
-    memory = run.state.loss
+    memory: Any = run.state.loss
     assert (memory.memory_size, memory.embedding_size, memory.start_step) == (80, 128, 1)
     assert (int(memory.fill), int(memory.position), int(memory.step)) == (80, 16, 3)
     assert quick_run(npz, tmp_path / "out", "--memory", 40, "--memory-start", 2, "--steps", 3) == 0
