@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import numbers
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
 
 from . import _backend
+
+NO_NAMES: Mapping[str, str] = MappingProxyType({})
 
 
 class PairInputs(NamedTuple):
@@ -30,12 +33,17 @@ def fail(op: str, argument: str, expected: str, got: object) -> None:
     raise ValueError(f"{op}: {argument} must be {expected}, got {got}")
 
 
-def renamed(op: str, operator: Callable[..., Any], *arguments: Any) -> Any:
-    """What the operator gives; what it refuses is said in the name of the public function `op`."""
+def renamed(op: str, operator: Callable[..., Any], *arguments: Any, names: Mapping[str, str] = NO_NAMES) -> Any:
+    """What the operator gives; what it refuses is said in the name of the public function `op`.
+
+    Args:
+        names: what the function calls arguments that have other names there.
+    """
     try:
         return operator(*arguments)
     except ValueError as error:
-        raise ValueError(f"{op}: {str(error).partition(': ')[2]}") from None
+        name, must, what = str(error).partition(": ")[2].partition(" must ")
+        raise ValueError(f"{op}: {names.get(name, name)}{must}{what}") from None
 
 
 def one_of(op: str, argument: str, value: object, choices: Sequence[str]) -> None:

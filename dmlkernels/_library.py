@@ -19,7 +19,7 @@ from ._contract import OPERATORS, SCHEMAS
 
 _LIBRARY_DIR = Path(__file__).parent / "lib"
 _libraries: dict[str, torch.library.Library] = {}
-_autograd_kernels: dict[tuple[str, str], Callable] = {}  # by namespace and operator
+_autograd_kernels: dict[tuple[str, str], Callable] = {}  # of forward operators, by namespace and name
 
 
 def load_native() -> None:
@@ -85,8 +85,10 @@ def _define(namespace: str) -> None:
         if name.endswith("_bwd"):
             forward = name.replace("_bwd", "_fwd")
             for of, rule in ((forward, Gradient(forward, overload)), (name, NoGradient(name))):
-                kernel = _autograd_kernels[namespace, of] = _autograd(of, overloads[of], rule)
+                kernel = _autograd(of, overloads[of], rule)
                 library.impl(of, kernel, "Autograd", with_keyset=True)
+                if of == forward:
+                    _autograd_kernels[namespace, of] = kernel
 
 
 def add_backend(name: str, namespace: str) -> None:
@@ -101,14 +103,14 @@ def implement(namespace: str, operator: str, function: Callable, device: str) ->
     _libraries[namespace].impl(operator, function, device.upper())
 
 
-def operator(namespace: str, name: str) -> Callable:
-    """A forward operator of a namespace, to be called at once.
+def forward(namespace: str, operation: str) -> Callable:
+    """The forward operator of an operation in a namespace, to be called at once.
 
-    Its Autograd kernel itself where nothing else would look at the call: of a few rows, a twentieth of the time of a
-    loss is the dispatcher, which hands some thirty arguments back to Python.
+    Its Autograd kernel itself where nothing else looks at the call before autograd does: of a few rows, a twentieth of
+    the time of a loss is the dispatcher, which hands some thirty arguments back to Python.
     """
-    kernel = None
-    if not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()):
+    name, kernel = f"{operation}_fwd", None
+    if not (torch.compiler.is_compiling() or torch._C._is_tracing() or torch._C._are_functorch_transforms_active()):
         kernel = _autograd_kernels.get((namespace, name))
     return functools.partial(kernel, None) if kernel else getattr(getattr(torch.ops, namespace), name)
 
@@ -125,7 +127,7 @@ def _autograd(name: str, operator: torch._ops.OpOverload, rule: Gradient | NoGra
     """The Autograd kernel of an operator.
 
     `torch.library.register_autograd` would give forward-mode derivatives of zero without a word, and fails inside
-    `torch.func`. This is what it does otherwise. Without a keyset it was called by no dispatcher.
+    `torch.func`. This is what it does otherwise. The keyset is None where `forward` called it past the dispatcher.
     """
 
     def below(keyset: torch._C.DispatchKeySet | None, values: tuple) -> Any:
@@ -153,6 +155,8 @@ def _autograd(name: str, operator: torch._ops.OpOverload, rule: Gradient | NoGra
     )
 
     def kernel(keyset: torch._C.DispatchKeySet | None, *values: Any) -> Any:
+        if keyset is None and torch.overrides.has_torch_function(values):
+            return operator(*values)  # a subclass or a mode, which looks at the call before autograd does
         if forward_ad._current_level >= 0 and any(isinstance(v, Tensor) and _has_tangent(v) for v in values):
             raise _no_forward_mode(name.rpartition("_")[0])
         if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*values)):

@@ -29,7 +29,7 @@ def _losses() -> Iterator[tuple[str, PairLoss]]:
             yield "triplet_all", PairLoss("TripletMarginLoss, all × all", row.module, rows=512)
             yield "triplet_all_large", PairLoss("TripletMarginLoss, all × all", row.module, peer=False)
         else:
-            # NT-Xent's compares every positive pair with every negative pair: 29,000 × 17 million.
+            # The peer's NT-Xent compares every positive pair with every negative pair: 29,000 × 17 million.
             yield row.name, PairLoss(row.module, row.module, peer=row.name != "ntxent")
 
 

@@ -1,5 +1,5 @@
 #pragma once
-// ATen's own operators that the stable headers do not wrap, or slowly.
+// ATen's own operators that the stable headers do not wrap, or wrap slowly.
 
 #include <array>
 #include <optional>

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from .. import _backend, _checks
 from .._options import Configured, flag, label
 from ..ops.nearest_positive import NearestPositive, find_nearest
-from ..ops.pair_loss import Options, Statistics, statistics
-from ..reference.pair_loss import ByQuery, OneSide, Side, one_side, softplus
+from ..ops.pair_loss import OneSide, Options, Side, Statistics, statistics
+from ..reference.pair_loss import ByQuery, one_side, softplus
 from ..reference.pairwise import apart, compute_dtype, root, rows
 
 NO_LABEL = -(2**63)  # a label, or an id, that no row has
@@ -121,7 +121,7 @@ class Pairs:
         if options.apart:
             present = present & ~(v.detach() <= 0)
         by = Listed(torch.arange(len(index), device=index.device), len(index))
-        found = one_side(v, present, by, pos, _of(bounds, 0), options.weight_grad)
+        found = one_side(torch.where(present, v, 0), present, by, pos, _of(bounds, 0), options.weight_grad)
         if options.neg is None:
             return Statistics.of(found, no_statistics(v, len(index)))
         negatives = statistics(self.op, self.inputs, options._replace(pos=None), bounds, self.check_finite)
@@ -167,7 +167,8 @@ class Listed(ByQuery):
     def spread(self, of_queries: Tensor) -> Tensor:
         return of_queries[self.row]
 
-    def total(self, values: Tensor) -> Tensor:
+    def total(self, values: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        values = values.to(dtype or values.dtype)
         return values.new_zeros(self.count).index_add(0, self.row, values)
 
     def largest(self, values: Tensor) -> Tensor:
@@ -197,7 +198,7 @@ def pair_values(left: Tensor, right: Tensor, value: str, normalize: bool) -> Ten
     f, g = rows(left, normalize), rows(right, normalize)
     v = (f * g).sum(1) if value == "similarity" else (f - g).square().sum(1)
     if value == "distance":
-        v = root(v, apart(v, f.square().sum(1) + g.square().sum(1)))
+        v = root(v, apart(v, f.detach().square().sum(1) + g.detach().square().sum(1)))
     return torch.where(v.detach().isfinite(), v, torch.nan)
 
 

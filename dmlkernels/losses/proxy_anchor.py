@@ -21,10 +21,8 @@ def _terms(
     _, inputs = proxy_inputs(op, embeddings, labels, proxies, normalize)
     alpha, margin = _checks.positive(op, "alpha", alpha), _checks.number(op, "margin", margin)
     sides, classes = (Side("exp", -alpha, margin), Side("exp", alpha, -margin)), proxies.shape[0]
-    try:
-        found = of_both_sides(op, inputs, Options("similarity", *sides, classes=classes))
-    except ValueError as error:
-        raise ValueError(str(error).replace("ref_labels", "labels")) from None  # the batch is the gallery
+    # The batch is the gallery.
+    found = of_both_sides(op, inputs, Options("similarity", *sides, classes=classes), names={"ref_labels": "labels"})
     count = found.members.count_nonzero(1)
     count[1] = classes
     return softplus(found.stat) / count.clamp_min(1)[:, None]

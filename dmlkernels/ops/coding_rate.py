@@ -51,7 +51,7 @@ def cholesky_logdet(A: Tensor, *, check: bool = True) -> Tensor:
     namespace = _backend.namespace(op, A.device)
     if namespace is None:
         return reference.cholesky_logdet(matrices, check).reshape(shape)
-    forward = _library.operator(namespace, "cholesky_fwd")
+    forward = _library.forward(namespace, "cholesky")
     return forward(matrices, check, _needs_grad(matrices))[0].reshape(shape)
 
 
@@ -82,7 +82,7 @@ def rate_of(op: str, z: Tensor, labels: Tensor | None, options: RateOptions) -> 
         return reference.class_coding_rate(z, labels, options.eps_squared, options.normalize)
     # The gradient is formed before it is scaled by the incoming one: in float16 it would underflow.
     z = z.to(compute_dtype(z.dtype))
-    forward = _library.operator(namespace, "coding_rate_fwd")
+    forward = _library.forward(namespace, "coding_rate")
     return forward(z, labels, *options, _backend.get_float32_precision(), _needs_grad(z))[0]
 
 

@@ -73,5 +73,5 @@ def sample_negatives(
     detached = inputs._replace(
         embeddings=inputs.embeddings.detach(), ref_emb=None if inputs.ref_emb is None else inputs.ref_emb.detach()
     )
-    forward = _library.operator(namespace, "distance_weighted_fwd")
+    forward = _library.forward(namespace, "distance_weighted")
     return forward(*detached, u, float(cutoff), far, _backend.get_float32_precision(), check_finite)

@@ -73,7 +73,7 @@ def find_nearest(op: str, inputs: _checks.PairInputs, check_finite: bool) -> Nea
     namespace = _checks.pair_namespace(op, inputs, check_finite)
     if namespace is None:
         return NearestPositive(*reference.nearest_positive(inputs))
-    forward = _library.operator(namespace, "nearest_positive_fwd")
+    forward = _library.forward(namespace, "nearest_positive")
     return NearestPositive(*forward(*inputs, _backend.get_float32_precision(), check_finite))
 
 
@@ -123,5 +123,5 @@ def mine_pairs(inputs: _checks.PairInputs, positive: str, negative: str, check_f
     namespace = _checks.pair_namespace("mine", inputs, check_finite)
     if namespace is None:
         return Mined(*reference.mine(inputs, positive, negative))
-    forward = _library.operator(namespace, "mine_fwd")
+    forward = _library.forward(namespace, "mine")
     return Mined(*forward(*inputs, positive, negative, _backend.get_float32_precision(), check_finite))

@@ -79,9 +79,18 @@ _library.EXTRA_GRADIENTS["pair_loss"] = _library.ExtraGradient("bounds", ("slope
 
 
 def of_both_sides(
-    op: str, inputs: _checks.PairInputs, options: Options, bounds: Tensor | None = None, check_finite: bool = False
+    op: str,
+    inputs: _checks.PairInputs,
+    options: Options,
+    bounds: Tensor | None = None,
+    check_finite: bool = False,
+    names: Mapping[str, str] = _checks.NO_NAMES,
 ) -> OneSide:
-    """`statistics`, each (2, M): of the positives and of the negatives, for formulae that are alike of both."""
+    """`statistics`, each (2, M): of the positives and of the negatives, for formulae that are alike of both.
+
+    Args:
+        names: as of `_checks.renamed`.
+    """
     namespace = _checks.pair_namespace(op, inputs, check_finite)
     if bounds is not None:
         bounds = bounds.to(compute_dtype(inputs.embeddings.dtype)).contiguous()
@@ -89,11 +98,11 @@ def of_both_sides(
         pos, neg = options.sides()
         fixed = (options.weight_grad, options.grad, options.apart)
         arguments = (inputs, bounds, options.classes, options.value, pos, neg, *fixed)
-        return OneSide(*_checks.renamed(op, reference.pair_loss, *arguments))
-    forward = _library.operator(namespace, "pair_loss_fwd")
+        return OneSide(*_checks.renamed(op, reference.pair_loss, *arguments, names=names))
+    forward = _library.forward(namespace, "pair_loss")
     precision, deterministic = _backend.get_float32_precision(), torch.are_deterministic_algorithms_enabled()
     arguments = (*inputs, bounds, *options.arguments(), precision, deterministic, check_finite)
-    return OneSide(*_checks.renamed(op, forward, *arguments)[:-1])
+    return OneSide(*_checks.renamed(op, forward, *arguments, names=names)[:-1])
 
 
 def statistics(

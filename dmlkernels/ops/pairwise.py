@@ -19,7 +19,7 @@ def _pairwise(op: str, x: Tensor, y: Tensor | None, metric: str, normalize: bool
     namespace = _backend.namespace(op, x.device)
     if namespace is None:
         return reference.pairwise(x, y, metric, normalize)
-    return _library.operator(namespace, "pairwise_fwd")(x, y, metric, normalize, _backend.get_float32_precision())
+    return _library.forward(namespace, "pairwise")(x, y, metric, normalize, _backend.get_float32_precision())
 
 
 def pairwise_similarity(x: Tensor, y: Tensor | None = None, *, metric: str = "cosine") -> Tensor:

@@ -41,7 +41,7 @@ def soft_triple_rows(
     if namespace is None:
         _checks.class_labels(op, y, len(c) // k)
         return reference.soft_triple(*arguments)
-    forward = _library.operator(namespace, "soft_triple_fwd")
+    forward = _library.forward(namespace, "soft_triple")
     return _checks.renamed(op, forward, *arguments, _backend.get_float32_precision())
 
 

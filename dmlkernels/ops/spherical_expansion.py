@@ -136,7 +136,7 @@ def spherical_expansion(
     namespace = _backend.namespace(op, z.device)
     run = reference.spherical_expansion
     if namespace is not None:
-        run = _library.operator(namespace, "spherical_expansion_fwd")
+        run = _library.forward(namespace, "spherical_expansion")
     out, valid = run(z, own, noise.detach().to(z.dtype), n)
     valid = valid if alone is None else valid & ~alone
     return Expansion(out.to(dtype), labels.repeat_interleave(n), valid)

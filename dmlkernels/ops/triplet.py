@@ -36,7 +36,7 @@ def triplets(
     namespace = _checks.pair_namespace(op, inputs, check_finite)
     if namespace is None:
         return Triplets(*reference.triplet_rows(inputs, "all", negative, margin, soft, False))
-    forward = _library.operator(namespace, "triplet_fwd")
+    forward = _library.forward(namespace, "triplet")
     precision, deterministic = _backend.get_float32_precision(), torch.are_deterministic_algorithms_enabled()
     results = forward(*inputs, negative, float(margin), soft, precision, deterministic, check_finite)
     return Triplets(*results[:3])

@@ -40,7 +40,7 @@ class Side(NamedTuple):
 
 
 class OneSide(NamedTuple):
-    """Of each query (M,), of its positives or of its negatives."""
+    """Of each query: (M,) of its positives or of its negatives, (2, M) of both."""
 
     stat: Tensor
     log_sum: Tensor
@@ -56,8 +56,8 @@ class ByQuery:
         """To the pairs of each query."""
         return of_queries[:, None]
 
-    def total(self, values: Tensor) -> Tensor:
-        return values.sum(1)
+    def total(self, values: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        return values.sum(1, dtype=dtype)
 
     def largest(self, values: Tensor) -> Tensor:
         """−∞ of none."""
@@ -73,7 +73,7 @@ def _log_sum_exp(scores: Tensor, kept: Tensor, by: ByQuery) -> Tensor:
     """log Σ e^score (M,) over the kept pairs, −∞ of none."""
     scores = torch.where(kept, scores, -torch.inf)
     top = by.largest(scores.detach())
-    top = torch.where(top == -torch.inf, 0, top)
+    top = torch.where(top.isinf(), 0, top)
     sums = by.total((scores - by.spread(top)).exp())
     # A query without a pair is computed on 1: the logarithm of 0 has no gradient.
     some = ~(sums.detach() == 0)
@@ -86,13 +86,12 @@ def one_side(
     """The statistics of one side from the values of pairs.
 
     Args:
-        members: bool like v, which of the pairs are of this side; a NaN among them reaches the loss.
-        bound: (M,), differentiable but for "exp".
+        members: bool like v, which of the pairs are of this side; a value among them that is NaN reaches the loss.
+        bound: (M,), differentiable but for "exp"; nothing is above one that is NaN.
         weight_grad: the weights of a "moment" are differentiated.
     """
-    v = torch.where(members, v, 0)
     x = side.scale * (v - (side.base if bound is None else by.spread(bound.to(v.dtype))))
-    violating = members & ~(x.detach() <= 0)
+    violating = members & ((x.detach() > 0) | v.detach().isnan())
     log_sum = None
     taking_part = slope = violating
     if side.term == "exp":
@@ -115,7 +114,7 @@ def one_side(
     if log_sum is None:
         log_sum = torch.full_like(stat, -torch.inf)
     of_values = by.total(torch.where(taking_part, v, 0))
-    return OneSide(stat, log_sum, of_values, by.total(members.to(v.dtype)), by.total(slope.to(v.dtype)))
+    return OneSide(stat, log_sum, of_values, by.total(members, v.dtype), by.total(slope, v.dtype))
 
 
 def _values(p: Pairs, value: str) -> Tensor:

@@ -221,6 +221,7 @@ SENTENCES = [
 NUMBERS = [
     ("soft_triple_fwd", {"labels": Y}, "soft_triple_loss: labels must be in [0, C) with C=3, got 5"),
     ("soft_triple_fwd", {"labels": Y - 1}, "soft_triple_loss: labels must be in [0, C) with C=3, got -1"),
+    ("soft_triple_fwd", {"labels": Y + 3}, "soft_triple_loss: labels must be in [0, C) with C=3, got 8"),
     (
         "nearest_positive_bwd",
         {"index": Y},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import itertools
@@ -12,8 +13,10 @@ import torch
 from support import operators as calls
 from support.every_loss import ROWS
 from torch.autograd import forward_ad
+from torch.autograd.graph import saved_tensors_hooks
+from torch.overrides import TorchFunctionMode
 
-from dmlkernels import _contract, _library, use_backend
+from dmlkernels import _backend, _contract, _library, use_backend
 from dmlkernels import functional as F
 
 REFERENCE = r"dmlkernels\.use_backend\('reference'\)"
@@ -49,6 +52,50 @@ def test_reverse(kernel, op, reference):
         assert bool(slope.isfinite())
         return
     torch.testing.assert_close(slope, change / (2 * h), rtol=1e-5, atol=1e-7)
+
+
+class Doubled(TorchFunctionMode):
+    """Doubles the first argument of our operators."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        ours = isinstance(func, (torch._ops.OpOverload, torch._ops.OpOverloadPacket))
+        return func(*((2 * args[0], *args[1:]) if ours else args), **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        contextlib.nullcontext,
+        functools.partial(saved_tensors_hooks, lambda t: t.clone(), lambda t: t),
+        Doubled,
+        torch.inference_mode,
+    ],
+    ids=["plain", "hooks", "mode", "inference"],
+)
+def test_calls_past_the_dispatcher(kernel, around):
+    """`_library.forward` gives what the operator gives, whoever looks on."""
+    for op in LOSSES:
+        same_past_the_dispatcher(kernel, op, around)
+
+
+def same_past_the_dispatcher(kernel, op, around):
+    known = calls.arguments(op, kernel, torch.float64)
+    name = next(name for name in calls.differentiable(op) if known[name] is not None)
+    namespace, operation = _backend.namespaces[kernel.name], op.removesuffix("_fwd")
+
+    def outcome(operator):
+        leaf = known[name].clone().requires_grad_()
+        with around():
+            found = operator(*(known | {name: leaf}).values())
+        found = found if isinstance(found, tuple) else (found,)
+        if not found[0].requires_grad:
+            return found
+        return *found, *torch.autograd.grad(found[0].sum(), leaf)
+
+    direct = outcome(lambda *xs: _library.forward(namespace, operation)(*xs))
+    for a, b in zip(direct, outcome(getattr(kernel.operators, op)), strict=True):
+        assert torch.equal(a, b)
+    assert direct[0].requires_grad == (around is not torch.inference_mode)
 
 
 @pytest.mark.parametrize("op", LOSSES)

@@ -147,6 +147,26 @@ def test_gradients_of_the_reference(kernel, device, name, n):
     assert_matches(differentiable(Case(pairs, options, bounds, {})), tensors(pairs), scale=200.0, exponent=steep)
 
 
+@pytest.mark.parametrize("name", ["contrastive", "softmax"])
+def test_nothing_is_above_a_bound_that_is_nan(backend, device, name):
+    """A loss that must be NaN then has it from the bound itself."""
+    pairs = make_pairs("random", 20, None, 6, 4, torch.float64, device=device)
+    bounds = bounds_for(OPTIONS[name], 20).to(device)
+    whole = call(Case(pairs, OPTIONS[name], bounds, {}), pairs.embeddings)
+    bounds[:, 3] = torch.nan
+    found = call(Case(pairs, OPTIONS[name], bounds, {}), pairs.embeddings)
+    others = torch.arange(20, device=device) != 3
+    for a, b in zip(found, whole, strict=True):
+        torch.testing.assert_close(a[others], b[others], rtol=1e-12, atol=1e-12)
+    nothing = -torch.inf if name == "softmax" else 0.0
+    assert [float(found.pos[3]), float(found.neg[3]), float(found.pos_slope[3]), float(found.neg_sum[3])] == [
+        nothing,
+        nothing,
+        0,
+        0,
+    ]
+
+
 @pytest.mark.parametrize(("m", "normalize"), [(300, True), (200, False)])
 def test_tiles_in_any_order(kernel, device, m, normalize):
     """Odd and even numbers of tiles, where their sums may be added in any order, and mirrored tiles at once."""
