@@ -85,10 +85,15 @@ def test_messages(backend, device):
                 {"labels": torch.nn.functional.one_hot(y, 5).float()},
                 op + "labels must be a (M,) tensor of integers (one class per row), got torch.float32",
             ),
-            ({"labels": y + 1}, op + "labels must be in [0, C) with C=5, got 5"),
-            ({"labels": y - 1}, op + "labels must be in [0, C) with C=5, got -1"),
             ({"proxies": p[:0]}, op + "labels must be in [0, C) with C=0, got 12 labels"),
             ({"proxies": p[0]}, op + "proxies must be (C, D), got (6,)"),
             ({"proxies": p[:, :5]}, op + "proxies must be (C, D) with D=6, got (5, 5)"),
         ],
     )
+
+
+def test_labels_outside_the_classes(backend, device):
+    problem = Problem(12, 5, 6, device=device)
+    x, y, p = problem.embeddings, problem.labels, problem.proxies
+    for labels, outside in ((y + 1, 5), (y - 1, -1)):
+        contract.check_outside(F.proxy_anchor_loss, (x, labels, p), outside, 5, backend)

@@ -143,13 +143,13 @@ def test_messages(backend):
         [
             ({"embeddings": x[0]}, op + "embeddings must be (M, D), got (5,)"),
             ({"labels": labels[:4]}, op + "labels must be (M,) with M=6, got (4,)"),
-            ({"labels": labels + 4}, op + "labels must be in [0, C) with C=4, got 6"),
-            ({"labels": labels - 4}, op + "labels must be in [0, C) with C=4, got -4"),
             ({"proxies": proxies[:, :3]}, op + "proxies must be (C, D) with D=5, got (4, 3)"),
             ({"proxies": proxies[:0]}, op + "labels must be in [0, C) with C=0, got 6 labels"),
             ({"softmax_scale": 0}, op + "softmax_scale must be a positive number, got 0"),
         ],
     )
+    for outside, number in ((labels + 4, 6), (labels - 4, -4)):
+        contract.check_outside(F.proxy_nca_loss, (x, outside, proxies), number, 4, backend)
     with pytest.raises(ValueError, match="ProxyNCALoss: softmax_scale must be a positive number, got -1"):
         losses.ProxyNCALoss(4, 5, softmax_scale=-1)
     with pytest.raises(ValueError, match="ProxyNCALoss: ref_emb must be None, since this loss is not one of pairs"):

@@ -94,6 +94,16 @@ def check_no_double_backward(function: Callable[..., Tensor], x: Tensor) -> None
         grad.square().sum().backward()
 
 
+def check_outside(function: Callable[..., Any], arguments: tuple, number: int, classes: int, backend: Any) -> None:
+    """A label that is no class is named; where nobody waits for the kernels the loss is NaN."""
+    if backend.asynchronous:
+        assert bool(function(*arguments).isnan())
+        return
+    with pytest.raises(ValueError) as caught:
+        function(*arguments)
+    assert str(caught.value) == f"{function.__name__}: labels must be in [0, C) with C={classes}, got {number}"
+
+
 def check_messages(function: Callable[..., Any], good: dict, cases: Iterable[tuple[dict, str]]) -> None:
     """Each case changes some arguments of a good call and must raise a ValueError that reads exactly as given."""
     function(**good)
