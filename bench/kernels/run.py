@@ -122,7 +122,7 @@ GOALS = (
         for case in PEER_CASES
         for what, *goal in (
             # The smallest product waits for memory, and so does what is divided by it.
-            (f"{BOTH} / `t_gemm`", "total", "product", *((2.7, 2.2, 2.1) if case.rows >= 4096 else (6,))),
+            (f"{BOTH} / `t_gemm`", "total", "product", *((2.7, 2.2, 2.1) if case.rows >= pair_losses.ROWS else (6,))),
             (f"{BOTH}, extra memory", "peak_bytes", None, 40),
         )
     ),
