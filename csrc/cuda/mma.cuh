@@ -75,6 +75,13 @@ DML_DEVICE void load_matrices(uint32_t (&r)[4], const void* row,
   }
 }
 
+DML_DEVICE uint32_t nearest_bf16(float x) {
+  const uint32_t bits = __float_as_uint(x);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fff;
+  return (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+}
+DML_DEVICE uint32_t pack_bf16(float low, float high) { return nearest_bf16(high) << 16 | nearest_bf16(low); }
+
 // Nearest TF32, ties away from zero.
 DML_DEVICE uint32_t round_to_tf32(float x) {
   const uint32_t bits = __float_as_uint(x);
@@ -109,6 +116,12 @@ DML_DEVICE void load_matrices(uint32_t (&r)[4], const void* row) {
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(address)
                : "memory");
+}
+
+DML_DEVICE uint32_t pack_bf16(float low, float high) {
+  uint32_t bits;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+  return bits;
 }
 
 DML_DEVICE uint32_t round_to_tf32(float x) {

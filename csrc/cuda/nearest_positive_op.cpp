@@ -52,9 +52,10 @@ Selected listed_bwd_as(const Tensor& x, const std::optional<Tensor>& ref_emb, co
   const int64_t m = x.size(0), n = y.size(0), d = x.size(1);
   const ScalarType type = compute_type(x);
   const Precision precision = precision_of(x, "ieee");
-  const RowsOnDevice<T> queries(x, nullptr, std::nullopt, normalize, precision, device.stream);
+  const RowsOnDevice<T> queries(x, nullptr, std::nullopt, std::nullopt, normalize, precision, device.stream);
   const std::optional<RowsOnDevice<T>> own_gallery =
-      ref_emb ? std::make_optional<RowsOnDevice<T>>(y, nullptr, std::nullopt, normalize, precision, device.stream)
+      ref_emb ? std::make_optional<RowsOnDevice<T>>(y, nullptr, std::nullopt, std::nullopt, normalize, precision,
+                                                    device.stream)
               : std::nullopt;
   const RowsOnDevice<T>& gallery = own_gallery ? *own_gallery : queries;
   const ListedSides<T> sides{
@@ -77,8 +78,8 @@ Selected listed_bwd_as(const Tensor& x, const std::optional<Tensor>& ref_emb, co
     // Nobody chooses a non-finite row, and it chose nobody: its gradient is 0.
     finish_gradient<T>(precision,
                        FinishGradient<T>{rows.x.const_data_ptr(), rows.states(), nullptr, data<T>(rows.inverse),
-                                         data<T>(sums), data<T>(weights), 0, rows.x.size(0), d, rows.x.size(0), 1,
-                                         T(-1), T(0), normalize, grad.mutable_data_ptr()},
+                                         data<T>(sums), data<T>(weights), nullptr, 0, rows.x.size(0), d, rows.x.size(0),
+                                         1, 1, T(-1), T(0), normalize, false, grad.mutable_data_ptr()},
                        device.stream);
     return grad;
   };

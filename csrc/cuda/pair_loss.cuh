@@ -1,32 +1,22 @@
 #pragma once
-// What the statistics and the weights of a pair loss have in common: who is a pair, its value, and its x.
+// The sides of a pair loss as its kernels compute them: what a pair adds to the sums of a row, and what it gives to the
+// gradient. Exponentials are to the base 2, and the factors are folded into the numbers of a side.
 
 #include "cuda/number.cuh"
 
-#include "common/pair_loss.h"
-
 #include "cuda/pair_engine.cuh"
 #include "cuda/pair_loss.h"
+#include "cuda/pair_values.cuh"
 
 namespace dml {
 
-// Terms beside those of DML_PAIR_TERMS. Both sides of a kernel have the same one; sides of two different terms are
-// rare, and all of them share the kernels of MixedTerms, where every pair asks its side.
+// Terms beside those of DML_PAIR_TERMS.
 struct ExpTerm {};
 struct MomentTerm {};
-struct MixedTerms {};
 
-template <class Term>
-constexpr bool kIsExp = std::is_same_v<Term, ExpTerm>;
-template <class Term>
-constexpr bool kIsMoment = std::is_same_v<Term, MomentTerm>;
-template <class Term>
-constexpr bool kIsMixed = std::is_same_v<Term, MixedTerms>;
-
-// Calls back with the struct of a term, on the host and in kernels.
-#pragma nv_exec_check_disable
+// Calls back with the term of a side.
 template <class Call>
-DML_HD inline auto with_term(PairTerm term, const Call& call) {
+void with_term(PairTerm term, const Call& call) {
   switch (term) {
 #define DML_CASE(name, type) \
   case PairTerm::name:       \
@@ -40,92 +30,160 @@ DML_HD inline auto with_term(PairTerm term, const Call& call) {
   }
 }
 
-// A side as the kernels compute: a number of the wrong type would be converted again for every pair, or take a
-// register.
+// The numbers of a side, of the type that the kernels compute in.
 template <class T>
 struct SideOf {
-  struct Limit {
-    T sign, limit;
-  };
-  PairTerm term;
-  T scale, base, ramp, origin, temperature, shift;
-  Limit limit;
+  bool present;
+  T scale, base, offset;                          // x = scale (v - base) = scale v + offset
+  T score_slope, ramp, ramp_offset, temperature;  // of the scores, times log2 e
+  T shift;                                        // what is subtracted from them, unless maxima are running
+  T direction, open;  // of pairs that a bound mines: towards which values they lie of it, and a bound that none meets
 
-  SideOf(const PairSide& side, double shift, PairValue value)
-      : term(side.term),
+  SideOf(const PairSide& side, double shift, bool bounded)
+      : present(side.present()),
         scale(static_cast<T>(side.scale)),
         base(static_cast<T>(side.base)),
+        offset(static_cast<T>(-side.scale * side.base)),
+        score_slope(static_cast<T>(side.scale * kLog2E)),
         ramp(static_cast<T>(side.ramp)),
-        origin(static_cast<T>(side.origin)),
-        temperature(static_cast<T>(side.temperature)),
-        shift(static_cast<T>(shift)) {
-    const MomentLimit of_moment = MomentLimit::make(side.scale, side.base, value == PairValue::distance);
-    limit = Limit{static_cast<T>(of_moment.sign), static_cast<T>(of_moment.limit)};
+        ramp_offset(static_cast<T>(side.ramp == 0 ? 1 : -side.ramp * side.origin)),
+        temperature(static_cast<T>(side.temperature * kLog2E)),
+        shift(static_cast<T>(shift * kLog2E)),
+        direction(static_cast<T>(!bounded || side.scale > 0 ? 1
+                                 : side.scale < 0           ? -1
+                                                            : 0)),
+        open(static_cast<T>(-INFINITY)) {}
+};
+
+// What a query brings to the gradient of its pairs: the bound, what is subtracted from scores, and what its sums take
+// of the term, of the value, and of a moment x - level.
+template <class T>
+struct PairEnd {
+  T bound, shift, of_term, of_value, linear, level;
+};
+
+// A term that is added up. Pairs take part where it is active; those of NaN never.
+template <class Term>
+struct Summand {
+  static constexpr bool kScored = false;
+  static constexpr int kSums = 3;  // of the term, of the value, of the slope
+
+  template <class T>
+  static DML_DEVICE T bound(const SideOf<T>& side) {
+    return side.base;
+  }
+  // Whether a pair takes part, and what it adds.
+  template <class T>
+  static DML_DEVICE bool add(const SideOf<T>& side, T v, T bound, T, T (&to)[kSums]) {
+    const T x = side.scale * (v - bound);
+    to[0] = Term::term(x), to[1] = v, to[2] = Term::slope(x);
+    return Term::active(x);
+  }
+  // Whether a pair takes part, and dL/dv by an end of it.
+  template <class T>
+  static DML_DEVICE bool pull(const SideOf<T>& side, T v, const PairEnd<T>& end, T& slope) {
+    const T x = side.scale * (v - end.bound);
+    slope = fma(end.of_term, Term::slope(x), end.of_value);
+    return Term::active(x);
   }
 };
 
-template <class Terms, Product P>
+// e^score, score = scale max(ramp (v - origin), 0) (v - base); the ramp is a constant of the gradient.
+template <>
+struct Summand<ExpTerm> {
+  static constexpr bool kScored = true;
+  static constexpr int kSums = 2;  // of e^score, of the value
+
+  template <class T>
+  static DML_DEVICE T slope_of(const SideOf<T>& side, T v) {
+    return side.score_slope * max(fma(side.ramp, v, side.ramp_offset), T(0));
+  }
+  template <class T>
+  static DML_DEVICE T score(const SideOf<T>& side, T v) {
+    return slope_of(side, v) * (v - side.base);
+  }
+  template <class T>
+  static DML_DEVICE T bound(const SideOf<T>& side) {
+    return side.open;
+  }
+  template <class T>
+  static DML_DEVICE bool takes_part(const SideOf<T>& side, T v, T bound) {
+    return side.direction * (v - bound) > T(0);
+  }
+  template <class T>
+  static DML_DEVICE bool add(const SideOf<T>& side, T v, T bound, T shift, T (&to)[kSums]) {
+    to[0] = exp2_of(score(side, v) - shift), to[1] = v;
+    return takes_part(side, v, bound);
+  }
+  template <class T>
+  static DML_DEVICE bool pull(const SideOf<T>& side, T v, const PairEnd<T>& end, T& slope) {
+    const T by_value = slope_of(side, v), e = exp2_of(fma(by_value, v - side.base, -end.shift));
+    slope = fma(end.of_term * by_value, e, end.of_value);
+    return takes_part(side, v, end.bound);
+  }
+};
+
+// x > 0 under the weights e^(T x).
+template <>
+struct Summand<MomentTerm> {
+  static constexpr bool kScored = true;
+  static constexpr int kSums = 3;  // of e^score, of the value, of e^score x
+
+  template <class T>
+  static DML_DEVICE T argument(const SideOf<T>& side, T v) {
+    return fma(side.scale, v, side.offset);
+  }
+  template <class T>
+  static DML_DEVICE T score(const SideOf<T>& side, T v) {
+    return side.temperature * argument(side, v);
+  }
+  template <class T>
+  static DML_DEVICE T bound(const SideOf<T>& side) {
+    return side.base;
+  }
+  template <class T>
+  static DML_DEVICE bool takes_part(const SideOf<T>& side, T v, T) {
+    return argument(side, v) > T(0);
+  }
+  template <class T>
+  static DML_DEVICE bool add(const SideOf<T>& side, T v, T, T shift, T (&to)[kSums]) {
+    const T x = argument(side, v), e = exp2_of(fma(side.temperature, x, -shift));
+    to[0] = e, to[1] = v, to[2] = e * x;
+    return x > T(0);
+  }
+  template <class T>
+  static DML_DEVICE bool pull(const SideOf<T>& side, T v, const PairEnd<T>& end, T& slope) {
+    const T x = argument(side, v), e = exp2_of(fma(side.temperature, x, -end.shift));
+    slope = fma(fma(end.linear, x - end.level, end.of_term), e, end.of_value);
+    return x > T(0);
+  }
+};
+
+// A pair loss as its kernels take it.
+template <class T>
 struct PairLoss {
-  using T = typename ProductTypes<P>::Value;
-  PairLossProblem problem;
+  ValueOptions values;
+  bool running;
   SideOf<T> pos, neg;
-  const T* bounds;
+  const T* bounds;  // (2, queries) or null
   int64_t queries;
 
   PairLoss(const PairLossProblem& problem, const T* bounds, int64_t queries)
-      : problem(problem),
-        pos(problem.pos, problem.pos_shift, problem.value),
-        neg(problem.neg, problem.neg_shift, problem.value),
+      : values{problem.value, problem.normalize, problem.apart, false},
+        running(problem.running),
+        pos(problem.pos, problem.pos_shift, bounds != nullptr),
+        neg(problem.neg, problem.neg_shift, bounds != nullptr),
         bounds(bounds),
         queries(queries) {}
 
-  // Calls back with the term of a side.
-  template <class Call>
-  DML_DEVICE static auto with_term_of(const SideOf<T>& side, const Call& call) {
-    if constexpr (kIsMixed<Terms>)
-      return with_term(side.term, call);
-    else
-      return call(Terms());
+  template <bool Positive>
+  DML_DEVICE const SideOf<T>& side() const {
+    return Positive ? pos : neg;
   }
-
-  // Is it a pair of a side that counts? A row that does not count has the norm NaN.
-  struct Member {
-    bool counts;
-    T raw;  // its similarity or squared distance
-  };
-  DML_DEVICE Member member(const PairBlock<P>& block, T dot, int r, int c, bool same) const {
-    if (!(same ? problem.pos : problem.neg).present() || !is_finite(block.norms(r, c)) || block.excluded(r, c))
-      return Member{false, T(0)};
-    const bool of_similarity = problem.value == PairValue::similarity;
-    const T similarity = block.similarity(dot, r, c);
-    if (of_similarity && !problem.apart) return Member{true, similarity};
-    const T squared = block.squared(dot, r, c);
-    return Member{!problem.apart || squared > T(0), of_similarity ? similarity : squared};
-  }
-  DML_DEVICE T value(T raw) const { return problem.value == PairValue::distance ? sqrt(raw) : raw; }
-  // x of a pair at the end of a query. A moment has no bounds.
-  template <class Term>
-  DML_DEVICE T argument(T v, const SideOf<T>& side, bool positive, int64_t query) const {
-    const bool bounded = !kIsMoment<Term> && bounds != nullptr;
-    return pair_argument(v, bounded ? bounds[(positive ? 0 : queries) + query] : side.base, side);
-  }
-  // Does a pair take part, by its x? A moment has tested it before.
-  template <class Term>
-  DML_DEVICE bool takes_part(T x) const {
-    if constexpr (kIsMoment<Term>)
-      return true;
-    else if constexpr (kIsExp<Term>)
-      return bounds == nullptr || x > T(0);
-    else
-      return Term::active(x);
+  // Whether a tile may have a pair that counts, by what it holds.
+  DML_DEVICE bool meets(const TileContents& contents) const {
+    return (contents.positives && pos.present) || (contents.negatives && neg.present);
   }
 };
-
-// Calls back with the terms of a kernel.
-template <class Call>
-void with_terms(const PairLossProblem& problem, const Call& call) {
-  if (problem.mixed()) return call(MixedTerms());
-  with_term(problem.term(), call);
-}
 
 }  // namespace dml

@@ -10,14 +10,20 @@ struct PairLossProblem {
   PairValue value;
   PairSide pos, neg;
   double pos_shift, neg_shift;  // what is subtracted from every score, unless maxima are running
-  bool weight_grad, apart, running, normalize, self;
-  bool sorted;  // both sides are in the order of their labels, and only positives count
+  bool weight_grad, apart, running, normalize;
 
-  // Sides of two terms share a kernel that chooses for every pair, and whose maxima are running.
+  // Sides of two different terms take a launch each.
   DML_HD bool mixed() const { return pos.present() && neg.present() && pos.term != neg.term; }
   // The term of both sides, or of the only one.
   DML_HD PairTerm term() const { return pos.present() ? pos.term : neg.present() ? neg.term : PairTerm::hinge; }
-  DML_HD bool has_moment() const { return mixed() || term() == PairTerm::moment; }
+  DML_HD bool has_moment() const {
+    return (pos.present() && pos.term == PairTerm::moment) || (neg.present() && neg.term == PairTerm::moment);
+  }
+  PairLossProblem only(bool positive) const {
+    PairLossProblem one = *this;
+    (positive ? one.neg : one.pos).term = PairTerm::none;
+    return one;
+  }
 };
 
 // What a row adds up on each side: the term, the values, members and slopes; with a moment, e^score x; and the running
@@ -25,7 +31,8 @@ struct PairLossProblem {
 DML_HD constexpr int pair_sums(bool has_moment, bool running) { return 4 + has_moment + running; }
 DML_HD inline int pair_sums(const PairLossProblem& problem) { return pair_sums(problem.has_moment(), problem.running); }
 
-// bounds (2, M) or null. sums (2, pair_sums, splits, M); symmetric: one copy of zeros that is added to.
+// bounds (2, M) or null. sums (2, pair_sums, splits, M); symmetric: one copy of zeros that is added to. active (row
+// tiles, column tiles): TileFlags.
 template <class T>
 void pair_loss_statistics(Precision precision, const PairSides<T>& sides, const PairLossProblem& problem,
                           const T* bounds, bool symmetric, int64_t splits, T* sums, unsigned char* active,
@@ -50,14 +57,14 @@ struct PairLossGradients {
   const T *own_stats, *own_log_sums;  // the statistics themselves
 };
 
-// Of each side of a row (M,): what the gradient takes the term's times, what it takes the value's times, the
-// log-sum-exp, which counts with running maxima (without, it is in the other factors), and of a moment what it takes
+// Of each side of a row: what the gradient takes the term's times, what it takes the value's times, what is subtracted
+// from scores (the log-sum-exp with running maxima; without, it is in the other factors), and of a moment what it takes
 // x - level times, and that level.
 constexpr int kPairFactors = 5;
-// factors (2, kPairFactors, M).
+// factors (2, kPairFactors, padded), M padded to whole tiles; what is beyond M is read, and never used.
 template <class T>
-void pair_loss_factors(const PairLossProblem& problem, int64_t count, const PairLossGradients<T>& gradients, T* factors,
-                       Stream stream);
+void pair_loss_factors(const PairLossProblem& problem, int64_t count, int64_t padded,
+                       const PairLossGradients<T>& gradients, T* factors, Stream stream);
 
 // Which ends of a pair send a gradient to the rows of the stripe: that of the row, and that of the column.
 struct PairEnds {
@@ -65,7 +72,7 @@ struct PairEnds {
 };
 template <class T>
 void pair_loss_weights(Precision precision, const PairSides<T>& sides, const PairLossProblem& problem, PairEnds ends,
-                       const T* factors, const T* bounds, int64_t queries, const Stripe& stripe, int64_t splits,
-                       T* weight_sums, Stream stream);
+                       const T* factors, int64_t padded, const T* bounds, int64_t queries, const Stripe& stripe,
+                       int64_t splits, T* weight_sums, Stream stream);
 
 }  // namespace dml

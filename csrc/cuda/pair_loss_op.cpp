@@ -6,21 +6,26 @@
 namespace dml {
 namespace {
 
-// Below this, the symmetric schedule has too few tiles for a large device; above, it halves the products.
+// Below kSymmetricRows, the symmetric schedule has too few tiles for a large device; above, it halves the products.
+// Rows that are in the order of their labels have few tiles with pairs of both sides; of fewer than kSortedRows, or of
+// a gallery longer than kLongGallery, putting them in order would take longer.
 #if defined(DML_CUDA_HOST)
-constexpr int64_t kSymmetricRows = kTile + 1;  // so that tests of few rows see both
+constexpr int64_t kSymmetricRows = kTile + 1, kSortedRows = 2 * kTile;  // so that tests of few rows see both
 #else
-constexpr int64_t kSymmetricRows = 4096;
+constexpr int64_t kSymmetricRows = 4096, kSortedRows = 2048;
 #endif
+constexpr int64_t kLongGallery = 262144;
 
 PairLossProblem make_problem(const PairLossOptions& o, const PairArguments& a) {
   const auto shift = [&](const PairSide& side) { return score_shift(side, o.value, a.normalize, a.gallery()); };
   const ScoreShift pos = shift(o.pos), neg = shift(o.neg);
-  const bool running = pos.running || neg.running, sorted = !o.neg.present();
-  PairLossProblem problem{o.value, o.pos,   o.neg,       pos.shift, neg.shift, o.weight_grad,
-                          o.apart, running, a.normalize, a.self(),  sorted};
-  problem.running |= problem.mixed();
-  return problem;
+  return PairLossProblem{
+      o.value, o.pos, o.neg, pos.shift, neg.shift, o.weight_grad, o.apart, pos.running || neg.running, a.normalize};
+}
+
+// Without negatives, tiles of rows in order meet few others at any size.
+bool in_order(const PairLossOptions& o, const PairArguments& a) {
+  return !o.neg.present() || (a.queries() >= kSortedRows && a.gallery() <= kLongGallery);
 }
 
 // A label outside the classes makes every statistic and gradient NaN: nobody waits for the device to say so.
@@ -35,7 +40,7 @@ void check_classes(std::optional<int64_t> classes, const PairArguments& a, const
   if (a.ref_labels) check(*a.ref_labels, *pairs.own_gallery);
 }
 
-// Without negatives, the rows are put in the order of their labels: a tile of rows then meets few others.
+// The rows in the order of their labels, if sorted.
 struct OrderedPairs {
   std::optional<Tensor> order, ref_order;  // the caller's row of each; ref_order is the queries' in self mode
   PairArguments a;
@@ -57,10 +62,6 @@ struct OrderedPairs {
   }
   // (2, M) in this order.
   Tensor of_query(const Tensor& x) const { return order ? index_select(x, 1, *order) : x; }
-  // Rows of a gradient, as the caller has them.
-  static Tensor back(const Tensor& grad, const std::optional<Tensor>& order) {
-    return order ? index_select(grad, 0, stable_sort(*order)[1]) : grad;
-  }
 };
 
 template <class T>
@@ -69,16 +70,18 @@ Statistics forward_as(const operators::pair_loss_fwd& t) {
   const PairArguments given(t);
   const PairLossOptions o(t);
   const PairLossProblem problem = make_problem(o, given);
-  const OrderedPairs ordered(given, as_contiguous(t.bounds), problem.sorted);
+  const OrderedPairs ordered(given, as_contiguous(t.bounds), in_order(o, given));
   const PairArguments& a = ordered.a;
   const int64_t m = a.queries(), n = a.gallery();
   const ScalarType type = compute_type(a.embeddings);
   const PairsOnDevice<T> pairs(a, t.precision, device.stream);
   if (t.check_finite) check_all_finite(a.op, pairs);
   check_classes(t.classes, a, pairs, device.stream);
-  const int64_t row_tiles = (m + kTile - 1) / kTile, col_tiles = (n + kTile - 1) / kTile;
-  // Rows of a mirrored tile are added by atomics, in no fixed order; and running maxima cannot be.
-  const bool symmetric = a.self() && !t.deterministic && !problem.running && m >= kSymmetricRows;
+  const int64_t row_tiles = tiles_of(m), col_tiles = tiles_of(n);
+  // Rows of a mirrored tile are added by atomics, in no fixed order; running maxima cannot be; and both ends of a pair
+  // must add the same. float64 is there to check the others.
+  const bool symmetric =
+      sizeof(T) == 4 && a.self() && !t.deterministic && !problem.running && !ordered.bounds && m >= kSymmetricRows;
   const int64_t splits = column_splits(row_tiles, symmetric ? col_tiles / 2 : col_tiles);
   const int64_t copies = symmetric ? 1 : splits;
   const Tensor sums = (symmetric ? zeros : empty)(a.embeddings, {2, pair_sums(problem), copies, m}, type);
@@ -101,7 +104,7 @@ std::tuple<Tensor, Tensor> backward_as(const operators::pair_loss_bwd& t) {
   const PairArguments given(t);
   const PairLossOptions o(t);
   const PairLossProblem problem = make_problem(o, given);
-  const OrderedPairs ordered(given, as_contiguous(t.bounds), problem.sorted);
+  const OrderedPairs ordered(given, as_contiguous(t.bounds), in_order(o, given));
   const PairArguments& a = ordered.a;
   const PairLossState state(t);
   const PairsOnDevice<T> pairs(a, t.precision, device.stream);
@@ -109,32 +112,41 @@ std::tuple<Tensor, Tensor> backward_as(const operators::pair_loss_bwd& t) {
   const Tensor grad_stats = ordered.of_query(state.grad_stats), grad_log_sums = ordered.of_query(state.grad_log_sums),
                grad_sums = ordered.of_query(state.grad_sums), stats = ordered.of_query(state.stats),
                log_sums = ordered.of_query(state.log_sums);
-  const Tensor factors = empty(a.embeddings, {2, kPairFactors, a.queries()}, compute_type(a.embeddings));
-  pair_loss_factors<T>(problem, a.queries(),
+  const int64_t col_tiles = state.active.size(1), padded = tiles_of(a.queries()) * kTile;
+  const Tensor factors = empty(a.embeddings, {2, kPairFactors, padded}, compute_type(a.embeddings));
+  pair_loss_factors<T>(problem, a.queries(), padded,
                        PairLossGradients<T>{data<T>(grad_stats), data<T>(grad_log_sums), data<T>(grad_sums),
                                             data<T>(stats), data<T>(log_sums)},
                        data<T>(factors), device.stream);
-  const int64_t col_tiles = state.active.size(1);
   const bool pulls = problem.value != PairValue::similarity;
   const auto gradient = [&](const PairSides<T>& sides, const RowsOnDevice<T>& rows, const RowsOnDevice<T>& others,
-                            PairEnds ends, int64_t row_stride, int64_t col_stride) {
-    return pair_gradient<T>(pairs.precision, rows, others, T(pulls ? -1 : 1), pulls, a.normalize,
-                            pairs.gallery().flag(), data<unsigned char>(state.active), row_stride, col_stride,
-                            device.stream, [&](const Stripe& stripe, int64_t splits, T* weight_sums) {
-                              pair_loss_weights<T>(pairs.precision, sides, problem, ends, data<T>(factors),
-                                                   data<T>(ordered.bounds), a.queries(), stripe, splits, weight_sums,
-                                                   device.stream);
-                            });
+                            PairEnds ends, int64_t row_stride, int64_t col_stride, const std::optional<Tensor>& order) {
+    const ActiveTiles active{data<unsigned char>(state.active), row_stride, col_stride, ends.row && ends.col};
+    const Tensor grad = empty(rows.x, {rows.x.size(0), rows.x.size(1)}, rows.x.scalar_type());
+    const auto add = [&](const PairLossProblem& of_sides, bool adds) {
+      add_pair_gradient<T>(
+          pairs.precision, rows, others, T(pulls ? -1 : 1), pulls, a.normalize, pairs.gallery().flag(), active,
+          data<int64_t>(order), device.stream, grad, adds, [&](const Stripe& stripe, int64_t splits, T* weight_sums) {
+            pair_loss_weights<T>(pairs.precision, sides, of_sides, ends, data<T>(factors), padded,
+                                 data<T>(ordered.bounds), a.queries(), stripe, splits, weight_sums, device.stream);
+          });
+    };
+    if (!problem.mixed()) {
+      add(problem, false);
+    } else {
+      add(problem.only(true), false);
+      add(problem.only(false), true);
+    }
+    return grad;
   };
-  const Tensor grad_emb = OrderedPairs::back(
-      gradient(pairs.sides, pairs.queries, pairs.gallery(), PairEnds{true, a.self() && o.both_ends}, col_tiles, 1),
-      ordered.order);
+  const Tensor grad_emb = gradient(pairs.sides, pairs.queries, pairs.gallery(), PairEnds{true, a.self() && o.both_ends},
+                                   col_tiles, 1, ordered.order);
   if (!t.need_grad_ref) return {grad_emb, empty(a.embeddings, {0, a.embeddings.size(1)}, a.embeddings.scalar_type())};
   if (!o.both_ends)
     return {grad_emb, zeros(a.embeddings, {a.gallery(), a.embeddings.size(1)}, a.embeddings.scalar_type())};
-  const Tensor grad_ref =
-      gradient(swapped(pairs.sides), *pairs.own_gallery, pairs.queries, PairEnds{false, true}, 1, col_tiles);
-  return {grad_emb, OrderedPairs::back(grad_ref, ordered.ref_order)};
+  const Tensor grad_ref = gradient(swapped(pairs.sides), *pairs.own_gallery, pairs.queries, PairEnds{false, true}, 1,
+                                   col_tiles, ordered.ref_order);
+  return {grad_emb, grad_ref};
 }
 
 Statistics pair_loss_fwd(const operators::pair_loss_fwd& t) {

@@ -1,66 +1,124 @@
 #include "cuda/pair_loss.cuh"
+#include "cuda/tile_slots.cuh"
 
 namespace dml {
 namespace {
 
-template <class Terms, Product P>
-struct PairWeights : PairLoss<Terms, P> {
-  using typename PairLoss<Terms, P>::T;
-  using PairLoss<Terms, P>::queries;
-  static constexpr int kWeightBlocks = kTwoBlocks<P>;
-  bool normalize;
-  PairEnds ends;
+// The ends of one side of a pair as rows or columns of the tile. Factors are (kPairFactors, padded queries); null: this
+// end sends no gradient.
+template <class T>
+struct Ends {
   const T* factors;
+  const T* bounds;
+  int64_t padded, queries;
 
-  // dL/dv of one end of the pair. `e` is e^(score - shift), and serves both ends without running maxima.
+  DML_DEVICE T of_term(int64_t i) const { return factors == nullptr ? T(0) : factors[i]; }
+  DML_DEVICE T of_value(int64_t i) const { return factors == nullptr ? T(0) : factors[padded + i]; }
   template <class Term>
-  DML_DEVICE T from_end(const SideOf<T>& side, bool positive, T v, T slope, T score, T e, int64_t query) const {
-    const T x = this->template argument<Term>(v, side, positive, query);
-    if (!this->template takes_part<Term>(x)) return T(0);
-    const T* const at = factors + (positive ? 0 : kPairFactors * queries) + query;
-    const T scale = at[0], of_value = at[queries];
-    if constexpr (kIsExp<Term> || kIsMoment<Term>) {
-      if (this->problem.running) e = exp(score - at[2 * queries]);
-      if constexpr (kIsExp<Term>) return fma(scale * slope, e, of_value);
-      return fma(fma(at[3 * queries], x - at[4 * queries], scale), e, of_value);
-    } else {
-      return fma(scale, Term::slope(x), of_value);
+  DML_DEVICE PairEnd<T> end(const SideOf<T>& side, int64_t i) const {
+    const T bound = Summand<Term>::bound(side);
+    if (factors == nullptr) return PairEnd<T>{bound, T(INFINITY), T(0), T(0), T(0), T(0)};
+    const T* const at = factors + i;
+    return PairEnd<T>{bounds != nullptr && i < queries ? bounds[i] : bound,
+                      at[2 * padded],
+                      at[0],
+                      at[padded],
+                      at[3 * padded],
+                      at[4 * padded]};
+  }
+};
+
+template <class Term, Product P>
+struct PairWeights : PairLoss<typename ProductTypes<P>::Value> {
+  using T = typename ProductTypes<P>::Value;
+  using Base = PairLoss<T>;
+  bool normalize;
+  bool alike;  // both ends of a pair have the same bound and shift, and no gradient of the weights
+  PairEnds ends;
+  const T* factors;  // (2, kPairFactors, padded)
+  int64_t padded;
+
+  DML_DEVICE void weigh(PairBlock<P>& block, int64_t col_tile, bool near) const {
+    const TileContents contents = tile_contents(block.p, block.row0 / kTile, col_tile);
+    PairValues<P>{block, this->values}.compute(col_tile, contents.plain && !this->values.apart, false, near);
+    const TileSlots<P> slots{block.shared};
+#pragma unroll
+    for (int first = 0; first < kColSlots; first += TileSlots<P>::kColumns) {
+      slots.put_tile(block.tile, first);
+      if (contents.positives) {
+        alike ? pull<false, true, false>(block, first) : pull<false, false, false>(block, first);
+        alike ? pull<false, true, true>(block, first) : pull<false, false, true>(block, first);
+      } else {
+        alike ? pull<true, true, false>(block, first) : pull<true, false, false>(block, first);
+      }
+      slots.get_tile(block.tile, first);
     }
   }
-  // What a pair of a side gives the row: its weight.
-  DML_DEVICE T from_ends(const SideOf<T>& side, bool positive, T raw, T norms, int64_t row, int64_t col) const {
-    return this->with_term_of(side, [&](auto term) {
-      using Term = decltype(term);
-      if constexpr (kIsMoment<Term>)
-        if (!beyond(raw, side.limit)) return T(0);
-      const T v = this->value(raw);
-      T slope = T(0), score = T(0), e = T(0);
-      if constexpr (kIsExp<Term>) {
-        slope = score_slope(v, side);
-        score = slope * (v - side.base);
-      }
-      if constexpr (kIsMoment<Term>) score = side.temperature * pair_argument(v, side.base, side);
-      if constexpr (kIsExp<Term> || kIsMoment<Term>)
-        if (!this->problem.running) e = exp(score - side.shift);
-      const T sum = (ends.row ? from_end<Term>(side, positive, v, slope, score, e, row) : T(0)) +
-                    (ends.col ? from_end<Term>(side, positive, v, slope, score, e, col) : T(0));
-      return gradient_of_value(sum, v, raw, norms, this->problem.value, kEps<T>);
-    });
+
+ private:
+  template <bool Positive>
+  DML_DEVICE Ends<T> ends_of(bool there) const {
+    return Ends<T>{there ? factors + (Positive ? 0 : kPairFactors * padded) : nullptr,
+                   this->bounds == nullptr ? nullptr : this->bounds + (Positive ? 0 : this->queries), padded,
+                   this->queries};
   }
 
-  DML_DEVICE T weight(const PairBlock<P>& block, T dot, int r, int c) const {
-    const bool same = block.same_class(r, c);
-    const auto [counts, raw] = this->member(block, dot, r, c, same);
-    if (!counts) return T(0);
-    const int64_t row = block.row0 + r, col = block.col0 + c;
-    const T norms = block.norms(r, c);
-    return same ? from_ends(this->pos, true, raw, norms, row, col) : from_ends(this->neg, false, raw, norms, row, col);
+  // Turns the values of the side's pairs in the slots into weights. Whole: no pair of the tile is of the other side.
+  template <bool Whole, bool Alike, bool Positive>
+  DML_DEVICE void pull(const PairBlock<P>& block, int first) const {
+    const TileSlots<P> slots{block.shared};
+    const SideOf<T>& side = this->template side<Positive>();
+    const Ends<T> rows = ends_of<Positive>(ends.row), cols = ends_of<Positive>(ends.col);
+    [[maybe_unused]] int64_t label[kRowSlots];
+    [[maybe_unused]] T of_term[kRowSlots], of_value[kRowSlots];
+    [[maybe_unused]] PairEnd<T> row_end[kRowSlots];
+#pragma unroll
+    for (int r = 0; r < kRowSlots; ++r) {
+      const int64_t row = block.row0 + PairTile<P>::row(r);
+      if constexpr (!Whole) label[r] = block.facts.rows.label[PairTile<P>::row(r)];
+      if constexpr (Alike)
+        of_term[r] = rows.of_term(row), of_value[r] = rows.of_value(row);
+      else
+        row_end[r] = rows.template end<Term>(side, row);
+    }
+#pragma unroll 1
+    for (int c = 0; c < TileSlots<P>::kColumns; ++c) {
+      const int64_t col = block.col0 + PairTile<P>::col(first + c);
+      const int64_t of_column = Whole ? 0 : block.facts.cols.label[PairTile<P>::col(first + c)];
+      PairEnd<T> col_end{Summand<Term>::bound(side), side.shift, cols.of_term(col), cols.of_value(col), T(0), T(0)};
+      if constexpr (!Alike) col_end = cols.template end<Term>(side, col);
+      T x[kRowSlots];
+      slots.get(c, x);
+#pragma unroll
+      for (int r = 0; r < kRowSlots; ++r) {
+        if (!Whole && (label[r] == of_column) != Positive) continue;
+        const T v = this->values.value == PairValue::distance ? root_of(x[r]) : x[r];
+        T slope;
+        bool active;
+        if constexpr (Alike) {
+          PairEnd<T> both = col_end;
+          both.of_term += of_term[r], both.of_value += of_value[r];
+          active = Summand<Term>::pull(side, v, both, slope);
+        } else {
+          T of_row, of_col;
+          const bool row_active = Summand<Term>::pull(side, v, row_end[r], of_row);
+          const bool col_active = Summand<Term>::pull(side, v, col_end, of_col);
+          slope = (row_active ? of_row : T(0)) + (col_active ? of_col : T(0));
+          active = row_active || col_active;
+        }
+        const T weight = this->values.value == PairValue::distance  ? slope * reciprocal_of(v)
+                         : this->values.value == PairValue::squared ? T(2) * slope
+                                                                    : slope;
+        x[r] = active && side.present ? weight : T(0);
+      }
+      slots.put(c, x);
+    }
   }
 };
 
 template <class T>
 DML_KERNEL(kThreads)
-factors_kernel(PairLossProblem problem, int64_t count, PairLossGradients<T> p, T* factors) {
+factors_kernel(PairLossProblem problem, int64_t count, int64_t padded, PairLossGradients<T> p, T* factors) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (row >= count) return;
 #pragma unroll
@@ -77,50 +135,55 @@ factors_kernel(PairLossProblem problem, int64_t count, PairLossGradients<T> p, T
       log_sum = (moment ? p.own_log_sums : p.own_stats)[from];
       gives = log_sum != -INFINITY;
       const double share = problem.running ? 1 : ::exp((k == 0 ? problem.pos_shift : problem.neg_shift) - log_sum);
-      scale = grad * share;
+      scale = grad * share * kLn2;  // the slope of a score has the factor log2 e
       if (moment) {
         const MomentGradient gradient =
             MomentGradient::make(side.temperature, problem.weight_grad, grad, p.log_sums[from]);
         scale = gradient.constant * share * side.scale;
         linear = gradient.linear * share * side.scale;
       }
+      if (!problem.running) log_sum = k == 0 ? problem.pos_shift : problem.neg_shift;
     }
-    T* const at = factors + k * kPairFactors * count + row;
+    T* const at = factors + k * kPairFactors * padded + row;
     at[0] = gives ? static_cast<T>(scale) : T(0);
-    at[count] = gives ? p.sums[from] : T(0);
-    at[2 * count] = gives ? static_cast<T>(log_sum) : T(INFINITY);
-    at[3 * count] = gives ? static_cast<T>(linear) : T(0);
-    at[4 * count] = p.own_stats[from];
+    at[padded] = gives ? p.sums[from] : T(0);
+    at[2 * padded] = gives ? static_cast<T>(log_sum * kLog2E) : T(INFINITY);
+    at[3 * padded] = gives ? static_cast<T>(linear) : T(0);
+    at[4 * padded] = p.own_stats[from];
   }
 }
 
 }  // namespace
 
 template <class T>
-void pair_loss_factors(const PairLossProblem& problem, int64_t count, const PairLossGradients<T>& gradients, T* factors,
-                       Stream stream) {
-  launch(factors_kernel<T>, dim3(blocks_for(count, kThreads)), kThreads, 0, stream, problem, count, gradients, factors);
+void pair_loss_factors(const PairLossProblem& problem, int64_t count, int64_t padded,
+                       const PairLossGradients<T>& gradients, T* factors, Stream stream) {
+  launch(factors_kernel<T>, dim3(blocks_for(count, kThreads)), kThreads, 0, stream, problem, count, padded, gradients,
+         factors);
 }
 
 template <class T>
 void pair_loss_weights(Precision precision, const PairSides<T>& sides, const PairLossProblem& problem, PairEnds ends,
-                       const T* factors, const T* bounds, int64_t queries, const Stripe& stripe, int64_t splits,
-                       T* weight_sums, Stream stream) {
+                       const T* factors, int64_t padded, const T* bounds, int64_t queries, const Stripe& stripe,
+                       int64_t splits, T* weight_sums, Stream stream) {
+  PairLoss<T> loss(problem, bounds, queries);
+  loss.values.separating = problem.value == PairValue::distance;
+  const bool alike = !problem.running && !problem.weight_grad && bounds == nullptr;
   with_product<T>(precision, [&](auto product) {
     constexpr Product P = decltype(product)::value;
-    with_terms(problem, [&](auto terms) {
-      using Terms = decltype(terms);
-      const PairLoss<Terms, P> loss(problem, bounds, queries);
-      launch_weights(make_problem<P>(sides), PairWeights<Terms, P>{loss, problem.normalize, ends, factors}, stripe,
+    with_term(problem.term(), [&](auto term) {
+      launch_weights(make_problem<P>(sides),
+                     PairWeights<decltype(term), P>{{loss}, problem.normalize, alike, ends, factors, padded}, stripe,
                      splits, weight_sums, sides.a.count, stream);
     });
   });
 }
 
 #define DML_INSTANTIATE(T)                                                                                       \
-  template void pair_loss_factors<T>(const PairLossProblem&, int64_t, const PairLossGradients<T>&, T*, Stream);  \
+  template void pair_loss_factors<T>(const PairLossProblem&, int64_t, int64_t, const PairLossGradients<T>&, T*,  \
+                                     Stream);                                                                    \
   template void pair_loss_weights<T>(Precision, const PairSides<T>&, const PairLossProblem&, PairEnds, const T*, \
-                                     const T*, int64_t, const Stripe&, int64_t, T*, Stream);
+                                     int64_t, const T*, int64_t, const Stripe&, int64_t, T*, Stream);
 DML_INSTANTIATE(float)
 DML_INSTANTIATE(double)
 #undef DML_INSTANTIATE

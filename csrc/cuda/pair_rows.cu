@@ -15,46 +15,90 @@ DML_DEVICE T add_lane_halves(T sum) {
   return sum;
 }
 
+constexpr int kFactThreads = 1024, kFactRows = kFactThreads / kPartialSums;
+
+template <class T>
+DML_DEVICE T lowest_of_warp(T value) {
+#pragma unroll
+  for (int bits = 1; bits < kWarp; bits *= 2) {
+    const T other = __shfl_xor_sync(kAllLanes, value, bits);
+    value = other < value ? other : value;
+  }
+  return value;
+}
+
+// Over the 128 rows of a tile, one to a thread; every thread of the block calls this, with room for them in shared.
+DML_DEVICE void summarize(Range labels, Range ids, bool counts, int64_t* shared, TileSummary* to) {
+  constexpr int64_t kNone = INT64_MAX;
+  constexpr int kTileWarps = kTile / kWarp;
+  // The last of a range is the lowest of the complement.
+  const int64_t own[5] = {counts ? labels.first : kNone, counts ? ~labels.last : kNone, counts ? ids.first : kNone,
+                          counts ? ~ids.last : kNone, counts};
+#pragma unroll
+  for (int k = 0; k < 5; ++k) {
+    const int64_t lowest = lowest_of_warp(own[k]);
+    if (warp_index() < kTileWarps && lane_index() == 0) shared[k * kTileWarps + warp_index()] = lowest;
+  }
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  int64_t lowest[5];
+  for (int k = 0; k < 5; ++k) {
+    lowest[k] = shared[k * kTileWarps];
+    for (int w = 1; w < kTileWarps; ++w)
+      lowest[k] = shared[k * kTileWarps + w] < lowest[k] ? shared[k * kTileWarps + w] : lowest[k];
+  }
+  *to = TileSummary{Range{lowest[0], ~lowest[1]}, Range{lowest[2], ~lowest[3]}, lowest[4] != 0};
+}
+
+// A block reads the rows of a tile, 16 threads each.
 template <class E, class T>
-DML_KERNEL(kThreads)
-facts_kernel(const E* x, int64_t count, int64_t width, const int64_t* labels, bool has_ignore_index,
-             int64_t ignore_index, bool normalize, bool rounded, T* inverse, T* norm, RowState* state,
-             int32_t* any_non_finite) {
-  const int64_t row = static_cast<int64_t>(blockIdx.x) * (kThreads / kPartialSums) + threadIdx.x / kPartialSums;
+DML_KERNEL(kFactThreads)
+facts_kernel(RowsToRead<T> p, bool rounded) {
+  DML_SHARED(shared);
+  const E* const x = static_cast<const E*>(p.x);
   const int lane = static_cast<int>(threadIdx.x) % kPartialSums;
   const T shortest = T(kShortest);
-  T exact = T(0), squares = T(0), scaled = T(0);
-  for (int64_t k = lane; row < count && k < width; k += kPartialSums) {
-    T v = static_cast<T>(x[row * width + k]);
-    exact = add_square(exact, v);
-    scaled = add_square(scaled, product(v, T(1) / shortest));
-    if constexpr (sizeof(T) == 4)
-      if (rounded) v = __uint_as_float(round_to_tf32(v));
-    squares = add_square(squares, v);
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * kTile;
+  for (int64_t row = first + threadIdx.x / kPartialSums; row < first + kTile; row += kFactRows) {
+    T exact = T(0), squares = T(0), scaled = T(0);
+    for (int64_t k = lane; row < p.count && k < p.width; k += kPartialSums) {
+      T v = static_cast<T>(x[row * p.width + k]);
+      exact = add_square(exact, v);
+      scaled = add_square(scaled, product(v, T(1) / shortest));
+      if constexpr (sizeof(T) == 4)
+        if (rounded) v = __uint_as_float(round_to_tf32(v));
+      squares = add_square(squares, v);
+    }
+    exact = add_lane_halves(exact);
+    squares = add_lane_halves(squares);
+    scaled = add_lane_halves(scaled);
+    if (lane != 0 || row >= p.count) continue;
+    const T length = sqrt(exact);
+    const T r = !p.normalize ? T(1) : scaled > T(0) ? T(1) / max(length, shortest) : T(0);
+    p.inverse[row] = r;
+    p.norm[row] = !p.normalize || rounded ? squares * r * r : length / length;
+    if (p.normalize && length < shortest) p.norm[row] = scaled;
+    if (p.state == nullptr) continue;
+    RowState found = RowState::kept;
+    // Squared distances of rows that are not normalised must not overflow.
+    const T largest = sizeof(T) == 4 ? T(p.normalize ? 3.4e38 : 1.25e37) : T(p.normalize ? 1.7e308 : 1.25e299);
+    if (p.has_ignore_index && p.labels[row] == p.ignore_index) {
+      found = RowState::ignored;
+    } else if (!(exact <= largest)) {
+      found = RowState::non_finite;
+      atomicOr(p.any_non_finite, 1);
+    }
+    p.state[row] = found;
+    if (found == RowState::kept) continue;
+    p.norm[row] = not_a_number<T>();
+    p.inverse[row] = T(0);  // a weight of 0 stays one
   }
-  exact = add_lane_halves(exact);
-  squares = add_lane_halves(squares);
-  scaled = add_lane_halves(scaled);
-  if (lane != 0 || row >= count) return;
-  const T length = sqrt(exact);
-  const T r = !normalize ? T(1) : scaled > T(0) ? T(1) / max(length, shortest) : T(0);
-  inverse[row] = r;
-  norm[row] = !normalize || rounded ? squares * r * r : length / length;
-  if (normalize && length < shortest) norm[row] = scaled;
-  if (state == nullptr) return;
-  RowState found = RowState::kept;
-  // Squared distances of rows that are not normalised must not overflow.
-  const T largest = sizeof(T) == 4 ? T(normalize ? 3.4e38 : 1.25e37) : T(normalize ? 1.7e308 : 1.25e299);
-  if (has_ignore_index && labels[row] == ignore_index) {
-    found = RowState::ignored;
-  } else if (!(exact <= largest)) {
-    found = RowState::non_finite;
-    atomicOr(any_non_finite, 1);
-  }
-  state[row] = found;
-  if (found == RowState::kept) return;
-  norm[row] = not_a_number<T>();
-  inverse[row] = T(0);  // a weight of 0 stays one
+  if (p.tiles == nullptr) return;
+  __syncthreads();
+  const int64_t own = first + threadIdx.x;
+  const bool counts = threadIdx.x < kTile && own < p.count && p.state[own] == RowState::kept;
+  const int64_t label = counts ? p.labels[own] : 0, id = counts && p.ids != nullptr ? p.ids[own] : 0;
+  summarize(Range{label, label}, Range{id, id}, counts, reinterpret_cast<int64_t*>(shared), p.tiles + blockIdx.x);
 }
 
 DML_KERNEL(kThreads)
@@ -82,30 +126,21 @@ transpose_kernel(const E* x, const RowState* state, int64_t count, int64_t width
     if (col0 + c < width) out[(col0 + c) * padded + row0 + lane_index()] = tile[lane_index()][c];
 }
 
-// The chunks of the active tiles of one row tile, each tile with all terms of its weights.
+// The chunks of the active tiles of one row tile.
 template <class E>
 struct ActiveChunks {
-  static constexpr int64_t kStep = kChunkBytes / static_cast<int64_t>(sizeof(E));
-  int64_t k, term, terms, padded;
-  const unsigned char* active;
-  int64_t stride;
+  static constexpr int kStep = kChunkBytes / static_cast<int>(sizeof(E));
+  int k, end;
+  ActiveTiles active;
+  int64_t row_tile;
 
-  DML_DEVICE bool valid() const { return k < padded; }
-  DML_DEVICE int64_t left() const { return term * padded + k; }
-  DML_DEVICE int64_t right() const { return k; }
+  DML_DEVICE bool valid() const { return k < end; }
   DML_DEVICE void skip() {
-    while (active != nullptr && k < padded && !active[k / kTile * stride]) k += kTile;
+    while (k < end && active.of(row_tile, k / kTile) == 0) k += kTile;
   }
   DML_DEVICE void advance() {
     k += kStep;
-    if (k % kTile != 0) return;
-    term += 1;
-    if (term < terms) {
-      k -= kTile;
-    } else {
-      term = 0;
-      skip();
-    }
+    if (k % kTile == 0) skip();
   }
 };
 
@@ -116,22 +151,22 @@ product_kernel(Stripe stripe, const typename ProductTypes<P>::Element* x_transpo
   using E = typename ProductTypes<P>::Element;
   DML_SHARED(shared);
   const int64_t row0 = static_cast<int64_t>(blockIdx.x) * kTile, col0 = static_cast<int64_t>(blockIdx.y) * kTile;
-  const int64_t terms = weight_terms(stripe.precision), length = terms * stripe.padded;
-  const Operand<E> a{static_cast<const E*>(stripe.weights), length, length, stripe.count, nullptr, true};
+  const Operand<E> a{static_cast<const E*>(stripe.weights), stripe.padded, stripe.padded, stripe.count, nullptr, true};
   const Operand<E> b{x_transposed, stripe.padded, stripe.padded, width, nullptr, true};
-  const unsigned char* const active =
-      stripe.active == nullptr ? nullptr
-                               : stripe.active + (stripe.first / kTile + blockIdx.x) * stripe.active_row_stride;
-  ActiveChunks<E> chunks{0, 0, terms, stripe.padded, active, stripe.active_col_stride};
+  const int tiles = static_cast<int>(stripe.padded) / kTile, splits = static_cast<int>(gridDim.z);
+  const int share = (tiles + splits - 1) / splits, first = share * static_cast<int>(blockIdx.z);
+  ActiveChunks<E> chunks{first * kTile, (first + share < tiles ? first + share : tiles) * kTile, stripe.active,
+                         stripe.first / kTile + blockIdx.x};
   chunks.skip();
   PairTile<P> tile;
   tile.multiply(a, row0, b, col0, chunks, shared);
+  typename ProductTypes<P>::Value* const own = sums + blockIdx.z * stripe.count * width;
 #pragma unroll
   for (int r = 0; r < kRowSlots; ++r)
 #pragma unroll
     for (int c = 0; c < kColSlots; ++c) {
       const int64_t row = row0 + PairTile<P>::row(r), col = col0 + PairTile<P>::col(c);
-      if (row < stripe.count && col < width) sums[row * width + col] = tile.at(r, c);
+      if (row < stripe.count && col < width) own[row * width + col] = tile.at(r, c);
     }
 }
 
@@ -141,8 +176,7 @@ finish_kernel(FinishGradient<T> p) {
   const int64_t local = static_cast<int64_t>(blockIdx.x) * kRowsPerBlock + warp_index(), row = p.first + local;
   if (local >= p.count) return;
   const E* const x = static_cast<const E*>(p.x) + row * p.width;
-  const T* const sums = p.sums + local * p.width;
-  E* const out = static_cast<E*>(p.out) + row * p.width;
+  E* const out = static_cast<E*>(p.out) + (p.order == nullptr ? row : p.order[row]) * p.width;
   const RowState state = p.state == nullptr ? RowState::kept : p.state[row];
   const bool all_bad = p.others_non_finite != nullptr && *p.others_non_finite != 0;
   if (state != RowState::kept || all_bad) {
@@ -153,7 +187,11 @@ finish_kernel(FinishGradient<T> p) {
   T total = T(0);
   for (int64_t s = 0; p.weight_sums != nullptr && s < p.splits; ++s) total += p.weight_sums[s * p.rows + row];
   const T inverse = p.inverse[row];
-  const auto entry = [&](int64_t k) { return fma(total, static_cast<T>(x[k]) * inverse, p.sign * sums[k]); };
+  const auto entry = [&](int64_t k) {
+    T sum = T(0);
+    for (int64_t s = 0; s < p.sum_splits; ++s) sum += p.sums[(s * p.count + local) * p.width + k];
+    return fma(total, static_cast<T>(x[k]) * inverse, p.sign * sum);
+  };
   // A row that was not divided by its norm gets no gradient.
   const T outer = inverse < T(1) / T(kShortest) ? inverse : T(0);
   T radial = T(0);
@@ -164,21 +202,18 @@ finish_kernel(FinishGradient<T> p) {
   }
   for (int64_t k = lane_index(); k < p.width; k += kWarp) {
     const T tangential = entry(k) - radial * (static_cast<T>(x[k]) * inverse);
-    out[k] = static_cast<E>(p.normalize ? tangential * outer : tangential);
+    const T before = p.adds ? static_cast<T>(out[k]) : T(0);
+    out[k] = static_cast<E>(before + (p.normalize ? tangential * outer : tangential));
   }
 }
 
 }  // namespace
 
 template <class T>
-void row_facts(Precision precision, const void* x, int64_t count, int64_t width, const int64_t* labels,
-               bool has_ignore_index, int64_t ignore_index, bool normalize, T* inverse, T* norm, RowState* state,
-               int32_t* any_non_finite, Stream stream) {
+void row_facts(Precision precision, const RowsToRead<T>& rows, Stream stream) {
   with_element<T>(precision, [&](auto element) {
-    using E = decltype(element);
-    launch(facts_kernel<E, T>, dim3(blocks_for(count, kThreads / kPartialSums)), kThreads, 0, stream,
-           static_cast<const E*>(x), count, width, labels, has_ignore_index, ignore_index, normalize,
-           precision == Precision::tf32, inverse, norm, state, any_non_finite);
+    launch(facts_kernel<decltype(element), T>, dim3(blocks_for(rows.count, kTile)), kFactThreads,
+           5 * kTile / kWarp * sizeof(int64_t), stream, rows, precision == Precision::tf32);
   });
 }
 
@@ -203,11 +238,13 @@ void transpose_rows(Precision precision, const void* x, const RowState* state, i
 }
 
 template <class T>
-void weighted_rows(const Stripe& stripe, const void* x_transposed, int64_t width, T* sums, Stream stream) {
+void weighted_rows(const Stripe& stripe, const void* x_transposed, int64_t width, int64_t splits, T* sums,
+                   Stream stream) {
+  const dim3 grid(blocks_for(stripe.count, kTile), blocks_for(width, kTile), static_cast<unsigned>(splits));
   const auto call = [&](auto product) {
     constexpr Product P = decltype(product)::value;
-    launch(product_kernel<P>, dim3(blocks_for(stripe.count, kTile), blocks_for(width, kTile)), kThreads, kTileShared,
-           stream, stripe, static_cast<const typename ProductTypes<P>::Element*>(x_transposed), width, sums);
+    launch(product_kernel<P>, grid, kThreads, kTileShared, stream, stripe,
+           static_cast<const typename ProductTypes<P>::Element*>(x_transposed), width, sums);
   };
   if constexpr (sizeof(T) == 8) {
     call(ProductIs<Product::simt>());
@@ -232,10 +269,9 @@ void finish_gradient(Precision precision, const FinishGradient<T>& p, Stream str
                   [&](auto element) { launch(finish_kernel<decltype(element), T>, grid, kThreads, 0, stream, p); });
 }
 
-#define DML_INSTANTIATE(T)                                                                                          \
-  template void row_facts<T>(Precision, const void*, int64_t, int64_t, const int64_t*, bool, int64_t, bool, T*, T*, \
-                             RowState*, int32_t*, Stream);                                                          \
-  template void weighted_rows<T>(const Stripe&, const void*, int64_t, T*, Stream);                                  \
+#define DML_INSTANTIATE(T)                                                                  \
+  template void row_facts<T>(Precision, const RowsToRead<T>&, Stream);                      \
+  template void weighted_rows<T>(const Stripe&, const void*, int64_t, int64_t, T*, Stream); \
   template void finish_gradient<T>(Precision, const FinishGradient<T>&, Stream);
 DML_INSTANTIATE(float)
 DML_INSTANTIATE(double)

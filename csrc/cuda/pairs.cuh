@@ -114,8 +114,8 @@ struct TileFacts {
   TileSide<T> rows, cols;
 };
 
-// The dot products of half a tile go through shared memory to the formulae of the pairs: with the accumulators in
-// registers, their code would stand in a kernel 64 times. Quads of lanes read rows that are 4 banks apart.
+// Of kernels that select, the dot products of half a tile go through shared memory to the formulae of the pairs. Quads
+// of lanes read rows that are 4 banks apart.
 constexpr int kHalf = kTile / 2, kScoreStride = kTile + 4;
 template <class T>
 constexpr size_t kScoreBytes = kHalf * kScoreStride * sizeof(T);
@@ -141,12 +141,17 @@ struct PairBlock {
     facts.rows.load(p.a_facts, p.a.order, row0, p.a.count);
   }
 
-  DML_DEVICE void enter(int64_t col_tile) {
+  DML_DEVICE void load_columns(int64_t col_tile) {
     __syncthreads();  // everybody is done with the columns of the last tile
     col0 = static_cast<int>(col_tile) * kTile;
     facts.cols.load(p.b_facts, p.b.order, col0, p.b.count);
-    tile.multiply(p.a, row0, p.b, col0, DenseChunks<typename PairProblem<P>::E>{0, p.a.width}, shared);
   }
+  DML_DEVICE void multiply() { tile.multiply(p.a, row0, p.b, col0, chunks(), shared); }
+  DML_DEVICE void enter(int64_t col_tile) {
+    load_columns(col_tile);
+    multiply();
+  }
+  DML_DEVICE auto chunks() const { return DenseChunks<typename PairProblem<P>::E>{0, static_cast<int>(p.a.width)}; }
 
   // Dot products of rows half * 64.. of the tile, (64, kScoreStride); every thread calls this, and may then read.
   DML_DEVICE const T* scores(int half) {

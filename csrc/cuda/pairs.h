@@ -11,12 +11,19 @@ namespace dml {
 // How the rows are stored, and how products of float32 rows are computed.
 enum class Precision { float64, float32, tf32, bfloat16, float16 };
 
-// Weights per pair are rounded for their product with the rows. A bfloat16 row takes two bfloat16 terms of each weight,
-// a float16 row two TF32 terms (small weights would underflow in fp16): one term alone is seen in the gradients. The
-// terms of bfloat16 lie side by side, (rows, 2, padded); float32 ones are split as they are multiplied.
-DML_HD constexpr int64_t weight_terms(Precision precision) { return precision == Precision::bfloat16 ? 2 : 1; }
-
 enum class RowState : unsigned char { kept, ignored, non_finite };
+
+struct Range {
+  int64_t first, last;
+  DML_HD bool meets(const Range& other) const { return first <= other.last && other.first <= last; }
+};
+
+// Of the rows of a tile: where their labels lie, and their ids if they were given; and whether all 128 are there and
+// count.
+struct TileSummary {
+  Range labels, ids;
+  bool full;
+};
 
 // By row of one side: 1/||x|| (1 without normalising, 0 for a zero row), ||f||^2 (NaN: the row does not count), label
 // (without labels: a class of its own) and id (pairs of equal ids are excluded).
@@ -25,6 +32,7 @@ struct RowFacts {
   const T *inverse, *norm;
   const int64_t *labels, *ids;
   int64_t first_id;  // without ids: 0 gives row i the id i, a negative one gives it first_id - i
+  const TileSummary* tiles;
 };
 
 template <class T>
@@ -46,34 +54,61 @@ PairSides<T> swapped(const PairSides<T>& s) {
   return PairSides<T>{s.b, s.a, s.width};
 }
 
-// Fills inverse, norm and state of the rows of x; any_non_finite, on the device, becomes 1 if there is such a row.
-// state may be null: then all rows count, and non-finite ones give NaN.
+// What is found out about the rows of x (count, width).
 template <class T>
-void row_facts(Precision precision, const void* x, int64_t count, int64_t width, const int64_t* labels,
-               bool has_ignore_index, int64_t ignore_index, bool normalize, T* inverse, T* norm, RowState* state,
-               int32_t* any_non_finite, Stream stream);
+struct RowsToRead {
+  const void* x;
+  int64_t count, width;
+  const int64_t *labels, *ids;  // or null
+  bool has_ignore_index, normalize;
+  int64_t ignore_index;
+  T *inverse, *norm;
+  RowState* state;          // or null: then all rows count, and non-finite ones give NaN
+  int32_t* any_non_finite;  // becomes 1 if there is such a row
+  TileSummary* tiles;       // or null
+};
+template <class T>
+void row_facts(Precision precision, const RowsToRead<T>& rows, Stream stream);
 
 // A label outside [0, classes) makes its row one that is not finite.
 void check_class_labels(const int64_t* labels, int64_t count, int64_t classes, RowState* state, int32_t* any_non_finite,
                         Stream stream);
 
-// Weights of pairs for a stripe of rows, as the product takes them: (rows, terms, padded), padded a multiple of the
-// tile. Tiles without an active pair are never written nor read.
+// What the forward has found out of a tile of pairs.
+enum TileFlag : unsigned char { kActive = 1, kNearPairs = 2 };
+
+// Which tiles of pairs a gradient reads: those with an active pair, or whose mirror image has one.
+struct ActiveTiles {
+  const unsigned char* flags;  // null: every tile is active
+  int64_t row_stride, col_stride;
+  bool mirrored;
+
+  DML_HD unsigned char of(int64_t row_tile, int64_t col_tile) const {
+    if (flags == nullptr) return kActive;
+    const unsigned char own = flags[row_tile * row_stride + col_tile * col_stride];
+    return mirrored ? own | flags[col_tile * row_stride + row_tile * col_stride] : own;
+  }
+};
+
+// Weights of pairs for a stripe of rows, as the product takes them, rounded: (rows, padded), padded a multiple of the
+// tile. bfloat16 rows take bfloat16 weights, float16 rows two TF32 terms of a float32 one (small weights would
+// underflow in fp16). Tiles without an active pair are never written nor read.
 struct Stripe {
   int64_t first, count, padded;  // first is a multiple of the tile
   Precision precision;
   void* weights;
-  const unsigned char* active;  // null: every tile is active
-  int64_t active_row_stride, active_col_stride;
+  ActiveTiles active;
 };
 
 // x^T (width, padded) in the element of the weights; rows of x that do not count are 0.
 void transpose_rows(Precision precision, const void* x, const RowState* state, int64_t count, int64_t width,
                     int64_t padded, void* out, Stream stream);
 
-// sums (stripe.count, width) = weights (stripe.count, padded) x (padded, width).
+// sums (splits, stripe.count, width): weights (stripe.count, padded) x (padded, width), each split a share of the
+// padded.
 template <class T>
-void weighted_rows(const Stripe& stripe, const void* x_transposed, int64_t width, T* sums, Stream stream);
+void weighted_rows(const Stripe& stripe, const void* x_transposed, int64_t width, int64_t splits, T* sums,
+                   Stream stream);
 
 // Gradient of rows first.. of x from p = weight_sums f + sign * sums, through the normalisation; 0 for ignored rows,
 // NaN for non-finite ones and, if `others_non_finite`, for all.
@@ -82,10 +117,12 @@ struct FinishGradient {
   const void* x;
   const RowState* state;  // null: all rows count
   const int32_t* others_non_finite;
-  const T *inverse, *sums, *weight_sums;  // sums (count, width); weight_sums (splits, rows) or null
-  int64_t first, count, width, rows, splits;
+  const T *inverse, *sums, *weight_sums;  // sums (sum_splits, count, width); weight_sums (splits, rows) or null
+  const int64_t* order;                   // the caller's row of each, or null
+  int64_t first, count, width, rows, splits, sum_splits;
   T sign, non_finite_value;  // the gradient of a non-finite row
   bool normalize;
+  bool adds;  // to what is there
   void* out;
 };
 template <class T>

@@ -36,11 +36,18 @@ template <Product P>
 struct PairwiseLoss {
   using E = typename ProductTypes<P>::Element;
   using T = typename ProductTypes<P>::Value;
-  static constexpr int kWeightBlocks = 1;  // left to the compiler it spills on sm_100
   Metric metric;
   bool normalize;
   PairwiseGradient grad;
 
+  DML_DEVICE void weigh(PairBlock<P>& block, int64_t col_tile, bool) const {
+    block.enter(col_tile);
+#pragma unroll
+    for (int r = 0; r < kRowSlots; ++r)
+#pragma unroll
+      for (int c = 0; c < kColSlots; ++c)
+        block.tile.at(r, c) = weight(block, block.tile.at(r, c), PairTile<P>::row(r), PairTile<P>::col(c));
+  }
   DML_DEVICE T weight(const PairBlock<P>& block, T dot, int r, int c) const {
     const int64_t i = block.row0 + r, j = block.col0 + c;
     if (i >= block.p.a.count || j >= block.p.b.count) return T(0);

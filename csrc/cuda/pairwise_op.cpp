@@ -16,9 +16,10 @@ struct Operands {
 
   Operands(const Tensor& left, const std::optional<Tensor>& right, bool normalize, const std::string& name,
            Stream stream)
-      : precision(precision_of(left, name)), x(left, nullptr, std::nullopt, normalize, precision, stream, true) {
-    if (right) own_y.emplace(*right, nullptr, std::nullopt, normalize, precision, stream, true);
-    sides = PairSides<T>{x.side(std::nullopt, 0), y().side(std::nullopt, 0), left.size(1)};
+      : precision(precision_of(left, name)),
+        x(left, nullptr, std::nullopt, std::nullopt, normalize, precision, stream, true) {
+    if (right) own_y.emplace(*right, nullptr, std::nullopt, std::nullopt, normalize, precision, stream, true);
+    sides = PairSides<T>{x.side(0), y().side(0), left.size(1)};
   }
   const RowsOnDevice<T>& y() const { return own_y ? *own_y : x; }
 };
@@ -42,8 +43,8 @@ std::tuple<Tensor, Tensor> backward_as(const Tensor& grad_out, const Tensor& x, 
   const int64_t columns = grad_out.size(1);
   const auto gradient = [&](const PairSides<T>& sides, const RowsOnDevice<T>& own, const RowsOnDevice<T>& others,
                             const PairwiseGradient& grad) {
-    return pair_gradient<T>(rows.precision, own, others, pulls ? T(-1) : T(1), pulls, normalize, nullptr, nullptr, 0, 0,
-                            device.stream, [&](const Stripe& stripe, int64_t splits, T* weight_sums) {
+    return pair_gradient<T>(rows.precision, own, others, pulls ? T(-1) : T(1), pulls, normalize, nullptr, device.stream,
+                            [&](const Stripe& stripe, int64_t splits, T* weight_sums) {
                               pairwise_weights<T>(rows.precision, sides, metric, normalize, grad, stripe, splits,
                                                   weight_sums, device.stream);
                             });

@@ -37,8 +37,7 @@ struct ClassBlock : PairBlock<P> {
     this->col0 = first_class * loss.per_class;
     this->facts.rows.load(this->p.a_facts, this->p.a.order, this->row0, this->p.a.count);
     this->facts.cols.load(this->p.b_facts, this->p.b.order, this->col0, this->p.b.count);
-    this->tile.multiply(this->p.a, this->row0, this->p.b, this->col0,
-                        DenseChunks<typename PairProblem<P>::E>{0, this->p.a.width}, this->shared);
+    this->tile.multiply(this->p.a, this->row0, this->p.b, this->col0, this->chunks(), this->shared);
   }
 
   // Similarities of rows half * 64.. of the tile, (64, kClassStride); every thread calls this.

@@ -18,9 +18,9 @@ struct Problem {
           const std::string& name)
       : device(embeddings),
         precision(precision_of(embeddings, name)),
-        x(embeddings, &labels, std::nullopt, normalize, precision, device.stream),
-        centers(c, nullptr, std::nullopt, normalize, precision, device.stream),
-        sides{x.side(std::nullopt, 0), centers.side(std::nullopt, -1), c.size(1)} {
+        x(embeddings, &labels, std::nullopt, std::nullopt, normalize, precision, device.stream),
+        centers(c, nullptr, std::nullopt, std::nullopt, normalize, precision, device.stream),
+        sides{x.side(0), centers.side(-1), c.size(1)} {
     check_class_labels(data<int64_t>(labels), labels.size(0), c.size(0) / loss.per_class, x.states(), x.flag(),
                        device.stream);
   }
@@ -48,8 +48,8 @@ std::tuple<Tensor, Tensor> backward_as(const Tensor& grad, const Tensor& x, cons
   const Problem<T> problem(x, labels, c, loss, normalize, precision);
   const Stream stream = problem.device.stream;
   const auto gradient = [&](const RowsOnDevice<T>& rows, const RowsOnDevice<T>& others, bool of_centers) {
-    return pair_gradient<T>(problem.precision, rows, others, T(1), false, normalize, others.flag(), nullptr, 0, 0,
-                            stream, [&](const Stripe& stripe, int64_t splits, T*) {
+    return pair_gradient<T>(problem.precision, rows, others, T(1), false, normalize, others.flag(), stream,
+                            [&](const Stripe& stripe, int64_t splits, T*) {
                               soft_triple_weights<T>(problem.precision, problem.sides, loss, of_centers, data<T>(grad),
                                                      data<T>(stats), stripe, splits, stream);
                             });

@@ -65,138 +65,167 @@ inline Operand<E> make_operand(const E* data, int64_t count, int64_t width, int6
 constexpr int kThreads = 256, kWarps = kThreads / kWarp;
 constexpr int kWarpRows = 64, kWarpCols = 32;
 constexpr int kRowSlots = 8, kColSlots = 8;  // rows and columns of the tile that a thread has pairs of
-// 64 bytes of each row per stage: two steps of an mma, in 80 bytes, so that eight rows meet all 32 banks once.
-constexpr int kChunkBytes = 64, kRowBytes = 80;
-constexpr int kStageBytes = 2 * kTile * kRowBytes;
-constexpr int kStages = 3;  // one in use, two on their way; 60 KB, so that an A100 or H100 holds two blocks or more
+// 64 bytes of each row per stage: two steps of an mma.
+constexpr int kChunkBytes = 64, kPieceBytes = 16, kPieces = kChunkBytes / kPieceBytes;
+constexpr int kSideBytes = kTile * kChunkBytes, kStageBytes = 2 * kSideBytes;
+constexpr int kStages = 4;  // one in use, three on their way; 64 KB, so that an A100 or H100 holds two blocks
 constexpr int kTileShared = kStages * kStageBytes;
 
 // Blocks that a multiprocessor must have room for; 0 leaves it to the compiler. In the registers of half a
 // multiprocessor, three TF32 products and float64 would spill.
 template <Product P>
 constexpr int kBlocks = P == Product::tf32x3 || P == Product::simt ? 1 : 0;
-// For kernels that do fit into half the registers, which the compiler does not see by itself.
-template <Product P>
-constexpr int kTwoBlocks = kBlocks<P> == 1 ? 1 : 2;
 
-// All of the width, chunk by chunk: where in the rows of either side.
+enum class Side { left, right };
+
+// Where piece `piece` of a row of a side lies in a stage. The pieces of a row change places so that the eight rows
+// which ldmatrix reads at a time meet all 32 banks once: neighbours on the left, rows 2n, 2n + 1, 2n + 8, 2n + 9 ... on
+// the right, whose columns each thread has eight neighbours of.
+template <Side S>
+DML_DEVICE int piece_at(int row, int piece) {
+  const int turn = S == Side::left ? row / 2 % kPieces : row / 8 % kPieces;
+  return row * kChunkBytes + (piece ^ turn) * kPieceBytes;
+}
+
+// All of the width, chunk by chunk: the first element of the next one.
 template <class E>
 struct DenseChunks {
-  int64_t k, width;
+  static constexpr int kStep = kChunkBytes / static_cast<int>(sizeof(E));
+  int k, width;
   DML_DEVICE bool valid() const { return k < width; }
-  DML_DEVICE int64_t left() const { return k; }
-  DML_DEVICE int64_t right() const { return k; }
-  DML_DEVICE void advance() { k += kChunkBytes / static_cast<int64_t>(sizeof(E)); }
+  DML_DEVICE void advance() { k += kStep; }
 };
 
 template <Product P>
 struct PairTile {
   using E = typename ProductTypes<P>::Element;
   using T = typename ProductTypes<P>::Value;
-  static constexpr int kChunk = kChunkBytes / sizeof(E);
+  static constexpr int kChunk = kChunkBytes / sizeof(E), kPieceElements = kPieceBytes / sizeof(E);
 
   T value[4][4][4];  // 16-row and 8-column fragments; in a fragment (row, column) (0, 0), (0, 1), (8, 0), (8, 1)
 
-  // Row and column in the tile of a thread's slots, and its pair of two slots.
+  // Row and column in the tile of a thread's slots, and its pair of two slots. The columns are neighbours.
   static DML_DEVICE int row(int slot) {
     return warp_index() / 4 * kWarpRows + slot / 2 * 16 + slot % 2 * 8 + lane_index() / 4;
   }
-  static DML_DEVICE int col(int slot) {
-    return warp_index() % 4 * kWarpCols + slot / 2 * 8 + lane_index() % 4 * 2 + slot % 2;
-  }
+  static DML_DEVICE int first_col() { return warp_index() % 4 * kWarpCols + lane_index() % 4 * kColSlots; }
+  static DML_DEVICE int col(int slot) { return first_col() + slot; }
   DML_DEVICE T& at(int row_slot, int col_slot) {
     return value[row_slot / 2][col_slot / 2][row_slot % 2 * 2 + col_slot % 2];
   }
 
-  // Dot products of rows row0.. of a with rows col0.. of b over the chunks; a row or a column that is not there is 0.
-  // All threads of the block call this with kTileShared bytes.
+  // Dot products of rows row0.. of a with rows col0.. of b over the chunks. Beyond the last row of a side it repeats:
+  // what is told of those pairs is not a number of the product. All threads of the block call this with kTileShared
+  // bytes.
   template <class Chunks>
   DML_DEVICE void multiply(const Operand<E>& a, int64_t row0, const Operand<E>& b, int64_t col0, Chunks chunks,
                            unsigned char* shared) {
-#pragma unroll
-    for (int m = 0; m < 4; ++m)
-#pragma unroll
-      for (int n = 0; n < 4; ++n)
-#pragma unroll
-        for (int k = 0; k < 4; ++k) value[m][n][k] = T(0);
+    clear();
+    const Source left = source<Side::left>(a, row0), right = source<Side::right>(b, col0);
+    const bool aligned = a.aligned && b.aligned;
+    const int width = static_cast<int>(a.width);
     Chunks ahead = chunks;
+    const auto fetch = [&](unsigned char* stage) {
+      if (ahead.valid()) {
+        fetch_side(left, ahead.k, width, aligned, stage);
+        fetch_side(right, ahead.k, width, aligned, stage + kSideBytes);
+        ahead.advance();
+      }
+      copy_commit();
+    };
 #pragma unroll
-    for (int s = 0; s < kStages - 1; ++s) fetch(ahead, a, row0, b, col0, shared + s * kStageBytes);
+    for (int s = 0; s < kStages - 1; ++s) fetch(shared + s * kStageBytes);
+#pragma unroll 1
     for (int stage = 0; chunks.valid(); chunks.advance()) {
       copy_wait<kStages - 2>();
       __syncthreads();  // the stage is complete, and everybody is done with the one before it
-      const int free = stage == 0 ? kStages - 1 : stage - 1;
-      fetch(ahead, a, row0, b, col0, shared + free * kStageBytes);
-      accumulate(shared + stage * kStageBytes, shared + stage * kStageBytes + kTile * kRowBytes);
+      fetch(shared + (stage == 0 ? kStages - 1 : stage - 1) * kStageBytes);
+      accumulate(shared + stage * kStageBytes, shared + stage * kStageBytes + kSideBytes);
       stage = stage == kStages - 1 ? 0 : stage + 1;
     }
     copy_wait<0>();
     __syncthreads();
   }
 
- private:
-  template <class Chunks>
-  DML_DEVICE void fetch(Chunks& ahead, const Operand<E>& a, int64_t row0, const Operand<E>& b, int64_t col0,
-                        unsigned char* stage) {
-    if (ahead.valid()) {
-      fetch_side(a, row0, ahead.left(), stage);
-      fetch_side(b, col0, ahead.right(), stage + kTile * kRowBytes);
-      ahead.advance();
-    }
-    copy_commit();
+  DML_DEVICE void clear() {
+#pragma unroll
+    for (int m = 0; m < 4; ++m)
+#pragma unroll
+      for (int n = 0; n < 4; ++n)
+#pragma unroll
+        for (int k = 0; k < 4; ++k) value[m][n][k] = T(0);
   }
 
-  DML_DEVICE void fetch_side(const Operand<E>& side, int64_t first, int64_t k, unsigned char* to) {
-    constexpr int kPieces = kTile * kChunkBytes / 16, kPieceElements = 16 / sizeof(E);
+ private:
+  static constexpr int kRowsAtOnce = kThreads / kPieces, kCopies = kTile / kRowsAtOnce;
+
+  // What a thread copies of every chunk: a piece of each of two rows of a side.
+  struct Source {
+    const E* row[kCopies];  // where its piece of the first chunk begins
+    int to;                 // in the stage, for the first row
+  };
+  template <Side S>
+  static DML_DEVICE Source source(const Operand<E>& side, int64_t first) {
+    const int r = static_cast<int>(threadIdx.x) / kPieces, piece = static_cast<int>(threadIdx.x) % kPieces;
+    Source source;
+    source.to = piece_at<S>(r, piece);
 #pragma unroll
-    for (int piece = static_cast<int>(threadIdx.x); piece < kPieces; piece += kThreads) {
-      const int r = piece / 4, part = piece % 4;
-      const int64_t row = first + r, column = k + part * kPieceElements;
-      unsigned char* const target = to + r * kRowBytes + part * 16;
-      if (side.aligned) {
-        const bool valid = row < side.count && column < side.width;
-        copy16_async(target, valid ? side.row(row) + column : side.data, valid);
+    for (int c = 0; c < kCopies; ++c) {
+      const int64_t row = first + r + c * kRowsAtOnce;
+      source.row[c] = side.row(row < side.count ? row : side.count - 1) + piece * kPieceElements;
+    }
+    return source;
+  }
+  static DML_DEVICE void fetch_side(const Source& source, int k, int width, bool aligned, unsigned char* stage) {
+    const int left = width - k - static_cast<int>(threadIdx.x) % kPieces * kPieceElements;
+#pragma unroll
+    for (int c = 0; c < kCopies; ++c) {
+      unsigned char* const to = stage + source.to + c * kRowsAtOnce * kChunkBytes;
+      if (aligned) {
+        copy16_async(to, source.row[c] + k, left > 0);
       } else {
-        for (int e = 0; e < kPieceElements; ++e) {
-          const bool valid = row < side.count && column + e < side.width;
-          reinterpret_cast<E*>(target)[e] = valid ? side.row(row)[column + e] : E(0.0f);
-        }
+#pragma unroll 1
+        for (int e = 0; e < kPieceElements; ++e)
+          reinterpret_cast<E*>(to)[e] = e < left ? source.row[c][k + e] : E(0.0f);
       }
     }
   }
 
   DML_DEVICE void accumulate(const unsigned char* a, const unsigned char* b) {
     if constexpr (P == Product::simt) {
-      const auto entry = [](const unsigned char* side, int r, int k) {
-        return reinterpret_cast<const double*>(side + r * kRowBytes)[k];
+      const auto entry = [](const unsigned char* side, int at, int k) {
+        return reinterpret_cast<const double*>(side + at)[k % kPieceElements];
       };
 #pragma unroll 1
       for (int k = 0; k < kChunk; ++k) {
         double right[kColSlots];
 #pragma unroll
-        for (int c = 0; c < kColSlots; ++c) right[c] = entry(b, col(c), k);
+        for (int c = 0; c < kColSlots; ++c) right[c] = entry(b, piece_at<Side::right>(col(c), k / kPieceElements), k);
 #pragma unroll
         for (int r = 0; r < kRowSlots; ++r) {
-          const double left = entry(a, row(r), k);
+          const double left = entry(a, piece_at<Side::left>(row(r), k / kPieceElements), k);
 #pragma unroll
           for (int c = 0; c < kColSlots; ++c) at(r, c) = fma(left, right[c], at(r, c));
         }
       }
     } else {
-      const int lane = lane_index();
-      const unsigned char* const a_row = a + (warp_index() / 4 * kWarpRows + lane % 16) * kRowBytes + lane / 16 * 16;
-      const unsigned char* const b_row =
-          b + (warp_index() % 4 * kWarpCols + lane / 16 * 8 + lane % 8) * kRowBytes + lane / 8 % 2 * 16;
+      // Lane l brings row l % 16 of a fragment on the left, and its piece l / 16 of a step; on the right, row l % 8 of
+      // fragment l / 16 of two, and piece l / 8 % 2. Fragment n has columns 2n and 2n + 1 of each thread.
+      const int lane = lane_index(), row8 = lane % 8;
+      const int a_row = warp_index() / 4 * kWarpRows + lane % 16;
+      const int b_row = warp_index() % 4 * kWarpCols + row8 / 2 * kColSlots + row8 % 2 + lane / 16 * 2;
 #pragma unroll
-      for (int step = 0; step < kChunkBytes; step += 32) {
+      for (int step = 0; step < kPieces; step += 2) {
+        const unsigned char* const a_piece = a + piece_at<Side::left>(a_row, step + lane / 16);
+        const unsigned char* const b_piece = b + piece_at<Side::right>(b_row, step + lane / 8 % 2);
         uint32_t right[4][2];
 #pragma unroll
         for (int n = 0; n < 4; n += 2) {
           uint32_t pair[4];
-          load_matrices(pair, b_row + n * 8 * kRowBytes + step);
+          load_matrices(pair, b_piece + n * 2 * kChunkBytes);
           right[n][0] = pair[0], right[n][1] = pair[1], right[n + 1][0] = pair[2], right[n + 1][1] = pair[3];
         }
-        products(a_row + step, right);
+        products(a_piece, right);
       }
     }
   }
@@ -214,7 +243,7 @@ struct PairTile {
     for (int m = 0; m < 4; ++m) {
       uint32_t left[4];
       [[maybe_unused]] uint32_t left_low[4];
-      load_matrices(left, a_row + m * 16 * kRowBytes);
+      load_matrices(left, a_row + m * 16 * kChunkBytes);
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         if constexpr (P == Product::tf32) left[k] = round_to_tf32(__uint_as_float(left[k]));

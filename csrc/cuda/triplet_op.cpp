@@ -11,7 +11,7 @@ namespace {
 #if defined(DML_CUDA_HOST)
 constexpr int64_t kTripletBytes = 1;  // one tile of anchors, so that tests of few rows see several stripes
 #else
-constexpr int64_t kTripletBytes = kStripeBytes / 4;
+constexpr int64_t kTripletBytes = int64_t{32} << 20;
 #endif
 
 // Both sides, and the gallery in the order of its labels.
@@ -100,7 +100,7 @@ std::tuple<Tensor, Tensor> backward_as(const PairArguments& a, const TripletOpti
   const ScalarType value = compute_type(a.embeddings);
   const ScalarType element = precision == Precision::bfloat16 ? ScalarType::BFloat16 : value;
   const int64_t d = a.embeddings.size(1), n = on_device.gallery, padded = on_device.padded;
-  const int64_t terms = weight_terms(precision), col_tiles = problem.col_tiles;
+  const int64_t col_tiles = problem.col_tiles;
   const int64_t rows_padded = (on_device.stripe_rows + kTile - 1) / kTile * kTile;
   const bool columns = a.self() || need_grad_ref;
 
@@ -109,18 +109,23 @@ std::tuple<Tensor, Tensor> backward_as(const PairArguments& a, const TripletOpti
   if (need_grad_ref) own_gallery.emplace(*a.ref_emb, value);
   Sums<T>& of_gallery = own_gallery ? *own_gallery : of_queries;
   const Tensor weights = empty(a.embeddings, {on_device.stripe_rows, padded}, value);
-  const Tensor by_rows = empty(a.embeddings, {on_device.stripe_rows, terms, padded}, element);
-  const Tensor by_columns = empty(a.embeddings, {columns ? n : 0, terms, rows_padded}, element);
+  const Tensor by_rows = empty(a.embeddings, {on_device.stripe_rows, padded}, element);
+  const Tensor by_columns = empty(a.embeddings, {columns ? n : 0, rows_padded}, element);
   const Tensor others = empty(a.embeddings, {d, padded}, element), own = empty(a.embeddings, {d, rows_padded}, element);
   const Tensor product = empty(a.embeddings, {std::max(on_device.stripe_rows, columns ? n : 0), d}, value);
   transpose_rows(precision, gallery.x.const_data_ptr(), gallery.states(), n, d, padded, others.mutable_data_ptr(),
                  stream);
   on_device.for_each(true, [&](const TripletStripe<T>& s) {
     triplet_weights<T>(precision, pairs.sides, problem, s, o.semihard, data<T>(grad), data<T>(weights), stream);
-    const Stripe rows{s.first, s.count, padded, precision, by_rows.mutable_data_ptr(), problem.active, col_tiles, 1};
+    const Stripe rows{s.first,
+                      s.count,
+                      padded,
+                      precision,
+                      by_rows.mutable_data_ptr(),
+                      ActiveTiles{problem.active, col_tiles, 1, false}};
     triplet_round_rows<T>(problem, s, data<T>(weights), data<T>(gallery.inverse), rows, data<T>(of_queries.weights),
                           stream);
-    weighted_rows<T>(rows, others.const_data_ptr(), d, data<T>(product), stream);
+    weighted_rows<T>(rows, others.const_data_ptr(), d, 1, data<T>(product), stream);
     triplet_add<T>(data<T>(product), s.count * d, data<T>(of_queries.rows) + s.first * d, stream);
     if (!columns) return;
     const int64_t bytes = precision == Precision::float64                                       ? 8
@@ -131,21 +136,22 @@ std::tuple<Tensor, Tensor> backward_as(const PairArguments& a, const TripletOpti
                    queries.states() + s.first, s.count, d, here, own.mutable_data_ptr(), stream);
     const unsigned char* const tiles =
         problem.active == nullptr ? nullptr : problem.active + s.first / kTile * col_tiles;
-    const Stripe turned{0, n, here, precision, by_columns.mutable_data_ptr(), tiles, 1, col_tiles};
+    const Stripe turned{0, n, here, precision, by_columns.mutable_data_ptr(), ActiveTiles{tiles, 1, col_tiles, false}};
     triplet_round_columns<T>(problem, s, data<T>(weights), data<T>(queries.inverse), turned,
                              data<T>(of_gallery.weights), stream);
-    weighted_rows<T>(turned, own.const_data_ptr(), d, data<T>(product), stream);
+    weighted_rows<T>(turned, own.const_data_ptr(), d, 1, data<T>(product), stream);
     triplet_add<T>(data<T>(product), n * d, data<T>(of_gallery.rows), stream);
   });
 
   const auto finish = [&](const RowsOnDevice<T>& rows, const Sums<T>& sums) {
     const int64_t count = rows.x.size(0);
     const Tensor out = empty(rows.x, {count, d}, rows.x.scalar_type());
-    finish_gradient<T>(precision,
-                       FinishGradient<T>{rows.x.const_data_ptr(), rows.states(), gallery.flag(), data<T>(rows.inverse),
-                                         data<T>(sums.rows), data<T>(sums.weights), 0, count, d, count, 1, T(-1),
-                                         std::numeric_limits<T>::quiet_NaN(), a.normalize, out.mutable_data_ptr()},
-                       stream);
+    finish_gradient<T>(
+        precision,
+        FinishGradient<T>{rows.x.const_data_ptr(), rows.states(), gallery.flag(), data<T>(rows.inverse),
+                          data<T>(sums.rows), data<T>(sums.weights), nullptr, 0, count, d, count, 1, 1, T(-1),
+                          std::numeric_limits<T>::quiet_NaN(), a.normalize, false, out.mutable_data_ptr()},
+        stream);
     return out;
   };
   return {finish(queries, of_queries),
