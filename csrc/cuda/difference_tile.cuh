@@ -52,21 +52,25 @@ DML_DEVICE void subtract_rows(PairTile<P>& tile, const Operand<E>& a, int64_t ro
     __syncthreads();
 #pragma unroll 1
     for (int piece = 0; piece < kPieces; ++piece) {
-      Piece<T> x[kRowSlots];
+      // Half of the rows at a time: registers are short.
 #pragma unroll
-      for (int r = 0; r < kRowSlots; ++r)
-        x[r] = *reinterpret_cast<const Piece<T>*>(shared + piece_at<Side::left>(PairTile<P>::row(r), piece));
+      for (int half = 0; half < kRowSlots; half += kRowSlots / 2) {
+        Piece<T> x[kRowSlots / 2];
 #pragma unroll
-      for (int c = 0; c < kColSlots; ++c) {
-        const Piece<T> y =
-            *reinterpret_cast<const Piece<T>*>(right + piece_at<Side::right>(PairTile<P>::col(c), piece));
+        for (int r = 0; r < kRowSlots / 2; ++r)
+          x[r] = *reinterpret_cast<const Piece<T>*>(shared + piece_at<Side::left>(PairTile<P>::row(half + r), piece));
 #pragma unroll
-        for (int r = 0; r < kRowSlots; ++r)
+        for (int c = 0; c < kColSlots; ++c) {
+          const Piece<T> y =
+              *reinterpret_cast<const Piece<T>*>(right + piece_at<Side::right>(PairTile<P>::col(c), piece));
 #pragma unroll
-          for (int e = 0; e < Piece<T>::kCount; ++e) {
-            const T difference = x[r].at[e] - y.at[e];
-            tile.at(r, c) = fma(difference, difference, tile.at(r, c));
-          }
+          for (int r = 0; r < kRowSlots / 2; ++r)
+#pragma unroll
+            for (int e = 0; e < Piece<T>::kCount; ++e) {
+              const T difference = x[r].at[e] - y.at[e];
+              tile.at(half + r, c) = fma(difference, difference, tile.at(half + r, c));
+            }
+        }
       }
     }
     __syncthreads();

@@ -65,7 +65,7 @@ weights_kernel(PairProblem<P> p, Loss loss, Stripe stripe, typename ProductTypes
   const int64_t row_tile = stripe.first / kTile + walk.row_tile;
   PairBlock<P> block(p, shared, row_tile);
   T total[kRowSlots] = {};
-  for (int64_t step = walk.begin; step < walk.end; ++step) {
+  for (int step = walk.begin; step < walk.end; ++step) {
     const unsigned char flags = stripe.active.of(row_tile, step);
     if (flags == 0) continue;
     loss.weigh(block, step, (flags & kNearPairs) != 0);

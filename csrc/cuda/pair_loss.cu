@@ -1,162 +1,8 @@
-#include "cuda/pair_loss.cuh"
+#include "cuda/pair_sums.cuh"
 #include "cuda/tile_slots.cuh"
 
 namespace dml {
 namespace {
-
-// Where the statistics of rows go: values[(k * splits + split) * rows + row], or added to one copy if symmetric.
-template <class T>
-struct RowPartials {
-  T* values;
-  int64_t rows, splits, values_of_side;
-  bool symmetric, has_moment;
-  bool of_pos, of_neg;  // which sides are written
-  bool beside;          // tiles that are active already stay so
-};
-
-// What a thread adds up of one side of each of its rows.
-template <class Term, class T>
-struct RowSums {
-  static constexpr int kSums = Summand<Term>::kSums, kValues = kSums + 3;
-  T sum[kSums][kRowSlots], shift[kRowSlots];
-  int count[kRowSlots], members[kRowSlots];
-
-  DML_DEVICE RowSums(const SideOf<T>& side, bool running) {
-#pragma unroll
-    for (int r = 0; r < kRowSlots; ++r) {
-#pragma unroll
-      for (int k = 0; k < kSums; ++k) sum[k][r] = T(0);
-      shift[r] = running ? T(kNoScore) : side.shift;
-      count[r] = members[r] = 0;
-    }
-  }
-};
-
-// The sums of one side of a row: its sums, how many pairs take part, how many there are, and what its scores are less.
-template <class Term, class T>
-struct RowTotal {
-  static constexpr int kSums = Summand<Term>::kSums, kValues = kSums + 3;
-  T value[kValues];
-
-  DML_DEVICE RowTotal() = default;
-  DML_DEVICE RowTotal(const RowSums<Term, T>& rows, int r) {
-#pragma unroll
-    for (int k = 0; k < kSums; ++k) value[k] = rows.sum[k][r];
-    value[kSums] = static_cast<T>(rows.count[r]);
-    value[kSums + 1] = static_cast<T>(rows.members[r]);
-    value[kSums + 2] = rows.shift[r];
-  }
-  DML_DEVICE void merge(const RowTotal& other, bool running) {
-    const T shift = value[kSums + 2], top = running ? max(shift, other.value[kSums + 2]) : shift;
-    const T own = running ? exp2_of(shift - top) : T(1),
-            theirs = running ? exp2_of(other.value[kSums + 2] - top) : T(1);
-#pragma unroll
-    for (int k = 0; k < kSums + 2; ++k) {
-      const bool relative = Summand<Term>::kScored && k < kSums && k != 1;
-      value[k] = relative ? value[k] * own + other.value[k] * theirs : value[k] + other.value[k];
-    }
-    value[kSums + 2] = top;
-  }
-  DML_DEVICE void merge_lanes(int bit, bool running) {
-    RowTotal other;
-#pragma unroll
-    for (int k = 0; k < kValues; ++k) other.value[k] = __shfl_xor_sync(kAllLanes, value[k], bit);
-    merge(other, running);
-  }
-};
-
-// The sums of both sides of a block's rows, in shared memory.
-template <class Term, Product P>
-struct BlockSums {
-  using T = typename ProductTypes<P>::Value;
-  using Total = RowTotal<Term, T>;
-  static constexpr int kBytes = 2 * Total::kValues * kTile * sizeof(T);
-  T (*values)[Total::kValues][kTile];
-  bool running;
-
-  DML_DEVICE BlockSums(unsigned char* shared, const PairLoss<T>& loss)
-      : values(reinterpret_cast<T (*)[Total::kValues][kTile]>(shared)), running(loss.running) {
-    for (int at = static_cast<int>(threadIdx.x); at < 2 * kTile; at += kThreads) {
-      const int which = at / kTile;
-      put(which, at % kTile, Total(RowSums<Term, T>(which == 0 ? loss.pos : loss.neg, running), 0));
-    }
-  }
-  DML_DEVICE Total get(int which, int row) const {
-    Total total;
-#pragma unroll
-    for (int k = 0; k < Total::kValues; ++k) total.value[k] = values[which][k][row];
-    return total;
-  }
-  DML_DEVICE void put(int which, int row, const Total& total) const {
-#pragma unroll
-    for (int k = 0; k < Total::kValues; ++k) values[which][k][row] = total.value[k];
-  }
-  // Every thread calls this; the warps that share rows add theirs one after another.
-  DML_DEVICE void add(int which, const RowSums<Term, T>& rows) const {
-#pragma unroll 1
-    for (int w = 0; w < kTile / kWarpCols; ++w) {
-      __syncthreads();
-      if (warp_index() % (kTile / kWarpCols) != w) continue;
-#pragma unroll
-      for (int r = 0; r < kRowSlots; ++r) {
-        Total total(rows, r);
-        total.merge_lanes(1, running);
-        total.merge_lanes(2, running);
-        if (lane_index() % 4 != 0) continue;
-        Total sum = get(which, PairTile<P>::row(r));
-        sum.merge(total, running);
-        put(which, PairTile<P>::row(r), sum);
-      }
-    }
-  }
-  // Of one side, as pair_sums has them; after a barrier.
-  DML_DEVICE void write(int which, const RowPartials<T>& out, int64_t row0) const {
-    const int thread = static_cast<int>(threadIdx.x);
-    if (thread >= kTile || row0 + thread >= out.rows) return;
-    const auto store = [&](int k, T value) {
-      const int64_t at = which * out.values_of_side + k, row = row0 + thread;
-      if (out.symmetric)
-        atomicAdd(&out.values[at * out.rows + row], value);
-      else
-        out.values[(at * out.splits + blockIdx.y) * out.rows + row] = value;
-    };
-    const Total total = get(which, thread);
-    constexpr int kSums = Total::kSums;
-    store(0, total.value[0]);
-    store(1, total.value[1]);
-    store(2, total.value[kSums + 1]);
-    store(3, Summand<Term>::kScored ? total.value[kSums] : total.value[2]);
-    if (out.has_moment) store(4, std::is_same_v<Term, MomentTerm> ? total.value[2] : T(0));
-    if (running) store(4 + out.has_moment, total.value[kSums + 2]);
-  }
-};
-
-// What a thread adds up of one side of a column: of its rows, then of more and more lanes.
-template <class Term, class T>
-struct ColumnSums {
-  static constexpr int kSums = Summand<Term>::kSums;
-  static constexpr int kMember = 1 << 16;  // counts: the pairs that take part, and the members in the upper half
-  T sum[kSums];
-  int counts;
-
-  // A lane keeps one of two columns, which one the bit says, and adds the other half of it.
-  DML_DEVICE static ColumnSums merge(const ColumnSums& a, const ColumnSums& b, int bit) {
-    const bool upper = (lane_index() & bit) != 0;
-    const auto pick = [&](auto one, auto other) {
-      return (upper ? other : one) + __shfl_xor_sync(kAllLanes, upper ? one : other, bit);
-    };
-    ColumnSums merged;
-#pragma unroll
-    for (int k = 0; k < kSums; ++k) merged.sum[k] = pick(a.sum[k], b.sum[k]);
-    merged.counts = pick(a.counts, b.counts);
-    return merged;
-  }
-  DML_DEVICE void add_lanes(int bit) {
-#pragma unroll
-    for (int k = 0; k < kSums; ++k) sum[k] += __shfl_xor_sync(kAllLanes, sum[k], bit);
-    counts += __shfl_xor_sync(kAllLanes, counts, bit);
-  }
-};
 
 // The pairs of one side in a tile, whose values are in the slots. Plain: all pairs of the tile are of the side.
 template <class Term, Product P, bool Plain>
@@ -179,17 +25,17 @@ struct SideOfTile {
       : block(block),
         loss(loss),
         positive(positive),
-        side(positive ? loss.pos : loss.neg),
+        side(loss.side(positive)),
         slots{block.shared},
         first(first),
         rows(rows) {
 #pragma unroll
     for (int r = 0; r < kRowSlots; ++r) {
+      bound[r] = Summand<Term>::bound(side);
+      if constexpr (Plain) continue;
       const int64_t row = block.row0 + PairTile<P>::row(r);
-      const bool bounded = loss.bounds != nullptr && row < block.p.a.count;
-      bound[r] = bounded ? loss.bounds[(positive ? 0 : loss.queries) + row] : Summand<Term>::bound(side);
+      if (loss.bounds != nullptr && row < block.p.a.count) bound[r] = loss.bounds[(positive ? 0 : loss.queries) + row];
       label[r] = block.facts.rows.label[PairTile<P>::row(r)];
-      if constexpr (Plain) rows.members[r] += TileSlots<P>::kColumns;
     }
   }
 
@@ -241,9 +87,10 @@ struct SideOfTile {
     get(c, v);
 #pragma unroll
     for (int r = 0; r < kRowSlots; ++r) {
-      T added[Column::kSums];
+      T value[Column::kSums], factor[Column::kSums];
       const bool member = is_member(v[r], r, of_column);
-      const bool active = Summand<Term>::add(side, v[r], bound[r], rows.shift[r], added) && member;
+      const T shift = Plain ? side.shift : rows.shift[r];
+      const bool active = Summand<Term>::add(side, v[r], bound[r], shift, value, factor) && member;
       if constexpr (!Plain) {
         rows.members[r] += member;
         sums.counts += member ? Column::kMember : 0;
@@ -252,9 +99,9 @@ struct SideOfTile {
       sums.counts += active;
 #pragma unroll
       for (int k = 0; k < Column::kSums; ++k) {
-        const T here = active ? added[k] : T(0);
-        rows.sum[k][r] += here;
-        if constexpr (Mirrored) sums.sum[k] += here;
+        const T here = active ? value[k] : T(0), times = Plain || active ? factor[k] : T(0);
+        rows.sum[k][r] = fma(here, times, rows.sum[k][r]);
+        if constexpr (Mirrored) sums.sum[k] = fma(here, times, sums.sum[k]);
       }
     }
     any |= sums.counts % Column::kMember != 0;
@@ -262,7 +109,7 @@ struct SideOfTile {
   }
 
   DML_DEVICE void add_rows() {
-    if (loss.running) raise();
+    if (!Plain && loss.running) raise();
 #pragma unroll 1
     for (int c = 0; c < TileSlots<P>::kColumns; ++c) column<false>(c);
   }
@@ -292,23 +139,29 @@ struct SideOfTile {
 };
 
 // A block takes the pairs of a row tile with a share of the column tiles; symmetric, each unordered pair of tiles once.
-template <class Term, Product P>
+template <Product P, class Term>
 DML_KERNEL(kThreads, 1)
 statistics_kernel(PairProblem<P> p, PairLoss<typename ProductTypes<P>::Value> loss,
                   RowPartials<typename ProductTypes<P>::Value> out, unsigned char* active) {
   using T = typename ProductTypes<P>::Value;
   DML_SHARED(shared);
-  const int64_t col_tiles = (p.b.count + kTile - 1) / kTile;
-  const TileWalk walk(col_tiles, out.symmetric);
+  const TileWalk walk((p.b.count + kTile - 1) / kTile, out.symmetric);
   PairBlock<P> block(p, shared, walk.row_tile);
   const PairValues<P> values{block, loss.values};
   const BlockSums<Term, P> sums(shared + kPairShared<P>, loss);
-  RowSums<Term, T> of_plain(loss.neg, loss.running);
+  // Of negatives while tiles are plain: the sums stay in the registers, and are put away before those of another tile.
+  RowSums<Term, T> rows(T(0));
+  int plain_pairs = 0;  // of each row, that a thread has seen
+  const auto put_away = [&](int which) {
+    sums.add(which, rows);
+    rows = RowSums<Term, T>(T(0));
+    plain_pairs = 0;
+  };
 #pragma unroll 1
-  for (int64_t step = walk.begin; step < walk.end; ++step) {
-    const int64_t col_tile = walk.col_tile(step);
+  for (int step = walk.begin; step < walk.end; ++step) {
+    const int col_tile = walk.col_tile(step);
     const TileContents contents = tile_contents(p, walk.row_tile, col_tile);
-    const bool plain = contents.plain && !loss.values.apart;
+    const bool plain = contents.plain && loss.is_plain();
     unsigned char flags = 0;
     if (loss.meets(contents)) {
       if (values.compute(col_tile, plain, out.symmetric && col_tile == walk.row_tile, false)) flags |= kNearPairs;
@@ -322,27 +175,38 @@ statistics_kernel(PairProblem<P> p, PairLoss<typename ProductTypes<P>::Value> lo
       };
 #pragma unroll 1
       for (int first = 0; first < kColSlots; first += TileSlots<P>::kColumns) {
-        TileSlots<P>{shared}.put_tile(block.tile, first);
+        if (TileSlots<P>::kColumns < kColSlots) TileSlots<P>{shared}.put_tile(block.tile, first);
         if (plain) {
-          add(SideOfTile<Term, P, true>(block, loss, false, first, of_plain));
+          plain_pairs += TileSlots<P>::kColumns;
+          add(SideOfTile<Term, P, true>(block, loss, false, first, rows));
           continue;
         }
+        const bool some[] = {contents.positives && loss.pos.present, contents.negatives && loss.neg.present};
 #pragma unroll 1
-        for (int which = contents.positives && loss.pos.present ? 0 : 1;
-             which < (contents.negatives && loss.neg.present ? 2 : 1); ++which) {
-          RowSums<Term, T> rows(which == 0 ? loss.pos : loss.neg, loss.running);
-          add(SideOfTile<Term, P, false>(block, loss, which == 0, first, rows));
-          sums.add(which, rows);
+        for (int pass = 0; pass < 3; ++pass) {  // what is in the registers; positives; negatives
+          const bool positive = pass == 1;
+          if (pass == 0) {
+            if (plain_pairs == 0) continue;
+            rows.of_plain(loss.neg.shift, plain_pairs);
+          } else {
+            if (!(positive ? some[0] : some[1])) continue;
+            rows = RowSums<Term, T>(loss.first_shift(positive));
+            add(SideOfTile<Term, P, false>(block, loss, positive, first, rows));
+          }
+          put_away(positive ? 0 : 1);
         }
       }
       if (__syncthreads_or(any) != 0) flags |= kActive;
     }
     if (threadIdx.x != 0) continue;
     const auto mark = [&](int64_t at) { active[at] = flags | (out.beside ? active[at] : 0); };
-    mark(walk.row_tile * col_tiles + col_tile);
-    if (out.symmetric && col_tile != walk.row_tile) mark(col_tile * col_tiles + walk.row_tile);
+    mark(static_cast<int64_t>(walk.row_tile) * walk.tiles + col_tile);
+    if (out.symmetric && col_tile != walk.row_tile) mark(static_cast<int64_t>(col_tile) * walk.tiles + walk.row_tile);
   }
-  sums.add(1, of_plain);
+  if (plain_pairs > 0) {
+    rows.of_plain(loss.neg.shift, plain_pairs);
+    sums.add(1, rows);
+  }
   __syncthreads();
   if (out.of_pos) sums.write(0, out, block.row0);
   if (out.of_neg) sums.write(1, out, block.row0);
@@ -396,7 +260,7 @@ void pair_loss_statistics(Precision precision, const PairSides<T>& sides, const 
     const auto run = [&](const PairLossProblem& of_sides) {
       with_term(of_sides.term(), [&](auto term) {
         using Term = decltype(term);
-        launch(statistics_kernel<Term, P>, grid, kThreads, kPairShared<P> + BlockSums<Term, P>::kBytes, stream,
+        launch(statistics_kernel<P, Term>, grid, kThreads, kPairShared<P> + BlockSums<Term, P>::kBytes, stream,
                make_problem<P>(sides), PairLoss<T>(of_sides, bounds, sides.a.count), out, active);
       });
     };

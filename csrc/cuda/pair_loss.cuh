@@ -53,6 +53,25 @@ struct SideOf {
                                  : side.scale < 0           ? -1
                                                             : 0)),
         open(static_cast<T>(-INFINITY)) {}
+
+  // One of two, by its numbers: an address that is not constant would take a copy of both in memory.
+  static DML_DEVICE SideOf choose(bool first, const SideOf& a, const SideOf& b) {
+    SideOf side = b;
+#define DML_CHOOSE(name) side.name = first ? a.name : b.name;
+    DML_CHOOSE(present)
+    DML_CHOOSE(scale)
+    DML_CHOOSE(base)
+    DML_CHOOSE(offset)
+    DML_CHOOSE(score_slope)
+    DML_CHOOSE(ramp)
+    DML_CHOOSE(ramp_offset)
+    DML_CHOOSE(temperature)
+    DML_CHOOSE(shift)
+    DML_CHOOSE(direction)
+    DML_CHOOSE(open)
+#undef DML_CHOOSE
+    return side;
+  }
 };
 
 // What a query brings to the gradient of its pairs: the bound, what is subtracted from scores, and what its sums take
@@ -72,11 +91,12 @@ struct Summand {
   static DML_DEVICE T bound(const SideOf<T>& side) {
     return side.base;
   }
-  // Whether a pair takes part, and what it adds.
+  // Whether a pair takes part, and what it adds to the sums: value[k] times factor[k].
   template <class T>
-  static DML_DEVICE bool add(const SideOf<T>& side, T v, T bound, T, T (&to)[kSums]) {
+  static DML_DEVICE bool add(const SideOf<T>& side, T v, T bound, T, T (&value)[kSums], T (&factor)[kSums]) {
     const T x = side.scale * (v - bound);
-    to[0] = Term::term(x), to[1] = v, to[2] = Term::slope(x);
+    value[0] = Term::term(x), value[1] = v, value[2] = Term::slope(x);
+    factor[0] = factor[1] = factor[2] = T(1);
     return Term::active(x);
   }
   // Whether a pair takes part, and dL/dv by an end of it.
@@ -111,8 +131,9 @@ struct Summand<ExpTerm> {
     return side.direction * (v - bound) > T(0);
   }
   template <class T>
-  static DML_DEVICE bool add(const SideOf<T>& side, T v, T bound, T shift, T (&to)[kSums]) {
-    to[0] = exp2_of(score(side, v) - shift), to[1] = v;
+  static DML_DEVICE bool add(const SideOf<T>& side, T v, T bound, T shift, T (&value)[kSums], T (&factor)[kSums]) {
+    value[0] = exp2_of(fma(slope_of(side, v), v - side.base, -shift)), value[1] = v;
+    factor[0] = factor[1] = T(1);
     return takes_part(side, v, bound);
   }
   template <class T>
@@ -146,9 +167,10 @@ struct Summand<MomentTerm> {
     return argument(side, v) > T(0);
   }
   template <class T>
-  static DML_DEVICE bool add(const SideOf<T>& side, T v, T, T shift, T (&to)[kSums]) {
+  static DML_DEVICE bool add(const SideOf<T>& side, T v, T, T shift, T (&value)[kSums], T (&factor)[kSums]) {
     const T x = argument(side, v), e = exp2_of(fma(side.temperature, x, -shift));
-    to[0] = e, to[1] = v, to[2] = e * x;
+    value[0] = value[2] = e, value[1] = v;
+    factor[0] = factor[1] = T(1), factor[2] = x;
     return x > T(0);
   }
   template <class T>
@@ -176,10 +198,11 @@ struct PairLoss {
         bounds(bounds),
         queries(queries) {}
 
-  template <bool Positive>
-  DML_DEVICE const SideOf<T>& side() const {
-    return Positive ? pos : neg;
-  }
+  DML_DEVICE SideOf<T> side(bool positive) const { return SideOf<T>::choose(positive, pos, neg); }
+  // What is subtracted from the scores of a row, before any is known.
+  DML_DEVICE T first_shift(bool positive) const { return running ? T(kNoScore) : positive ? pos.shift : neg.shift; }
+  // Whether all pairs of negatives are alike: a tile of them then needs no more than their values.
+  DML_DEVICE bool is_plain() const { return !values.apart && !running && bounds == nullptr; }
   // Whether a tile may have a pair that counts, by what it holds.
   DML_DEVICE bool meets(const TileContents& contents) const {
     return (contents.positives && pos.present) || (contents.negatives && neg.present);

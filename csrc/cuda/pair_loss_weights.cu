@@ -44,31 +44,31 @@ struct PairWeights : PairLoss<typename ProductTypes<P>::Value> {
     const TileSlots<P> slots{block.shared};
 #pragma unroll
     for (int first = 0; first < kColSlots; first += TileSlots<P>::kColumns) {
-      slots.put_tile(block.tile, first);
-      if (contents.positives) {
-        alike ? pull<false, true, false>(block, first) : pull<false, false, false>(block, first);
-        alike ? pull<false, true, true>(block, first) : pull<false, false, true>(block, first);
+      if (TileSlots<P>::kColumns < kColSlots) slots.put_tile(block.tile, first);
+      if (!contents.positives) {
+        alike ? pull<true, true>(block, false, first) : pull<true, false>(block, false, first);
       } else {
-        alike ? pull<true, true, false>(block, first) : pull<true, false, false>(block, first);
+#pragma unroll 1
+        for (int positive = 0; positive < 2; ++positive)
+          alike ? pull<false, true>(block, positive != 0, first) : pull<false, false>(block, positive != 0, first);
       }
       slots.get_tile(block.tile, first);
     }
   }
 
  private:
-  template <bool Positive>
-  DML_DEVICE Ends<T> ends_of(bool there) const {
-    return Ends<T>{there ? factors + (Positive ? 0 : kPairFactors * padded) : nullptr,
-                   this->bounds == nullptr ? nullptr : this->bounds + (Positive ? 0 : this->queries), padded,
+  DML_DEVICE Ends<T> ends_of(bool positive, bool there) const {
+    return Ends<T>{there ? factors + (positive ? 0 : kPairFactors * padded) : nullptr,
+                   this->bounds == nullptr ? nullptr : this->bounds + (positive ? 0 : this->queries), padded,
                    this->queries};
   }
 
   // Turns the values of the side's pairs in the slots into weights. Whole: no pair of the tile is of the other side.
-  template <bool Whole, bool Alike, bool Positive>
-  DML_DEVICE void pull(const PairBlock<P>& block, int first) const {
+  template <bool Whole, bool Alike>
+  DML_DEVICE void pull(const PairBlock<P>& block, bool positive, int first) const {
     const TileSlots<P> slots{block.shared};
-    const SideOf<T>& side = this->template side<Positive>();
-    const Ends<T> rows = ends_of<Positive>(ends.row), cols = ends_of<Positive>(ends.col);
+    const SideOf<T> side = this->side(positive);
+    const Ends<T> rows = ends_of(positive, ends.row), cols = ends_of(positive, ends.col);
     [[maybe_unused]] int64_t label[kRowSlots];
     [[maybe_unused]] T of_term[kRowSlots], of_value[kRowSlots];
     [[maybe_unused]] PairEnd<T> row_end[kRowSlots];
@@ -91,7 +91,7 @@ struct PairWeights : PairLoss<typename ProductTypes<P>::Value> {
       slots.get(c, x);
 #pragma unroll
       for (int r = 0; r < kRowSlots; ++r) {
-        if (!Whole && (label[r] == of_column) != Positive) continue;
+        if (!Whole && (label[r] == of_column) != positive) continue;
         const T v = this->values.value == PairValue::distance ? root_of(x[r]) : x[r];
         T slope;
         bool active;

@@ -6,8 +6,8 @@
 #include "common/pair_loss.h"
 
 #include "cuda/approximate.cuh"
-#include "cuda/difference_tile.cuh"
 #include "cuda/pairs.cuh"
+#include "cuda/tile_slots.cuh"
 
 namespace dml {
 
@@ -17,14 +17,14 @@ struct TileContents {
 };
 
 template <class T>
-DML_DEVICE Range id_range(const RowFacts<T>& facts, int64_t tile) {
+DML_DEVICE Range id_range(const RowFacts<T>& facts, int tile) {
   if (facts.ids != nullptr) return facts.tiles[tile].ids;
-  const int64_t first = tile * kTile, last = first + kTile - 1;
+  const int64_t first = static_cast<int64_t>(tile) * kTile, last = first + kTile - 1;
   return facts.first_id < 0 ? Range{facts.first_id - last, facts.first_id - first} : Range{first, last};
 }
 
 template <Product P>
-DML_DEVICE TileContents tile_contents(const PairProblem<P>& p, int64_t row_tile, int64_t col_tile) {
+DML_DEVICE TileContents tile_contents(const PairProblem<P>& p, int row_tile, int col_tile) {
   const TileSummary &rows = p.a_facts.tiles[row_tile], &cols = p.b_facts.tiles[col_tile];
   const bool positives = rows.labels.meets(cols.labels);
   const bool one_class = rows.labels.first == cols.labels.last && rows.labels.last == cols.labels.first;
@@ -40,17 +40,19 @@ struct ValueOptions {
   bool separating;  // nor do they for the gradient of a distance
 };
 
-// Turns the dot products of a tile into similarities or squared distances in place, and into NaN those of pairs that do
-// not count: of rows that are not there, of equal ids and, if asked, below the diagonal.
+// Turns the dot products of a tile into similarities or squared distances, and into NaN those of pairs that do not
+// count: of rows that are not there, of equal ids and, if asked, below the diagonal. They end in the slots; those of
+// float64, for which there is no room, in the registers.
 template <Product P>
 struct PairValues {
   using T = typename ProductTypes<P>::Value;
+  using Slots = TileSlots<P>;
   PairBlock<P>& block;
   ValueOptions options;
 
   // Enters a tile. Are the values in difference form? They are if it is known before, or if a pair is too near for the
   // product form: then none of the tile's values holds.
-  DML_DEVICE bool compute(int64_t col_tile, bool plain, bool upper, bool near) const {
+  DML_DEVICE bool compute(int col_tile, bool plain, bool upper, bool near) const {
     bool differences = near;
     uint64_t coincident = 0;
     block.load_columns(col_tile);
@@ -63,8 +65,7 @@ struct PairValues {
                       block.facts.cols.inverse, block.shared);
       else
         block.multiply();
-      if (!plain) exclude(upper);
-      const bool too_near = form(squares, differences);
+      const bool too_near = plain ? form<true>(squares, differences, upper) : form<false>(squares, differences, upper);
       if (squares && !differences && __syncthreads_or(too_near) != 0) {
         differences = true;
         continue;
@@ -73,79 +74,81 @@ struct PairValues {
       if (!squares || !similarities) break;
       squares = differences = false;
     }
-    if (coincident != 0)
-      each([&](T& x, int r, int c) {
-        if ((coincident >> (c * kRowSlots + r) & 1u) != 0) x = not_a_number<T>();
-      });
+    if (coincident != 0) exclude(coincident);
     return differences;
   }
 
  private:
+  // Calls back with each column and its rows, which are kept if the call says so.
   template <class Call>
-  DML_DEVICE void each(const Call& call) const {
+  DML_DEVICE void each_column(const Call& call) const {
+    const Slots slots{block.shared};
 #pragma unroll
-    for (int c = 0; c < kColSlots; ++c)
-#pragma unroll
-      for (int r = 0; r < kRowSlots; ++r) call(block.tile.at(r, c), r, c);
-  }
-
-  DML_DEVICE void exclude(bool upper) const {
-    int64_t row_id[kRowSlots];
-#pragma unroll
-    for (int r = 0; r < kRowSlots; ++r) row_id[r] = block.facts.rows.id[PairTile<P>::row(r)];
-    each([&](T& x, int r, int c) {
-      const int row = PairTile<P>::row(r), col = PairTile<P>::col(c);
-      if (row_id[r] == block.facts.cols.id[col] || (upper && row >= col)) x = not_a_number<T>();
-    });
+    for (int first = 0; first < kColSlots; first += Slots::kColumns) {
+      if (Slots::kColumns < kColSlots) slots.put_tile(block.tile, first);
+#pragma unroll 1
+      for (int c = 0; c < Slots::kColumns; ++c) {
+        T x[kRowSlots];
+        slots.get(c, x);
+        call(x, first + c);
+        slots.put(c, x);
+      }
+      if (Slots::kColumns < kColSlots) slots.get_tile(block.tile, first);
+    }
   }
 
   // x (f_i . g_j) + both norms, with the factors of each form: one code for all. Whether a pair of this thread is near.
-  DML_DEVICE bool form(bool squares, bool differences) const {
+  template <bool Plain>
+  DML_DEVICE bool form(bool squares, bool differences, bool upper) const {
+    const TileSide<T>&rows = block.facts.rows, &cols = block.facts.cols;
     const bool product = squares && !differences;
-    T row_scale[kRowSlots], row_norm[kRowSlots], col_scale[kColSlots], col_norm[kColSlots];
+    T scale[kRowSlots], norm[kRowSlots];
+    [[maybe_unused]] int64_t id[kRowSlots];
 #pragma unroll
     for (int r = 0; r < kRowSlots; ++r) {
-      row_scale[r] = differences ? T(1) : block.facts.rows.inverse[PairTile<P>::row(r)];
-      row_norm[r] = block.facts.rows.norm[PairTile<P>::row(r)];
+      const int row = PairTile<P>::row(r);
+      scale[r] = differences ? T(1) : rows.inverse[row];
+      norm[r] = product ? rows.norm[row] : rows.norm[row] * T(0);  // 0, but NaN of a row that does not count
+      if constexpr (!Plain) id[r] = rows.id[row];
     }
-    load_neighbours(block.facts.cols.inverse + PairTile<P>::first_col(), col_scale);
-    load_neighbours(block.facts.cols.norm + PairTile<P>::first_col(), col_norm);
-    if (!product) {
-      // Norms of 0, but NaN of a row that does not count.
-#pragma unroll
-      for (int r = 0; r < kRowSlots; ++r) row_norm[r] = row_norm[r] * T(0);
-#pragma unroll
-      for (int c = 0; c < kColSlots; ++c) col_norm[c] = col_norm[c] * T(0);
-    }
-#pragma unroll
-    for (int c = 0; c < kColSlots; ++c)
-      col_scale[c] = differences ? T(1) : product ? T(-2) * col_scale[c] : col_scale[c];
     bool near = false;
-    if (options.normalize) {
-      // Norms are 1 up to their rounding, or less.
-      each([&](T& x, int r, int c) {
-        x = fma(x * row_scale[r], col_scale[c], row_norm[r] + col_norm[c]);
-        near |= x <= T(2.001 * kNear);
-      });
-    } else {
-      each([&](T& x, int r, int c) {
-        const T both = row_norm[r] + col_norm[c];
-        x = fma(x * row_scale[r], col_scale[c], both);
-        near |= is_near(x, both);
-      });
-    }
+    if (Slots::kColumns == kColSlots) Slots{block.shared}.put_tile(block.tile, 0);
+    each_column([&](T(&x)[kRowSlots], int c) {
+      const int col = PairTile<P>::col(c);
+      const T col_scale = differences ? T(1) : product ? T(-2) * cols.inverse[col] : cols.inverse[col];
+      const T col_norm = product ? cols.norm[col] : cols.norm[col] * T(0);
+#pragma unroll
+      for (int r = 0; r < kRowSlots; ++r) {
+        const T both = norm[r] + col_norm;
+        x[r] = fma(x[r] * scale[r], col_scale, both);
+        if constexpr (!Plain)
+          if (id[r] == cols.id[col] || (upper && PairTile<P>::row(r) >= col)) x[r] = not_a_number<T>();
+        // Norms of normalised rows are 1 up to their rounding, or less.
+        near |= x[r] <= (options.normalize ? T(2.001 * kNear) : both * T(kNear));
+      }
+    });
     return near;
   }
 
   // Bit (column, row): the pair coincides, for what is asked.
   DML_DEVICE uint64_t coincident_pairs() const {
     uint64_t found = 0;
-    each([&](T& x, int r, int c) {
-      const T both = block.norms(PairTile<P>::row(r), PairTile<P>::col(c));
-      const bool apart = options.separating ? gradient_scale(x, T(1), both, kEps<T>) > T(0) : x > T(0);
-      found |= uint64_t{!apart} << (c * kRowSlots + r);
+    each_column([&](T(&x)[kRowSlots], int c) {
+#pragma unroll
+      for (int r = 0; r < kRowSlots; ++r) {
+        const T both = block.norms(PairTile<P>::row(r), PairTile<P>::col(c));
+        const bool apart = options.separating ? gradient_scale(x[r], T(1), both, kEps<T>) > T(0) : x[r] > T(0);
+        found |= uint64_t{!apart} << (c * kRowSlots + r);
+      }
     });
     return found;
+  }
+  DML_DEVICE void exclude(uint64_t pairs) const {
+    each_column([&](T(&x)[kRowSlots], int c) {
+#pragma unroll
+      for (int r = 0; r < kRowSlots; ++r)
+        if ((pairs >> (c * kRowSlots + r) & 1u) != 0) x[r] = not_a_number<T>();
+    });
   }
 };
 

@@ -190,18 +190,21 @@ constexpr size_t kPairShared =
 // The column tiles that block (row tile, split) of a grid visits. Symmetric: each unordered pair of tiles once, row
 // tile a meeting a, a + 1, ... a + L/2 around the ring, which gives every row tile the same work.
 struct TileWalk {
-  int64_t row_tile, tiles, begin, end;
+  int row_tile, tiles, begin, end;  // 32 bits: registers are short
   bool symmetric;
 
   DML_DEVICE TileWalk(int64_t col_tiles, bool symmetric)
-      : row_tile(blockIdx.x), tiles(col_tiles), symmetric(symmetric) {
+      : row_tile(static_cast<int>(blockIdx.x)), tiles(static_cast<int>(col_tiles)), symmetric(symmetric) {
     // In a ring of even length, the tiles opposite to each other meet once only.
-    const int64_t steps = !symmetric ? tiles : tiles / 2 + (tiles % 2 != 0 || row_tile < tiles / 2 ? 1 : 0);
-    const int64_t share = (steps + gridDim.y - 1) / gridDim.y;
-    begin = share * blockIdx.y;
+    const int steps = !symmetric ? tiles : tiles / 2 + (tiles % 2 != 0 || row_tile < tiles / 2 ? 1 : 0);
+    const int splits = static_cast<int>(gridDim.y), share = (steps + splits - 1) / splits;
+    begin = share * static_cast<int>(blockIdx.y);
     end = begin + share < steps ? begin + share : steps;
   }
-  DML_DEVICE int64_t col_tile(int64_t step) const { return symmetric ? (row_tile + step) % tiles : step; }
+  DML_DEVICE int col_tile(int step) const {
+    if (!symmetric) return step;
+    return row_tile + step < tiles ? row_tile + step : row_tile + step - tiles;
+  }
 };
 
 }  // namespace dml

@@ -73,7 +73,7 @@ logits_kernel(PairProblem<P> p, SoftTriple loss, typename ProductTypes<P>::Value
   const TileWalk walk(block.class_tiles(), false);
   const int thread = static_cast<int>(threadIdx.x), own_row = thread % kHalf, sharer = thread / kHalf;
   T sum[2] = {T(0), T(0)}, top[2] = {kNoLogit<T>, kNoLogit<T>}, own_logit[2] = {T(0), T(0)};
-  for (int64_t step = walk.begin; step < walk.end; ++step) {
+  for (int step = walk.begin; step < walk.end; ++step) {
     block.enter(walk.row_tile, step);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -101,7 +101,7 @@ logits_kernel(PairProblem<P> p, SoftTriple loss, typename ProductTypes<P>::Value
     found[2][sharer][r] = own_logit[half];
   }
   __syncthreads();
-  const int64_t row = walk.row_tile * kTile + thread;
+  const int64_t row = static_cast<int64_t>(walk.row_tile) * kTile + thread;
   if (thread >= kTile || row >= p.a.count) return;
   T total = T(0), highest = kNoLogit<T>, own = T(0);
   for (int s = 0; s < kSharers; ++s) highest = max(highest, found[1][s][thread]);
@@ -173,8 +173,8 @@ embedding_weights_kernel(PairProblem<P> p, SoftTriple loss, const typename Produ
   ClassBlock<P> block(p, shared, loss);
   const int64_t tiles = block.class_tiles();
   const TileWalk walk(tiles, false);
-  const int64_t stripe_row = walk.row_tile * kTile;
-  for (int64_t step = walk.begin; step < walk.end; ++step) {
+  const int64_t stripe_row = static_cast<int64_t>(walk.row_tile) * kTile;
+  for (int step = walk.begin; step < walk.end; ++step) {
     block.enter(stripe.first / kTile + walk.row_tile, step);
     for (int half = 0; half < 2; ++half) {
       T* const scores = block.similarities(half);
@@ -200,7 +200,7 @@ center_weights_kernel(PairProblem<P> p, SoftTriple loss, const typename ProductT
   ClassBlock<P> block(p, shared, loss);
   const TileWalk walk((p.a.count + kTile - 1) / kTile, false);
   const int64_t first_tile = stripe.first / (block.per_tile * loss.per_class);
-  for (int64_t step = walk.begin; step < walk.end; ++step) {
+  for (int step = walk.begin; step < walk.end; ++step) {
     block.enter(step, first_tile + blockIdx.x);
     for (int half = 0; half < 2; ++half) {
       T* const scores = block.similarities(half);
