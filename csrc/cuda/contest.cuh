@@ -22,7 +22,7 @@ template <class E, class T>
 struct Contest {
   const E *x, *y;
   RowFacts<T> queries, gallery;
-  int64_t width;
+  int64_t width, stride;
   T share;  // tie_share
   bool farthest;
 
@@ -31,7 +31,7 @@ struct Contest {
   DML_DEVICE T exact(int64_t i, int64_t j) const {
     const T norm = queries.norm[i], other = gallery.norm[j];
     if (norm == T(0) || other == T(0)) return norm + other;
-    return difference_form(x + i * width, queries.inverse[i], y + j * width, gallery.inverse[j], width);
+    return difference_form(x + i * stride, queries.inverse[i], y + j * stride, gallery.inverse[j], width);
   }
   // Whether j lies beyond the row `to`, which lies at `limit` (infinite where there is none).
   DML_DEVICE bool beyond(int64_t i, int64_t j, T squared, int64_t to, T limit) const {
@@ -56,6 +56,7 @@ inline Contest<E, T> make_contest(const PairSides<T>& sides, bool farthest) {
                        sides.a.facts,
                        sides.b.facts,
                        sides.width,
+                       sides.stride,
                        static_cast<T>(tie_share(sides.width, kEps<T>)),
                        farthest};
 }

@@ -119,7 +119,7 @@ template <class E, class T>
 DML_DEVICE int64_t column_of(const PairSides<T>& sides, const DistanceDensity& density, int64_t row, int64_t first,
                              T largest, double target) {
   const RowFacts<T>&a = sides.a.facts, &b = sides.b.facts;
-  const E* const x = static_cast<const E*>(sides.a.data) + row * sides.width;
+  const E* const x = static_cast<const E*>(sides.a.data) + row * sides.stride;
   T nearest = static_cast<T>(INFINITY);
   int64_t nearest_at = first;
   WarpDraw draw;
@@ -128,7 +128,7 @@ DML_DEVICE int64_t column_of(const PairSides<T>& sides, const DistanceDensity& d
     double weight = 0;
     // A row that does not count has the norm NaN.
     if (j < sides.b.count && b.norm[j] == b.norm[j] && a.labels[row] != b.labels[j] && id_of(a, row) != id_of(b, j)) {
-      const E* const y = static_cast<const E*>(sides.b.data) + j * sides.width;
+      const E* const y = static_cast<const E*>(sides.b.data) + j * sides.stride;
       const T squared = difference_form(x, a.inverse[row], y, b.inverse[j], sides.width);
       if (squared < nearest) {
         nearest = squared;

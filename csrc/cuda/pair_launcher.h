@@ -28,17 +28,33 @@ inline Precision precision_of(const Tensor& x, const std::string& precision) {
 
 inline int64_t tiles_of(int64_t rows) { return (rows + kTile - 1) / kTile; }
 
+// Elements of a row of x where tiles read it.
+inline int64_t row_stride(const Tensor& x) {
+  const int64_t elements = kRowAlignment / x.element_size();
+  return (x.size(1) + elements - 1) / elements * elements;
+}
+
+// x, or a copy whose rows lie as tiles read them.
+inline Tensor aligned_rows(const Tensor& x, Stream stream) {
+  const int64_t stride = row_stride(x);
+  if (stride == x.size(1) && reinterpret_cast<uintptr_t>(x.const_data_ptr()) % kRowAlignment == 0) return x;
+  const Tensor padded = empty(x, {x.size(0), stride}, x.scalar_type());
+  pad_rows(x.const_data_ptr(), x.size(0), x.size(1), stride, x.element_size(), padded.mutable_data_ptr(), stream);
+  return padded;
+}
+
 // One side of the pairs, contiguous, and the facts of its rows.
 template <class T>
 class RowsOnDevice {
  public:
-  Tensor x, inverse, norm, state, any_non_finite, tiles;
+  Tensor x, aligned, inverse, norm, state, any_non_finite, tiles;
 
   // labels, ids: of the rows, where they have any. all_count: non-finite rows too, for what may be NaN.
   RowsOnDevice(const Tensor& x, const Tensor* labels, const std::optional<Tensor>& ids,
                std::optional<int64_t> ignore_index, bool normalize, Precision precision, Stream stream,
                bool all_count = false)
       : x(x),
+        aligned(aligned_rows(x, stream)),
         inverse(empty(x, {x.size(0)}, compute_type(x))),
         norm(empty(x, {x.size(0)}, compute_type(x))),
         state(empty(x, {all_count ? 0 : x.size(0)}, ScalarType::Byte)),
@@ -59,7 +75,7 @@ class RowsOnDevice {
   int32_t* flag() const { return data<int32_t>(any_non_finite); }
   TileSummary* summaries() const { return labels_ == nullptr ? nullptr : data<TileSummary>(tiles); }
   SideRows<T> side(int64_t first_id) const {
-    return SideRows<T>{x.const_data_ptr(), nullptr, x.size(0),
+    return SideRows<T>{aligned.const_data_ptr(), nullptr, x.size(0),
                        RowFacts<T>{data<T>(inverse), data<T>(norm), labels_, ids_, first_id, summaries()}};
   }
 
@@ -83,7 +99,8 @@ struct PairsOnDevice {
       own_gallery.emplace(*a.ref_emb, &*a.ref_labels, a.ref_ids, a.ignore_index, a.normalize, precision, stream);
     const SideRows<T> own = queries.side(0);
     // Without ids, a gallery row of its own shares none with a query: it counts down from -1.
-    sides = PairSides<T>{own, own_gallery ? own_gallery->side(-1) : own, a.embeddings.size(1)};
+    sides =
+        PairSides<T>{own, own_gallery ? own_gallery->side(-1) : own, a.embeddings.size(1), row_stride(a.embeddings)};
   }
   const RowsOnDevice<T>& gallery() const { return own_gallery ? *own_gallery : queries; }
 };

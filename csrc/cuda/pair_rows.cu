@@ -101,6 +101,13 @@ facts_kernel(RowsToRead<T> p, bool rounded) {
   summarize(Range{label, label}, Range{id, id}, counts, reinterpret_cast<int64_t*>(shared), p.tiles + blockIdx.x);
 }
 
+template <class E>
+DML_KERNEL(kThreads)
+pad_kernel(const E* x, int64_t count, int64_t width, int64_t stride, E* out) {
+  const int64_t at = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, row = at / stride, k = at % stride;
+  if (row < count) out[at] = k < width ? x[row * width + k] : E(0);
+}
+
 DML_KERNEL(kThreads)
 check_labels_kernel(const int64_t* labels, int64_t count, int64_t classes, RowState* state, int32_t* any_non_finite) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
@@ -151,8 +158,8 @@ product_kernel(Stripe stripe, const typename ProductTypes<P>::Element* x_transpo
   using E = typename ProductTypes<P>::Element;
   DML_SHARED(shared);
   const int64_t row0 = static_cast<int64_t>(blockIdx.x) * kTile, col0 = static_cast<int64_t>(blockIdx.y) * kTile;
-  const Operand<E> a{static_cast<const E*>(stripe.weights), stripe.padded, stripe.padded, stripe.count, nullptr, true};
-  const Operand<E> b{x_transposed, stripe.padded, stripe.padded, width, nullptr, true};
+  const Operand<E> a{static_cast<const E*>(stripe.weights), stripe.padded, stripe.count, nullptr};
+  const Operand<E> b{x_transposed, stripe.padded, width, nullptr};
   const int tiles = static_cast<int>(stripe.padded) / kTile, splits = static_cast<int>(gridDim.z);
   const int share = (tiles + splits - 1) / splits, first = share * static_cast<int>(blockIdx.z);
   ActiveChunks<E> chunks{first * kTile, (first + share < tiles ? first + share : tiles) * kTile, stripe.active,
@@ -215,6 +222,18 @@ void row_facts(Precision precision, const RowsToRead<T>& rows, Stream stream) {
     launch(facts_kernel<decltype(element), T>, dim3(blocks_for(rows.count, kTile)), kFactThreads,
            5 * kTile / kWarp * sizeof(int64_t), stream, rows, precision == Precision::tf32);
   });
+}
+
+void pad_rows(const void* x, int64_t count, int64_t width, int64_t stride, int64_t element_bytes, void* out,
+              Stream stream) {
+  const auto call = [&](auto element) {
+    using E = decltype(element);
+    launch(pad_kernel<E>, dim3(blocks_for(count * stride, kThreads)), kThreads, 0, stream, static_cast<const E*>(x),
+           count, width, stride, static_cast<E*>(out));
+  };
+  if (element_bytes == 2) return call(uint16_t());
+  if (element_bytes == 4) return call(uint32_t());
+  call(uint64_t());
 }
 
 void check_class_labels(const int64_t* labels, int64_t count, int64_t classes, RowState* state, int32_t* any_non_finite,

@@ -42,7 +42,7 @@ template <Product P>
 inline PairProblem<P> make_problem(const PairSides<typename ProductTypes<P>::Value>& sides) {
   using E = typename ProductTypes<P>::Element;
   const auto side = [&](const SideRows<typename ProductTypes<P>::Value>& s) {
-    return make_operand(static_cast<const E*>(s.data), s.count, sides.width, sides.width, s.order);
+    return Operand<E>{static_cast<const E*>(s.data), sides.stride, s.count, s.order};
   };
   return PairProblem<P>{side(sides.a), side(sides.b), sides.a.facts, sides.b.facts};
 }

@@ -35,9 +35,12 @@ struct RowFacts {
   const TileSummary* tiles;
 };
 
+// Rows of tiles begin at this many bytes, and fill them.
+constexpr int64_t kRowAlignment = 16;
+
 template <class T>
 struct SideRows {
-  const void* data;  // (count, width), contiguous
+  const void* data;  // (count, stride); zeros beyond the width
   const int64_t* order;
   int64_t count;
   RowFacts<T> facts;
@@ -46,12 +49,12 @@ struct SideRows {
 template <class T>
 struct PairSides {
   SideRows<T> a, b;
-  int64_t width;
+  int64_t width, stride;
 };
 
 template <class T>
 PairSides<T> swapped(const PairSides<T>& s) {
-  return PairSides<T>{s.b, s.a, s.width};
+  return PairSides<T>{s.b, s.a, s.width, s.stride};
 }
 
 // What is found out about the rows of x (count, width).
@@ -69,6 +72,10 @@ struct RowsToRead {
 };
 template <class T>
 void row_facts(Precision precision, const RowsToRead<T>& rows, Stream stream);
+
+// out (count, stride) = x (count, width) and zeros beside it; of elements of 2, 4 or 8 bytes.
+void pad_rows(const void* x, int64_t count, int64_t width, int64_t stride, int64_t element_bytes, void* out,
+              Stream stream);
 
 // A label outside [0, classes) makes its row one that is not finite.
 void check_class_labels(const int64_t* labels, int64_t count, int64_t classes, RowState* state, int32_t* any_non_finite,

@@ -19,7 +19,7 @@ struct Operands {
       : precision(precision_of(left, name)),
         x(left, nullptr, std::nullopt, std::nullopt, normalize, precision, stream, true) {
     if (right) own_y.emplace(*right, nullptr, std::nullopt, std::nullopt, normalize, precision, stream, true);
-    sides = PairSides<T>{x.side(0), y().side(0), left.size(1)};
+    sides = PairSides<T>{x.side(0), y().side(0), left.size(1), row_stride(left)};
   }
   const RowsOnDevice<T>& y() const { return own_y ? *own_y : x; }
 };

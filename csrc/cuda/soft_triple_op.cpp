@@ -20,7 +20,7 @@ struct Problem {
         precision(precision_of(embeddings, name)),
         x(embeddings, &labels, std::nullopt, std::nullopt, normalize, precision, device.stream),
         centers(c, nullptr, std::nullopt, std::nullopt, normalize, precision, device.stream),
-        sides{x.side(0), centers.side(-1), c.size(1)} {
+        sides{x.side(0), centers.side(-1), c.size(1), row_stride(c)} {
     check_class_labels(data<int64_t>(labels), labels.size(0), c.size(0) / loss.per_class, x.states(), x.flag(),
                        device.stream);
   }

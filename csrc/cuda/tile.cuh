@@ -42,24 +42,16 @@ struct ProductTypes<Product::fp16> {
   static constexpr Mma kind = Mma::fp16;
 };
 
-// Rows of one side of a product: row r is at data + (order ? order[r] : r) * stride.
+// Rows of one side of a product: row r is the `width` elements at data + (order ? order[r] : r) * width. They begin at
+// 16 bytes and fill them (kRowAlignment), so that cp.async can copy them.
 template <class E>
 struct Operand {
   const E* data;
-  int64_t stride, width, count;
+  int64_t width, count;
   const int64_t* order;
-  bool aligned;  // every row starts at 16 bytes and fills them: cp.async can copy it
 
-  DML_DEVICE const E* row(int64_t r) const { return data + (order == nullptr ? r : order[r]) * stride; }
+  DML_DEVICE const E* row(int64_t r) const { return data + (order == nullptr ? r : order[r]) * width; }
 };
-
-template <class E>
-inline Operand<E> make_operand(const E* data, int64_t count, int64_t width, int64_t stride,
-                               const int64_t* order = nullptr) {
-  const bool aligned =
-      reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride * sizeof(E) % 16 == 0 && width * sizeof(E) % 16 == 0;
-  return Operand<E>{data, stride, width, count, order, aligned};
-}
 
 // 8 warps as 2 x 4, each 64 x 32 pairs: 64 accumulators a thread, and two loads from shared memory per four products.
 constexpr int kThreads = 256, kWarps = kThreads / kWarp;
@@ -122,13 +114,12 @@ struct PairTile {
                            unsigned char* shared) {
     clear();
     const Source left = source<Side::left>(a, row0), right = source<Side::right>(b, col0);
-    const bool aligned = a.aligned && b.aligned;
     const int width = static_cast<int>(a.width);
     Chunks ahead = chunks;
     const auto fetch = [&](unsigned char* stage) {
       if (ahead.valid()) {
-        fetch_side(left, ahead.k, width, aligned, stage);
-        fetch_side(right, ahead.k, width, aligned, stage + kSideBytes);
+        fetch_side(left, ahead.k, width, stage);
+        fetch_side(right, ahead.k, width, stage + kSideBytes);
         ahead.advance();
       }
       copy_commit();
@@ -176,19 +167,11 @@ struct PairTile {
     }
     return source;
   }
-  static DML_DEVICE void fetch_side(const Source& source, int k, int width, bool aligned, unsigned char* stage) {
-    const int left = width - k - static_cast<int>(threadIdx.x) % kPieces * kPieceElements;
+  static DML_DEVICE void fetch_side(const Source& source, int k, int width, unsigned char* stage) {
+    const bool valid = k + static_cast<int>(threadIdx.x) % kPieces * kPieceElements < width;
 #pragma unroll
-    for (int c = 0; c < kCopies; ++c) {
-      unsigned char* const to = stage + source.to + c * kRowsAtOnce * kChunkBytes;
-      if (aligned) {
-        copy16_async(to, source.row[c] + k, left > 0);
-      } else {
-#pragma unroll 1
-        for (int e = 0; e < kPieceElements; ++e)
-          reinterpret_cast<E*>(to)[e] = e < left ? source.row[c][k + e] : E(0.0f);
-      }
-    }
+    for (int c = 0; c < kCopies; ++c)
+      copy16_async(stage + source.to + c * kRowsAtOnce * kChunkBytes, source.row[c] + k, valid);
   }
 
   DML_DEVICE void accumulate(const unsigned char* a, const unsigned char* b) {
