@@ -122,7 +122,7 @@ DML_KERNEL(kThreads)
 transpose_kernel(const E* x, const RowState* state, int64_t count, int64_t width, int64_t padded, W* out) {
   DML_SHARED(shared);
   W(*const tile)[kWarp + 1] = reinterpret_cast<W(*)[kWarp + 1]>(shared);
-  const int64_t row0 = static_cast<int64_t>(blockIdx.x) * kWarp, col0 = static_cast<int64_t>(blockIdx.y) * kWarp;
+  const int64_t row0 = static_cast<int64_t>(blockIdx.x) * kWarp, col0 = block_col() * kWarp;
   for (int r = warp_index(); r < kWarp; r += kWarps) {
     const int64_t row = row0 + r, col = col0 + lane_index();
     const bool there = row < count && col < width && (state == nullptr || state[row] == RowState::kept);
@@ -153,21 +153,22 @@ struct ActiveChunks {
 
 template <Product P>
 DML_KERNEL(kThreads, kBlocks<P>)
-product_kernel(Stripe stripe, const typename ProductTypes<P>::Element* x_transposed, int64_t width,
+product_kernel(Stripe stripe, const typename ProductTypes<P>::Element* x_transposed, int64_t width, int splits,
                typename ProductTypes<P>::Value* sums) {
   using E = typename ProductTypes<P>::Element;
   DML_SHARED(shared);
-  const int64_t row0 = static_cast<int64_t>(blockIdx.x) * kTile, col0 = static_cast<int64_t>(blockIdx.y) * kTile;
+  const int row_tile = static_cast<int>(blockIdx.x) / splits, split = static_cast<int>(blockIdx.x) % splits;
+  const int64_t row0 = static_cast<int64_t>(row_tile) * kTile, col0 = block_col() * kTile;
   const Operand<E> a{static_cast<const E*>(stripe.weights), stripe.padded, stripe.count, nullptr};
   const Operand<E> b{x_transposed, stripe.padded, width, nullptr};
-  const int tiles = static_cast<int>(stripe.padded) / kTile, splits = static_cast<int>(gridDim.z);
-  const int share = (tiles + splits - 1) / splits, first = share * static_cast<int>(blockIdx.z);
+  const int tiles = static_cast<int>(stripe.padded) / kTile, share = (tiles + splits - 1) / splits,
+            first = share * split;
   ActiveChunks<E> chunks{first * kTile, (first + share < tiles ? first + share : tiles) * kTile, stripe.active,
-                         stripe.first / kTile + blockIdx.x};
+                         stripe.first / kTile + row_tile};
   chunks.skip();
   PairTile<P> tile;
   tile.multiply(a, row0, b, col0, chunks, shared);
-  typename ProductTypes<P>::Value* const own = sums + blockIdx.z * stripe.count * width;
+  typename ProductTypes<P>::Value* const own = sums + split * stripe.count * width;
 #pragma unroll
   for (int r = 0; r < kRowSlots; ++r)
 #pragma unroll
@@ -247,7 +248,7 @@ void transpose_rows(Precision precision, const void* x, const RowState* state, i
   const auto call = [&](auto element, auto weight) {
     using E = decltype(element);
     using W = decltype(weight);
-    launch(transpose_kernel<E, W>, dim3(blocks_for(padded, kWarp), blocks_for(width, kWarp)), kThreads,
+    launch(transpose_kernel<E, W>, block_matrix(blocks_for(padded, kWarp), blocks_for(width, kWarp)), kThreads,
            kWarp * (kWarp + 1) * sizeof(W), stream, static_cast<const E*>(x), state, count, width, padded,
            static_cast<W*>(out));
   };
@@ -259,11 +260,12 @@ void transpose_rows(Precision precision, const void* x, const RowState* state, i
 template <class T>
 void weighted_rows(const Stripe& stripe, const void* x_transposed, int64_t width, int64_t splits, T* sums,
                    Stream stream) {
-  const dim3 grid(blocks_for(stripe.count, kTile), blocks_for(width, kTile), static_cast<unsigned>(splits));
+  const dim3 grid =
+      block_matrix(blocks_for(stripe.count, kTile) * static_cast<unsigned>(splits), blocks_for(width, kTile));
   const auto call = [&](auto product) {
     constexpr Product P = decltype(product)::value;
     launch(product_kernel<P>, grid, kThreads, kTileShared, stream, stripe,
-           static_cast<const typename ProductTypes<P>::Element*>(x_transposed), width, sums);
+           static_cast<const typename ProductTypes<P>::Element*>(x_transposed), width, static_cast<int>(splits), sums);
   };
   if constexpr (sizeof(T) == 8) {
     call(ProductIs<Product::simt>());

@@ -7,6 +7,8 @@
 
 #include "cuda/async.cuh"
 #include "cuda/mma.cuh"
+#include "cuda/number.cuh"
+#include "cuda/pairs.cuh"
 #include "cuda/reduce.cuh"
 #include "cuda_host/driver.h"
 
@@ -178,6 +180,23 @@ DML_CASE(grids) {
   return {};
 }
 
+DML_KERNEL(1) columns_kernel(int* out) { out[blockIdx.x * gridDim.y * gridDim.z + block_col()] += 1; }
+
+// Of any number of columns, in a grid that a device takes and that has few blocks more than them.
+DML_CASE(block_matrices) {
+  for (const unsigned cols : {1u, 2u, 65535u, 65536u, 131070u, 131071u, 300000u, 67108864u}) {
+    const dim3 grid = block_matrix(3, cols);
+    const uint64_t places = uint64_t{grid.y} * grid.z;
+    expect(grid.x == 3 && grid.y <= 65535 && grid.z <= 65535 && places >= cols && places < cols + grid.z,
+           std::to_string(cols) + " columns in " + std::to_string(grid.y) + " x " + std::to_string(grid.z));
+  }
+  expect(block_matrix(3, 0).y == 0, "no column");
+  std::vector<int> visits(2 * 5 * 3, 0);
+  launch(columns_kernel, dim3(2, 5, 3), 1, 0, nullptr, visits.data());
+  expect_equal(visits, std::vector<int>(30, 1), "visits");
+  return {};
+}
+
 DML_KERNEL(64) atomics_kernel(int* out, float* total, double* exact) {
   const int k = static_cast<int>(blockIdx.x) * 64 + thread();
   atomicAdd(total, 0.5f);
@@ -280,6 +299,60 @@ DML_CASE(tensor_core_products) {
   check_mma<Mma::tf32, float>("tf32");
   check_mma<Mma::bf16, c10::BFloat16>("bf16");
   check_mma<Mma::fp16, c10::Half>("fp16");
+  return {};
+}
+
+// Products of 2^-24 beside an accumulator of 1, and of 2^-23.
+template <Mma kind, class E>
+void check_cut_off(const char* name) {
+  constexpr int kK = 32 / sizeof(E);
+  E a[16][kK] = {}, b[8][kK] = {};
+  float c[16][8];
+  for (int r = 0; r < 16; ++r) {
+    for (int k = 0; k < kK; ++k) a[r][k] = static_cast<E>(r == 0 ? 0x1p-12f : -0x1p-12f);
+  }
+  for (int n = 0; n < 8; ++n)
+    for (int k = 0; k < kK; ++k) b[n][k] = static_cast<E>(n == 0 ? 0x1p-11f : 0x1p-12f);
+  for (int r = 0; r < 16; ++r)
+    for (int n = 0; n < 8; ++n) c[r][n] = 1;
+  launch(mma_kernel<kind>, dim3(1), 32, (16 + 8) * 32, nullptr, reinterpret_cast<const unsigned char*>(a),
+         reinterpret_cast<const unsigned char*>(b), &c[0][0]);
+  const std::string what = std::string(name) + " cut off";
+  expect(c[0][1] == 1 && c[1][1] == 1, what + ": half a bit of the accumulator is lost, on either side of it");
+  expect(c[0][0] == 1 + kK * 0x1p-23f && c[1][0] == 1 - kK * 0x1p-23f, what + ": whole bits are kept");
+}
+
+DML_CASE(tensor_cores_cut_off) {
+  check_cut_off<Mma::tf32, float>("tf32");
+  check_cut_off<Mma::bf16, c10::BFloat16>("bf16");
+  check_cut_off<Mma::fp16, c10::Half>("fp16");
+  return {};
+}
+
+// The walk of all blocks of a grid over the tiles: each pair of tiles once; of a symmetric one each unordered pair.
+DML_KERNEL(1) walk_kernel(int* visits, int col_tiles, bool symmetric) {
+  const TileWalk walk(col_tiles, symmetric);
+  for (int64_t step = walk.begin; step < walk.end; ++step)
+    atomicAdd(&visits[walk.row_tile * col_tiles + walk.col_tile(step)], 1);
+}
+
+std::vector<int> visits_of_walk(int row_tiles, int col_tiles, int splits, bool symmetric) {
+  std::vector<int> visits(row_tiles * col_tiles, 0);
+  launch(walk_kernel, dim3(row_tiles, splits), 1, 0, nullptr, visits.data(), col_tiles, symmetric);
+  return visits;
+}
+
+DML_CASE(walks_over_tiles) {
+  for (int tiles = 1; tiles <= 40; ++tiles)
+    for (int splits = 1; splits <= 8; ++splits) {
+      const std::string what = std::to_string(tiles) + " tiles in " + std::to_string(splits) + " splits";
+      expect_equal(visits_of_walk(3, tiles, splits, false), std::vector<int>(3 * tiles, 1), what);
+      const std::vector<int> met = visits_of_walk(tiles, tiles, splits, true);
+      for (int a = 0; a < tiles; ++a)
+        for (int b = 0; b <= a; ++b)
+          expect(met[a * tiles + b] + (a == b ? 0 : met[b * tiles + a]) == 1,
+                 "symmetric, " + what + ": " + std::to_string(a) + " and " + std::to_string(b));
+    }
   return {};
 }
 

@@ -14,11 +14,15 @@ import pytest
 import torch
 from cuda_host import smoke
 from cuda_host.backend import build, cannot_build, load, sanitizer_libraries, set_seed
+from support import settings
 from support.contract import assert_identical
+from support.pair_loss import OPTIONS, Case, call
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dmlkernels import functional as F
 from dmlkernels import use_backend
 from dmlkernels._contract import SCHEMAS
+from dmlkernels.testing import EAGER, PER_ROW, RELATIVE, make_pairs
 
 SOURCES = Path(__file__).resolve().parents[1] / "cuda_host"
 SEEDS = range(8)
@@ -68,6 +72,10 @@ def test_what_the_host_gives(name, sanitized):
 REFUSED = {
     "shared_overrun": "a kernel wrote beyond the 256 bytes of shared memory it asked for, at byte 256",
     "shared_overrun_with_minus_one": "a kernel wrote beyond the 256 bytes of shared memory it asked for, at byte 256",
+    "too_many_blocks_on_x": "a grid of 2147483648 x 1 x 1 blocks, more than 2147483647 on x or 65535 on y or z",
+    "too_many_blocks_on_y": "a grid of 1 x 65536 x 1 blocks, more than 2147483647 on x or 65535 on y or z",
+    "too_many_blocks_on_z": "a grid of 1 x 1 x 65536 blocks, more than 2147483647 on x or 65535 on y or z",
+    "too_many_threads": "a block has at most 1024 threads",
     "too_much_shared": "a block asks for 101377 bytes of shared memory, more than the 99 KiB that every device has",
     "divergent_barrier": "divergent barrier: 48 threads have returned, 16 threads wait for their block at @",
     "barrier_in_both_branches": (
@@ -142,6 +150,29 @@ def test_sanitized(name):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+# What a launch asks of CUDA's runtime.
+
+
+def launched(what: str) -> str:
+    return subprocess.run([build("launch_driver"), what], capture_output=True, text=True, check=True).stdout
+
+
+def test_a_launch_that_fails_leaves_no_error():
+    """Which torch would find after the next kernel of its own."""
+    failed = "CUDA cannot launch the_kernel: "
+    assert launched("launch") == failed + "invalid configuration argument; launches: 1, left: 0"
+    assert launched("attribute") == failed + "invalid argument; launches: 0, left: 0"
+
+
+def test_an_earlier_error_is_not_the_launch():
+    assert launched("earlier") == "launched; launches: 1, left: 1"
+
+
+def test_the_limit_of_shared_memory_is_never_lowered():
+    """It is the kernel's, not the launch's: another thread may be about to launch with more."""
+    assert launched("limits").split() == ["101376"] * 3
+
+
 # The kernels themselves.
 
 
@@ -206,3 +237,74 @@ def test_sanitized_kernels():
     done = smoke_of_sanitized_kernels(*smoke.CALLS)
     assert done.returncode == 0, done.stdout[-200:] + done.stderr[:4000]
     assert len(done.stdout.splitlines()) == len(smoke.CALLS) * len(smoke.DTYPES)
+
+
+# What has to be exact, whatever the compiler makes of the formulae around it: a distance of a row to its copy, the same
+# bits of (i, j) and (j, i), copies that are not counted, one order of summation on every backend.
+EXACT = (
+    "ops/test_pairwise.py::test_coincident_rows",
+    "ops/test_pairwise.py::test_symmetric_to_the_bit",
+    "ops/test_nearest_positive.py::test_first_of_copies",
+    "ops/test_ties.py::test_bits_of_norms_and_difference_forms",
+    "losses/test_ranked_list.py::test_every_option_with_copies",
+)
+
+
+@pytest.mark.full
+@pytest.mark.skipif(" fma " not in Path("/proc/cpuinfo").read_text(), reason="this processor has no fused multiply-add")
+def test_exact_where_the_compiler_contracts():
+    tests = [str(SOURCES.parent / name) for name in EXACT]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "cuda-host", "-m", "not slow", *tests],
+        env=os.environ | {"DMLKERNELS_CUDA_HOST": "dmlkernels_cuda_host_contracted"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert "skipped" not in done.stdout
+
+
+@pytest.mark.parametrize("d", [512, 2048])
+def test_wide_rows(on_host, d):
+    """At distances of 0.12, where the product form cancels most: what a tensor core cuts off a sum with each of its D/8
+    steps would be a drift.
+    """
+    x = 1 + 0.085 * torch.randn(24, d, generator=torch.Generator().manual_seed(8))
+    got = F.pairwise_distance(x, normalize=True)
+    with use_backend("reference"):
+        exact, eager = (F.pairwise_distance(rows, normalize=True) for rows in (x.double(), x))
+    assert 0.1 < float(exact[exact > 0].min()) < float(exact.max()) < 0.13
+    error, of_eager = (float((found.double() - exact).abs().max()) for found in (got, eager))
+    assert error <= EAGER * of_eager + RELATIVE * float(exact.max()) + PER_ROW
+    assert torch.equal(got, got.T)
+
+
+@pytest.mark.parametrize("rows", [30, 9], ids=["columns", "rows"])
+def test_products_of_float32_are_our_own(on_host, rows):
+    """PyTorch's are of TF32 where its user allows that, and bounds of the condition number would not hold."""
+
+    def products(normalize: bool) -> set[str]:
+        x = make_pairs("random", rows, None, 17).embeddings.requires_grad_()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            F.coding_rate(x, normalize=normalize).backward()
+        return {event.key for event in profile.key_averages()} & {f"aten::{name}" for name in ("mm", "bmm", "addmm")}
+
+    assert products(normalize=True) == set()
+    assert products(normalize=False) == {"aten::mm"}  # in float64
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("m", [4097, 4224, 4352, 4480])
+def test_mirrored_tiles_at_their_own_sizes(on_host, m):
+    """From about 4,096 rows on, a GPU computes each unordered pair of tiles once: 33 tiles, the last of one row or
+    whole, an even ring, and one more.
+    """
+    case = Case(make_pairs("random", m, None, 4, 40), OPTIONS["contrastive"], None, {})
+    with settings.deterministic(False):
+        found = call(case, case.pairs.embeddings)
+    with use_backend("reference"):
+        exact = call(case, case.pairs.embeddings.double())
+    assert torch.equal(found.pos_members.double(), exact.pos_members)
+    assert torch.equal(found.neg_members.double(), exact.neg_members)
+    for got, true in [(found.pos, exact.pos), (found.neg, exact.neg)]:
+        torch.testing.assert_close(got.double(), true, rtol=1e-5, atol=1e-5)
