@@ -67,6 +67,8 @@ std::atomic<uint64_t> seed{[] {
   return text == nullptr ? 0ull : std::strtoull(text, nullptr, 10);
 }()};
 
+std::atomic<Launcher> launcher{nullptr};
+
 struct Copy {
   void* to;
   const void* from;
@@ -352,8 +354,12 @@ const Indices& indices() { return current_block->where; }
 unsigned char* shared_memory() { return current_block->shared; }
 int lane() { return current_block->current % kWarpSize; }
 
-void run(dim3 grid, dim3 block, size_t shared, const std::function<void()>& kernel) {
-  Block work(grid, block, shared, kernel);
+void run(const Launch& launch, const std::function<void()>& kernel) {
+  Block work(launch.grid, launch.block, launch.shared, kernel);
+  if (const Launcher other = launcher) {
+    if (const char* error = other(launch)) throw std::runtime_error(std::string("ptx: ") + error);
+    return;
+  }
   current_block = &work;
   work.run_grid();
 }
@@ -405,4 +411,9 @@ int __syncthreads_or(int predicate, const cuda_host::Site& site) { return __sync
 // The order of the fibers from the next launch on.
 extern "C" __attribute__((visibility("default"))) void dmlkernels_cuda_host_seed(uint64_t value) {
   cuda_host::seed = value;
+}
+
+// Who carries out launches from now on; null for the fibers.
+extern "C" __attribute__((visibility("default"))) void dmlkernels_cuda_host_launch_by(cuda_host::Launcher launcher) {
+  cuda_host::launcher = launcher;
 }
