@@ -46,8 +46,9 @@ def build(target: str) -> Path:
         done = subprocess.run([_CMAKE, "--build", BUILD, "--target", target], capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(f"{target} does not compile:\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
-    folder = BUILD / "tests" / "cuda_host"
-    return next(path for path in (folder / f"lib{target}.so", folder / target, BUILD / target) if path.exists())
+    folders = (BUILD / "tests" / "cuda_host", BUILD / "tests" / "ptx", BUILD)
+    names = (f"lib{target}.so", target)
+    return next(path for folder in folders for name in names if (path := folder / name).exists())
 
 
 @functools.cache
