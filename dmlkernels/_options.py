@@ -33,7 +33,7 @@ class Option:
         self.default, self.check, self.arguments, self.optional = default, check, arguments, optional
 
     def __set_name__(self, owner: type, name: str) -> None:
-        # A name of its own: torch 2.11's compiler takes a look into `__dict__` for one at the attribute, this one again.
+        # Not its own name: torch 2.11 compiles a look into `__dict__` for that as one at the attribute, and so on.
         self.name, self.kept = name, f"_{name}"
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:

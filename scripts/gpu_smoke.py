@@ -1,15 +1,17 @@
 """Every smoke call of tests/cuda_host on a device, forward and backward, against float64.
 
-    python scripts/gpu_smoke.py DEVICE BACKEND [--part K/N] [--sanitized]
+    python -m scripts.gpu_smoke DEVICE BACKEND [--part K/N] [--only-run] [--kernels FILE]
 
 Beside the calls, whose sizes fill no tile, losses at sizes of the schedule with atomics, and distances at widths where
-a product sums up much. --part runs each N-th of all from the K-th on, for several processes. --sanitized only runs the
-calls: a sanitizer, which looks at each access, makes them a hundred times slower.
+a product sums up much. --part runs each N-th of all from the K-th on, for several processes. --only-run compares
+nothing and leaves these sizes out: a sanitizer makes kernels a hundred times slower. --kernels keeps which kernels ran.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -60,7 +62,7 @@ def tried(name: str, dtype: torch.dtype, device: str) -> str:
     return f"{len(smoke.run(name, dtype, device).grads)} gradients"
 
 
-def calls(device: str, sanitized: bool) -> Iterator[tuple[str, Run]]:
+def calls(device: str, only_run: bool) -> Iterator[tuple[str, Run]]:
     """What to run, by name."""
 
     def named(run: Callable[..., str], what: str | int, dtype: torch.dtype) -> tuple[str, Run]:
@@ -69,12 +71,25 @@ def calls(device: str, sanitized: bool) -> Iterator[tuple[str, Run]]:
     for name in smoke.CALLS:
         for dtype in smoke.DTYPES:
             # A matrix that is made of 16-bit rows is rounded once more: another matrix than that of float64.
-            if sanitized or not (name.startswith("cholesky") and dtype.itemsize < 4):
-                yield named(tried if sanitized else compared, name, dtype)
-    if not sanitized:
+            if only_run or not (name.startswith("cholesky") and dtype.itemsize < 4):
+                yield named(tried if only_run else compared, name, dtype)
+    if not only_run:
         for dtype in (torch.float32, torch.bfloat16):
             yield from (named(mirrored, rows, dtype) for rows in MIRRORED)
             yield from (named(wide, width, dtype) for width in WIDE)
+
+
+@contextlib.contextmanager
+def kernels_noted(file: Path | None) -> Iterator[None]:
+    """Within it, names of the kernels that run on a GPU are noted, and written to a file if there is one."""
+    if file is None:
+        yield
+        return
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities[torch.cuda.is_available() :]) as profile:
+        yield
+    names = {event.name for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA}
+    file.write_text(json.dumps(sorted(names), indent=1), encoding="utf-8")
 
 
 def part(text: str) -> slice:
@@ -88,11 +103,12 @@ def main() -> int:
     parser.add_argument("device", choices=("cpu", "cuda"))
     parser.add_argument("backend", choices=("native", "triton"))
     parser.add_argument("--part", type=part, default=slice(None))
-    parser.add_argument("--sanitized", action="store_true")
+    parser.add_argument("--only-run", action="store_true")
+    parser.add_argument("--kernels", type=Path)
     arguments = parser.parse_args()
     failed = 0
-    with use_backend(arguments.backend):
-        for name, run in list(calls(arguments.device, arguments.sanitized))[arguments.part]:
+    with use_backend(arguments.backend), kernels_noted(arguments.kernels):
+        for name, run in list(calls(arguments.device, arguments.only_run))[arguments.part]:
             try:
                 verdict, said = "ok  ", run()
             except Exception as error:  # whatever it is, the next call may tell more

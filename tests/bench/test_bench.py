@@ -181,8 +181,13 @@ def test_results_are_kept_after_each_row(monkeypatch, tmp_path):
     assert rows_of(path) == {names[0]: False}
     first = path.read_text(encoding="utf-8")
 
-    taken = []
-    monkeypatch.setattr(run, "measured_row", lambda case, *others: (taken.append(case.name), right(case, *others))[1])
+    taken: list[str] = []
+
+    def noted(case, *others):
+        taken.append(case.name)
+        return right(case, *others)
+
+    monkeypatch.setattr(run, "measured_row", noted)
     arguments(monkeypatch, path, "--again")
     assert run.main() == 0
     assert taken == names[1:]
