@@ -2,7 +2,7 @@
 # `make gpu`: what can only be shown on a GPU, in 9 minutes at most, with the python3 at hand, which has torch with CUDA.
 # It begins with what `make gpu-wheel` made, build/gpu-wheel (a wheel, the rivals', Triton's cache), and needs neither git,
 # make, a compiler nor a network. Results are in build/gpu/results, after every step (scripts/gpu_steps.py) in
-# $OUT/gpu.tar.xz too if that is set; `scripts/gpu_status.py read` makes the documents from them.
+# $OUT/gpu.tar.xz too if that is set, and at the end in bench/results and docs/gpu-status.md (scripts/gpu_status.py).
 #   scripts/gpu.sh              everything
 #   scripts/gpu.sh again        what failed or found no time, by build/gpu/results or by build/gpu-wheel/gpu.tar.xz
 # DRY=1 goes as far as there is a way without a GPU.
@@ -42,4 +42,9 @@ mkdir -p "$work/results"
 cp "$carried/built.json" "$work/results"
 cd "$work/run"
 export PYTHONUNBUFFERED=1
-exec "$python" -m scripts.gpu_steps "$work/results" "${options[@]}"
+code=0
+"$python" -m scripts.gpu_steps "$work/results" "${options[@]}" || code=$?
+kept=("--results" "$work/../../bench/results" "--document" "$work/../../docs/gpu-status.md")
+[ -z "${DRY:-}" ] || kept=("--results" "$work" "--document" "$work/gpu-status.md")
+"$python" -m scripts.gpu_status "${kept[@]}" read "$work/results"
+exit "$code"

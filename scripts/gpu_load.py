@@ -2,9 +2,9 @@
 
     python scripts/gpu_load.py WHEEL [--out FILE]
 
-Installs the wheel into a folder of its own and shows: what `python -m dmlkernels info` says, that every operator has its
-kernel for CUDA, and that forwards of losses on fakes of CUDA tensors are traced, and compiled by dynamo, to one graph
-that calls these operators. Nothing is launched; a backward would ask for the GPU.
+Installs the wheel into a folder of its own and shows: what `python -m dmlkernels info` says, that every operator has
+its kernel for CUDA, and that forwards of losses on fakes of CUDA tensors are traced, and compiled by dynamo, to one
+graph that calls these operators. Nothing is launched; a backward would ask for the GPU.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from dmlkernels._losses import TABLE
 has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
 for namespace in _backend.namespaces.values():
     lacking = [name for name in SCHEMAS if not has_kernel(f"{namespace}::{name}", "CUDA")]
-    print(f"{namespace}: {len(SCHEMAS) - len(lacking)} of {len(SCHEMAS)} operators have a kernel for CUDA {lacking or ''}")
+    assert not lacking, f"{namespace} has no CUDA kernel for {lacking}"
+    print(f"{namespace}: {len(SCHEMAS)} of {len(SCHEMAS)} operators have a kernel for CUDA")
 assert not torch.cuda.is_available()
 
 M, D, C = 256, 64, 32
@@ -50,7 +51,8 @@ with FakeTensorMode():
             if row.function is None:
                 continue
             function = getattr(F, row.function)
-            proxies = (torch.empty(C * row.steady.get("centers_per_class", 1), D, device="cuda"),) if row.proxies else ()
+            centers = C * row.steady.get("centers_per_class", 1)
+            proxies = (torch.empty(centers, D, device="cuda"),) if row.proxies else ()
 
             def step(x, labels, *proxies):
                 with use_backend(backend):

@@ -101,10 +101,17 @@ def steps(dry: bool, jobs: int) -> list[Step]:
         options = ["--only-run", "--kernels", "{out}.json"]
         return [Unit("kernels", [sys.executable, "-m", "scripts.gpu_smoke", device, backend, *options])]
 
+    described = Unit("machine", [*run, "scripts.gpu_status", "machine", "{out}.json"])
     native = [path for folder in ("ops", "losses") for path in sorted(Path("tests", folder).glob("test_*.py"))]
     native.remove(LARGE)
     return [
-        Step("check", 30, checks("native"), jobs, SHARED),
+        Step(
+            "check",
+            30,
+            [Unit("machine", [*run, "scripts.gpu_status", "machine", "{out}.json"]), *checks("native")],
+            jobs,
+            SHARED,
+        ),
         Step("smoke", 30, smoke("native") + names("native"), jobs, SHARED),
         Step("sanitize", 60, sanitized("memcheck", "native") + sanitized("racecheck", "native"), jobs, UNCACHED),
         Step("test", 150, tests("native", native), jobs, SHARED),

@@ -29,13 +29,8 @@ tar -cJf "$carried/triton.tar.xz" -C "$work/triton" .
 
 commit=$(git rev-parse --short=12 HEAD)
 git diff --quiet HEAD -- csrc dmlkernels triton_kernels || commit="$commit with changes"
-python - "$commit" "$architectures" >"$carried/built.json" <<'PROGRAM'
-import json, platform, sys, torch, triton
-print(json.dumps({
-    "commit": sys.argv[1], "architectures": sys.argv[2].split(";"), "python": platform.python_version(),
-    "torch": torch.__version__, "triton": triton.__version__,
-}))
-PROGRAM
+(cd "$work/run" && python -m scripts.gpu_status built dmlkernels/lib/libdmlkernels_cuda.so "$commit") >"$carried/built.json"
+
 size=$(du -sb "$carried" | cut -f 1)
 echo "make gpu-wheel: $size bytes in $carried"
 [ "$size" -le "$most" ] || { echo "make gpu-wheel: more than $most bytes, which is what can be carried" >&2; exit 1; }
