@@ -8,7 +8,8 @@
 # DRY=1 goes as far as there is a way without a GPU.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-python=${PYTHON:-python3}
+python=$(command -v "${PYTHON:-python3}")
+[[ $python = /* ]] || python=$PWD/$python
 carried=$PWD/${CARRIED:-build/gpu-wheel}
 work=$PWD/build/gpu
 

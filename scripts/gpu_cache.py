@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -55,9 +54,10 @@ def stand_in_driver(folder: Path) -> Any:
 
     driver = CudaDriver()
     driver.launcher_cls = Launcher
-    driver.utils = SimpleNamespace(
-        load_binary=lambda *arguments: (1, 1, 0, 0, 1024), get_device_properties=lambda device: PROPERTIES
-    )
+    # A module, a function, its registers, its spills, and the most threads that it runs in.
+    driver.utils.load_binary = lambda *arguments: (1, 1, 0, 0, 1024)
+    driver.utils.unload_module = lambda *arguments: None
+    driver.utils.get_device_properties = lambda device: PROPERTIES
     driver.get_current_device = lambda: 0
     driver.get_current_stream = lambda device: 0
     driver.get_device_capability = lambda device=0: CAPABILITY

@@ -29,7 +29,6 @@ from typing import NamedTuple
 GRACE = 5.0  # seconds of a limit that are left to write what there is, once interrupted
 LARGEST_TAR, LONGEST_LOG = 16_000_000, 100_000  # bytes; of a log its end
 PARTS = 12  # processes that share the smoke calls
-DRY_UNITS = 2  # of a step
 
 # Of many processes side by side none takes all cores.
 SHARED = {"OMP_NUM_THREADS": "1"}
@@ -37,7 +36,18 @@ SHARED = {"OMP_NUM_THREADS": "1"}
 UNCACHED = SHARED | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 LARGE = Path("tests/ops/test_large.py")
 TIER = "not slow and not full"
-TRITON_TESTS = ("pairwise", "pair_loss", "nearest_positive", "triplet", "distance_weighted", "coding_rate", "cholesky")
+TRITON_TESTS = (
+    "spherical_expansion",
+    "pair_loss",
+    "pairwise",
+    "nearest_positive",
+    "triplet",
+    "coding_rate",
+    "cholesky",
+)
+# How many processes of a step a dry run has; the last step would be the native benchmark once more.
+DRY = {"check": 2, "smoke": 1, "sanitize": 1, "test": 1, "large": 1, "bench": 1}
+DRY |= {"triton-check": 1, "triton-sanitize": 1, "triton-test": 1, "triton-bench": 0}
 RIVALS = ("product", "reference", "peer", "mcr2_loop", "logdet", "compiled")  # of the native kernels
 
 
@@ -104,14 +114,8 @@ def steps(dry: bool, jobs: int) -> list[Step]:
     described = Unit("machine", [*run, "scripts.gpu_status", "machine", "{out}.json"])
     native = [path for folder in ("ops", "losses") for path in sorted(Path("tests", folder).glob("test_*.py"))]
     native.remove(LARGE)
-    return [
-        Step(
-            "check",
-            30,
-            [Unit("machine", [*run, "scripts.gpu_status", "machine", "{out}.json"]), *checks("native")],
-            jobs,
-            SHARED,
-        ),
+    plan = [
+        Step("check", 30, [described, *checks("native")], jobs, SHARED),
         Step("smoke", 30, smoke("native") + names("native"), jobs, SHARED),
         Step("sanitize", 60, sanitized("memcheck", "native") + sanitized("racecheck", "native"), jobs, UNCACHED),
         Step("test", 150, tests("native", native), jobs, SHARED),
@@ -122,6 +126,7 @@ def steps(dry: bool, jobs: int) -> list[Step]:
         Step("triton-test", 25, tests("triton", triton_tests()), jobs, SHARED | interpreted),
         Step("triton-bench", 25, bench("product", "triton")),
     ]
+    return [step._replace(units=step.units[: DRY[step.name]]) for step in plan] if dry else plan
 
 
 class Results:
@@ -138,11 +143,8 @@ class Results:
 
     def keep(self, step: Step, unit: Unit, code: int | None, seconds: float) -> None:
         """code: None if the limit came first."""
-        self.ended.setdefault(step.name, {})[unit.name] = {
-            "code": code,
-            "seconds": round(seconds, 1),
-            "file": unit.file,
-        }
+        ended = {"code": code, "passed": code in unit.good, "seconds": round(seconds, 1), "file": unit.file}
+        self.ended.setdefault(step.name, {})[unit.name] = ended
         part = self._index.with_suffix(".part")
         part.write_text(json.dumps(self.ended, indent=1), encoding="utf-8")
         part.replace(self._index)
@@ -251,8 +253,6 @@ def main() -> int:
         return 0
     results, began = Results(arguments.results), time.monotonic()
     for step in plan:
-        if dry:
-            step = step._replace(units=step.units[:DRY_UNITS])
         if limit := os.environ.get("LIMIT"):
             step = step._replace(seconds=float(limit))
         try:
