@@ -72,6 +72,7 @@ struct PairValues {
       }
       if (squares && (options.apart || (options.separating && differences))) coincident = coincident_pairs();
       if (!squares || !similarities) break;
+      __syncthreads();  // everybody is done with his slots
       squares = differences = false;
     }
     if (coincident != 0) exclude(coincident);
