@@ -43,10 +43,10 @@ class Kernel(NamedTuple):
 
 
 def normalised(name: str) -> str:
-    """A mangled name with every unnamed namespace spelled as the host's compiler does."""
+    """A mangled name with what differs on the host: unnamed namespaces, and that of the number type (DML_ISA)."""
     parts = re.split(r"(\d+)(?=_GLOBAL__N_)", name)
     rest = [text[int(length) :] for length, text in zip(parts[1::2], parts[2::2], strict=True)]
-    return "12_GLOBAL__N_1".join([parts[0], *rest])
+    return "12_GLOBAL__N_1".join([parts[0], *rest]).replace("7generic", "7on_host")
 
 
 def functions(library: Path) -> list[Kernel]:
