@@ -112,7 +112,7 @@ void Warp::set_places(Mask lanes, uint32_t place) {
 }
 
 void Warp::hold_some_back() {
-  held_ = block_.random()() % kTurnsPerHold == 0 ? static_cast<Mask>(block_.random()()) & live_ : 0;
+  held_ = block_.random()() % kTurnsPerHold == 0 ? static_cast<Mask>(block_.random()()) & live_ & ~waiting_ : 0;
 }
 
 void Warp::choose_group() {
