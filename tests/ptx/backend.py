@@ -66,11 +66,16 @@ def functions(library: Path) -> list[Kernel]:
 
 
 @functools.cache
+def folder() -> Path:
+    """Where the texts are, brought up to date."""
+    cuda_host.configure(DML_PTX_NVCC=str(_NVCC))
+    return cuda_host.build("cuda_ptx")
+
+
+@functools.cache
 def modules() -> dict[str, interpreter.Module]:
     """The PTX of every source, by its name without an ending; a kernel of the host is bound to its entry."""
-    cuda_host.configure(DML_PTX_NVCC=str(_NVCC))
-    folder = cuda_host.build("cuda_ptx")
-    found = {path.stem: interpreter.Module(path.read_text()) for path in sorted(folder.glob("*.ptx"))}
+    found = {path.stem: interpreter.Module(path.read_text()) for path in sorted(folder().glob("*.ptx"))}
     library = cuda_host.build("dmlkernels_cuda_host")
     known = functions(library)
     at = {(kernel.file.removesuffix(".cu"), kernel.name): kernel.address for kernel in known}
