@@ -74,22 +74,42 @@ def folder() -> Path:
 
 @functools.cache
 def modules() -> dict[str, interpreter.Module]:
-    """The PTX of every source, by its name without an ending; a kernel of the host is bound to its entry."""
+    """The PTX of every source, by its name without an ending; every kernel of the host is bound to its entry."""
     found = {path.stem: interpreter.Module(path.read_text()) for path in sorted(folder().glob("*.ptx"))}
-    library = cuda_host.build("dmlkernels_cuda_host")
+    for source, module in found.items():
+        _bind(source, module)
+    return found
+
+
+def _bind(source: str, module: interpreter.Module) -> None:
+    for entry in module.entries:
+        name = normalised(entry)
+        address = _addresses().get((source, name)) or _addresses().get(("", name))
+        if address is None:
+            raise RuntimeError(f"{source}.cu: the host's library has no kernel {name}")
+        interpreter.library().dmlkernels_ptx_bind(address, module.handle, entry.encode())
+
+
+@functools.cache
+def _addresses() -> dict[tuple[str, str], int]:
+    """Where the loaded library has a function, by its source, if only that sees it, and its name."""
+    library, anchor = cuda_host.build("dmlkernels_cuda_host"), "dmlkernels_cuda_host_launch_by"
     known = functions(library)
-    at = {(kernel.file.removesuffix(".cu"), kernel.name): kernel.address for kernel in known}
-    anchor = "dmlkernels_cuda_host_launch_by"
     loaded = ctypes.cast(getattr(ctypes.CDLL(str(library)), anchor), ctypes.c_void_p).value
     base = loaded - next(kernel.address for kernel in known if kernel.name == anchor)
-    for source, module in found.items():
-        for entry in module.entries:
-            name = normalised(entry)
-            address = at.get((source, name), at.get(("", name)))
-            if address is None:
-                raise RuntimeError(f"{source}.cu: the host's library has no kernel {name}")
-            interpreter.library().dmlkernels_ptx_bind(base + address, module.handle, entry.encode())
-    return found
+    return {(kernel.file.removesuffix(".cu"), kernel.name): base + kernel.address for kernel in known}
+
+
+@contextlib.contextmanager
+def replaced(source: str, text: str) -> Iterator[None]:
+    """Another text for the kernels of a source."""
+    other, own = interpreter.Module(text), modules()[source]
+    _bind(source, other)
+    try:
+        yield
+    finally:
+        _bind(source, own)
+        other.close()
 
 
 @functools.cache
