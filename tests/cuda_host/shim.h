@@ -47,8 +47,8 @@ struct Launch {
 // Runs all blocks of a launch; throws std::runtime_error for what a device would refuse, hang on or corrupt.
 void run(const Launch& launch, const std::function<void()>& kernel);
 
-// Carries out launches in place of the fibers, if one is set (tests/ptx); what went wrong, or null.
-using Launcher = const char* (*)(const Launch&);
+// Is asked first, where one is set (tests/ptx): whether it has carried out the launch, so that no fiber has to.
+using Launcher = bool (*)(const Launch&);
 
 void block_barrier(const Site& site);
 

@@ -101,8 +101,10 @@ def watch_torch() -> None:
 def remember(address: int, size: int) -> Iterator[None]:
     """Let kernels touch memory that is not a tensor's, or that of an older one."""
     library().dmlkernels_ptx_add_memory(address, size)
-    yield
-    library().dmlkernels_ptx_remove_memory(address)
+    try:
+        yield
+    finally:
+        library().dmlkernels_ptx_remove_memory(address)
 
 
 def set_seed(seed: int) -> None:
@@ -114,5 +116,7 @@ def set_seed(seed: int) -> None:
 def tensor_cores(extra_bits: int, together: int) -> Iterator[None]:
     """How they add: so many products at a time, cut off so many bits beyond float32's."""
     library().dmlkernels_ptx_tensor_cores(extra_bits, together)
-    yield
-    library().dmlkernels_ptx_tensor_cores(2, 16)
+    try:
+        yield
+    finally:
+        library().dmlkernels_ptx_tensor_cores(2, 16)

@@ -127,13 +127,16 @@ void dmlkernels_ptx_bind(const void* kernel, ptx::Module* module, const char* en
   ptx::kernels[kernel] = {module, entry};
 }
 
-const char* dmlkernels_ptx_run_kernel(const cuda_host::Launch& launch) {
-  const int done = ptx::guarded(-1, [&] {
-    const ptx::Bound kernel = ptx::bound(launch.kernel);
-    const auto three = [](const dim3& of) { return ptx::Three{of.x, of.y, of.z}; };
-    ptx::launch(*kernel.module, kernel.entry, three(launch.grid), three(launch.block), launch.shared,
-                ptx::parameters_of(kernel.module->program(kernel.entry), launch));
-    return 0;
-  });
-  return done == 0 ? nullptr : dmlkernels_ptx_error();
+bool dmlkernels_ptx_run_kernel(const cuda_host::Launch& launch) {
+  const ptx::Bound kernel = ptx::bound(launch.kernel);
+  const auto three = [](const dim3& of) { return ptx::Three{of.x, of.y, of.z}; };
+  ptx::launch(*kernel.module, kernel.entry, three(launch.grid), three(launch.block), launch.shared,
+              ptx::parameters_of(kernel.module->program(kernel.entry), launch));
+  return true;
+}
+
+bool dmlkernels_ptx_count_kernel(const cuda_host::Launch& launch) {
+  const ptx::Bound kernel = ptx::bound(launch.kernel);
+  ++kernel.module->launches(kernel.entry);
+  return false;
 }
