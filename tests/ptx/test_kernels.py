@@ -111,7 +111,17 @@ def test_same_bits_in_every_order(name):
 
 
 # Against the reference in float64; the others have their hinges near some pair.
-SMOOTH = ["similarity", "similarity_wide", "distance", "ntxent", "circle", "triplets", "soft_triple", "proxy_anchor", "rate"]
+SMOOTH = [
+    "similarity",
+    "similarity_wide",
+    "distance",
+    "ntxent",
+    "circle",
+    "triplets",
+    "soft_triple",
+    "proxy_anchor",
+    "rate",
+]
 
 
 @pytest.mark.full

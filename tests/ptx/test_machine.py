@@ -185,7 +185,9 @@ def test_lanes_need_not_keep_step():
     found = set()
     for seed in range(16):
         set_seed(seed)
-        np.testing.assert_array_equal(numbers(f"{body} bar.warp.sync -1; ld.shared.u32 %r1, [%r4];", shared=128), LANES ^ 1)
+        np.testing.assert_array_equal(
+            numbers(f"{body} bar.warp.sync -1; ld.shared.u32 %r1, [%r4];", shared=128), LANES ^ 1
+        )
         found.add(tuple(numbers(f"{body} ld.shared.u32 %r1, [%r4];", shared=128)))
     set_seed(0)
     assert len(found) > 1
@@ -300,7 +302,14 @@ def operand(x: np.ndarray, kind: str) -> np.ndarray:
     return x.astype("f4") if kind == "tf32" else torch.from_numpy(x).bfloat16().view(torch.int16).numpy()
 
 
-SHAPES = [("m16n8k16", "bf16"), ("m16n8k16", "f16"), ("m16n8k8", "bf16"), ("m16n8k8", "f16"), ("m16n8k8", "tf32"), ("m16n8k4", "tf32")]
+SHAPES = [
+    ("m16n8k16", "bf16"),
+    ("m16n8k16", "f16"),
+    ("m16n8k8", "bf16"),
+    ("m16n8k8", "f16"),
+    ("m16n8k8", "tf32"),
+    ("m16n8k4", "tf32"),
+]
 
 
 @pytest.mark.parametrize(("shape", "kind"), SHAPES)
@@ -347,7 +356,10 @@ def test_products_ignore_what_tf32_has_not():
 @pytest.mark.parametrize("transposed", [False, True])
 def test_matrices(transposed):
     x, out = np.arange(256, dtype="u2"), np.zeros((32, 4), "u4")
-    body = COPY.replace("%r63, 16", "%r63, 16") + "cp.async.cg.shared.global [%r2], [%l3], 16; cp.async.wait_all; bar.sync 0;"
+    body = (
+        COPY.replace("%r63, 16", "%r63, 16")
+        + "cp.async.cg.shared.global [%r2], [%l3], 16; cp.async.wait_all; bar.sync 0;"
+    )
     body += f"ldmatrix.sync.aligned.m8n8.x4{'.trans' if transposed else ''}.shared.b16 {{%r4, %r5, %r6, %r7}}, [%r2];"
     body += "add.s64 %l2, %l0, %l2; st.global.v4.b32 [%l2], {%r4, %r5, %r6, %r7};"
     launch(entry(body, 2, 512), out, x)
