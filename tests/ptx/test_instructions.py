@@ -407,5 +407,5 @@ def test_what_is_unknown_is_named():
         "add.s32 %r1, %r2, %nobody;",
         "bra nowhere;",
     ):
-        with pytest.raises(RuntimeError, match="unknown|missing"):
+        with pytest.raises(RuntimeError, match=r"unknown|missing"):
             launch(entry(instruction, 1), np.zeros(1))
