@@ -48,7 +48,9 @@ def build(target: str) -> Path:
 def configure(**variables: str) -> None:
     """Set variables of the build folder where they have other values."""
     cache = (BUILD / "CMakeCache.txt").read_text()
-    if not all(re.search(rf"^{name}:\w+={re.escape(value)}$", cache, re.MULTILINE) for name, value in variables.items()):
+    if not all(
+        re.search(rf"^{name}:\w+={re.escape(value)}$", cache, re.MULTILINE) for name, value in variables.items()
+    ):
         _run_cmake([*(f"-D{name}={value}" for name, value in variables.items()), BUILD], "cmake does not configure")
 
 

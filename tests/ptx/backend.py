@@ -18,6 +18,7 @@ from ptx import interpreter
 
 from dmlkernels import _backend
 
+SOURCES = Path(__file__).resolve().parents[2] / "csrc" / "cuda"
 _NVCC = shutil.which(
     "nvcc",
     path=os.pathsep.join(
@@ -75,7 +76,8 @@ def folder() -> Path:
 @functools.cache
 def modules() -> dict[str, interpreter.Module]:
     """The PTX of every source, by its name without an ending; every kernel of the host is bound to its entry."""
-    found = {path.stem: interpreter.Module(path.read_text()) for path in sorted(folder().glob("*.ptx"))}
+    sources = [path.stem for path in sorted(SOURCES.glob("*.cu")) if path.stem != "library"]
+    found = {source: interpreter.Module((folder() / f"{source}.ptx").read_text()) for source in sources}
     for source, module in found.items():
         _bind(source, module)
     return found

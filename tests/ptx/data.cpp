@@ -76,9 +76,9 @@ void move(Assembler& a, Statement& s, Instruction& in) {
 }
 
 Space take_space(Statement& s) {
-  return take_shared(s)                                 ? Space::shared
-         : s.take("global")                              ? Space::global
-         : s.take("local")                               ? Space::local
+  return take_shared(s)                                   ? Space::shared
+         : s.take("global")                               ? Space::global
+         : s.take("local")                                ? Space::local
          : !s.take_one({"param", "param::entry"}).empty() ? Space::param
                                                           : Space::generic;
 }

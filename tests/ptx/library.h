@@ -38,7 +38,8 @@ DML_PTX_API void dmlkernels_ptx_add_memory(const void* at, size_t bytes);
 DML_PTX_API void dmlkernels_ptx_remove_memory(const void* at);
 DML_PTX_API void dmlkernels_ptx_watch_torch();
 
-// The entry that stands for a kernel compiled for the host. Launchers: one runs it, one only counts that it is launched.
+// The entry that stands for a kernel compiled for the host. Launchers: one runs it, one only counts that it is
+// launched.
 DML_PTX_API void dmlkernels_ptx_bind(const void* kernel, ptx::Module* module, const char* entry);
 DML_PTX_API bool dmlkernels_ptx_run_kernel(const cuda_host::Launch& launch);
 DML_PTX_API bool dmlkernels_ptx_count_kernel(const cuda_host::Launch& launch);

@@ -81,7 +81,7 @@ FAULTS = {
     "no_barrier": Fault(*VALUES, r"bar\.sync\s+0;", ""),
     "barrier_of_each_warp": Fault(*VALUES, r"bar\.sync\s+0;", "bar.sync 0, 32;"),
     "barrier_of_too_many": Fault(*VALUES, r"bar\.sync\s+0;", "bar.sync 0, 1024;", words="a barrier for 1024 threads"),
-    "barrier_of_half_a_warp": Fault(*VALUES, r"bar\.sync\s+0;", FIRST.format(16), words="wait here for others", count=1),
+    "barrier_of_half_a_warp": Fault(*VALUES, r"bar\.sync\s+0;", FIRST.format(16), words="here for others", count=1),
     "barrier_of_one_warp": Fault(*VALUES, r"bar\.sync\s+0;", FIRST.format(32), words="divergent barrier", count=1),
     # Shared and global memory.
     "shared_memory_is_not_written": Fault(*VALUES, r"st\.shared\.f32[^;]*;", "", count=1),

@@ -129,7 +129,9 @@ def test_whole_numbers(name):
 def test_insert_a_field():
     a, b = wholes("u4"), wholes("u4")
     mask = ((1 << 11) - 1) << 7
-    np.testing.assert_array_equal(each("bfi.b32 {d}, {a}, {b}, 7, 11;", "u4", a, b), (b & ~np.uint32(mask)) | (a << 7 & mask))
+    np.testing.assert_array_equal(
+        each("bfi.b32 {d}, {a}, {b}, 7, 11;", "u4", a, b), (b & ~np.uint32(mask)) | (a << 7 & mask)
+    )
 
 
 def test_lookup_of_three_bits():
@@ -189,7 +191,9 @@ def test_roundings(name, mode, dtype):
     np.testing.assert_array_equal(got, np.array(wanted))
 
 
-@pytest.mark.parametrize(("name", "function"), [("min", np.fmin), ("max", np.fmax), ("min.NaN", np.minimum), ("max.NaN", np.maximum)])
+@pytest.mark.parametrize(
+    ("name", "function"), [("min", np.fmin), ("max", np.fmax), ("min.NaN", np.minimum), ("max.NaN", np.maximum)]
+)
 def test_extremes(name, function):
     a, b = np.array(list(itertools.product(SPECIAL, SPECIAL)), "f4").T.copy()
     got, wanted = each(f"{name}.f32 {{d}}, {{a}}, {{b}};", "f4", a, b), function(a, b)
@@ -263,7 +267,9 @@ def clipped(x: np.ndarray, how: Callable, dtype: str) -> list[int]:
     return [int(min(max(v, info.min), info.max)) for v in whole]
 
 
-@pytest.mark.parametrize(("mode", "how"), [("rni", round), ("rzi", math.trunc), ("rmi", math.floor), ("rpi", math.ceil)])
+@pytest.mark.parametrize(
+    ("mode", "how"), [("rni", round), ("rzi", math.trunc), ("rmi", math.floor), ("rpi", math.ceil)]
+)
 @pytest.mark.parametrize(("type", "dtype"), [("s32", "i4"), ("u32", "u4"), ("s64", "i8")])
 def test_whole_numbers_of_reals(mode, how, type, dtype):
     x = np.concatenate([reals("f4"), np.array([0.5, -0.5, 2.5, -3.5, 2147483648.0, -3e9], "f4")])
@@ -300,7 +306,9 @@ def test_reals_of_other_sizes():
 
 @pytest.mark.parametrize(("type", "dtype"), [("f16", torch.float16), ("bf16", torch.bfloat16)])
 def test_halves(type, dtype):
-    x = torch.from_numpy(np.concatenate([reals("f4"), np.linspace(-6e-5, 6e-5, 96, dtype="f4"), [65519.9, 65520, 3.39e38]]).astype("f4"))
+    x = torch.from_numpy(
+        np.concatenate([reals("f4"), np.linspace(-6e-5, 6e-5, 96, dtype="f4"), [65519.9, 65520, 3.39e38]]).astype("f4")
+    )
     wanted = x.to(dtype)
     got = torch.from_numpy(each(f"cvt.rn.{type}.f32 {{d}}, {{a}};", "i2", x.numpy()))
     torch.testing.assert_close(got.view(dtype), wanted, rtol=0, atol=0, equal_nan=True)
@@ -323,7 +331,14 @@ def test_tf32():
 
 # Comparisons and choices.
 
-ORDERED = {"eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal}
+ORDERED = {
+    "eq": np.equal,
+    "ne": np.not_equal,
+    "lt": np.less,
+    "le": np.less_equal,
+    "gt": np.greater,
+    "ge": np.greater_equal,
+}
 
 
 @pytest.mark.parametrize("name", [*ORDERED, *(f"{name}u" for name in ORDERED), "num", "nan"])
@@ -343,17 +358,26 @@ def test_comparisons_of_whole_numbers(name, type):
     dtype = "i4" if type == "s32" else "u4"
     a, b = wholes(dtype), wholes(dtype)
     b[::5] = a[::5]
-    got = each(f"setp.{name}.{type} %p|%q, {{a}}, {{b}}; selp.u32 {{d}}, 1, 0, %p; @%q add.u32 {{d}}, {{d}}, 2;", "u4", a, b)
+    got = each(
+        f"setp.{name}.{type} %p|%q, {{a}}, {{b}}; selp.u32 {{d}}, 1, 0, %p; @%q add.u32 {{d}}, {{d}}, 2;", "u4", a, b
+    )
     wanted = ORDERED[name](a, b)
     np.testing.assert_array_equal(got, np.where(wanted, 1, 2))
 
 
-@pytest.mark.parametrize(("name", "function"), [("and", np.logical_and), ("or", np.logical_or), ("xor", np.logical_xor)])
+@pytest.mark.parametrize(
+    ("name", "function"), [("and", np.logical_and), ("or", np.logical_or), ("xor", np.logical_xor)]
+)
 def test_comparisons_with_a_predicate(name, function):
     a, b = wholes("i4"), wholes("i4")
     got = each(f"setp.lt.s32 %q, {{a}}, 0; setp.gt.{name}.s32 %p, {{b}}, 5, %q; selp.u32 {{d}}, 1, 0, %p;", "u4", a, b)
     np.testing.assert_array_equal(got, function(b > 5, a < 0))
-    got = each(f"setp.lt.s32 %p, {{a}}, 0; setp.gt.s32 %q, {{b}}, 5; {name}.pred %p, %p, %q; selp.u32 {{d}}, 1, 0, %p;", "u4", a, b)
+    got = each(
+        f"setp.lt.s32 %p, {{a}}, 0; setp.gt.s32 %q, {{b}}, 5; {name}.pred %p, %p, %q; selp.u32 {{d}}, 1, 0, %p;",
+        "u4",
+        a,
+        b,
+    )
     np.testing.assert_array_equal(got, function(b > 5, a < 0))
 
 
@@ -363,7 +387,9 @@ def test_choices():
     wanted = np.where(a < b, 0xFFFFFFFF, 0)
     np.testing.assert_array_equal(each("set.lt.u32.u32 {d}, {a}, {b};", "u4", a, b), wanted)
     np.testing.assert_array_equal(each("set.lt.f32.u32 {d}, {a}, {b};", "f4", a, b), (a < b).astype("f4"))
-    np.testing.assert_array_equal(each("setp.lt.u32 %p, {a}, {b}; not.pred %q, %p; selp.b32 {d}, {a}, {b}, %q;", "u4", a, b), np.maximum(a, b))
+    np.testing.assert_array_equal(
+        each("setp.lt.u32 %p, {a}, {b}; not.pred %q, %p; selp.b32 {d}, {a}, {b}, %q;", "u4", a, b), np.maximum(a, b)
+    )
 
 
 def test_registers_in_parts():
@@ -375,6 +401,11 @@ def test_registers_in_parts():
 
 
 def test_what_is_unknown_is_named():
-    for instruction in ("add.rn.f32.nonsense %f1, %f1, %f1;", "dance.s32 %r1, %r2;", "add.s32 %r1, %r2, %nobody;", "bra nowhere;"):
-        with pytest.raises(RuntimeError, match="unknown|missing"):
+    for instruction in (
+        "add.rn.f32.nonsense %f1, %f1, %f1;",
+        "dance.s32 %r1, %r2;",
+        "add.s32 %r1, %r2, %nobody;",
+        "bra nowhere;",
+    ):
+        with pytest.raises(RuntimeError, match=r"unknown|missing"):
             launch(entry(instruction, 1), np.zeros(1))

@@ -201,7 +201,8 @@ unsigned char* Warp::memory(Space space, uint64_t address, size_t bytes, int lan
   }
   const auto within = [&](unsigned char* begin, size_t size, uint64_t offset, const char* what) {
     if (offset > size || size - offset < bytes)
-      fail("byte " + std::to_string(static_cast<int64_t>(offset)) + " is beyond the " + std::to_string(size) + " bytes of " + what);
+      fail("byte " + std::to_string(static_cast<int64_t>(offset)) + " is beyond the " + std::to_string(size) +
+           " bytes of " + what);
     return begin + offset;
   };
   switch (space) {
