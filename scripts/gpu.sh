@@ -30,6 +30,7 @@ if [ -f "$carried/triton.tar.xz" ]; then
   export TRITON_CACHE_DIR=$work/run/triton-cache
   mkdir "$TRITON_CACHE_DIR"
   tar -xf "$carried/triton.tar.xz" -C "$TRITON_CACHE_DIR"
+  carried_entries=$(find "$TRITON_CACHE_DIR" -mindepth 1 -maxdepth 1 | wc -l)
 fi
 
 options=()
@@ -45,7 +46,13 @@ cd "$work/run"
 export PYTHONUNBUFFERED=1
 code=0
 "$python" -m scripts.gpu_steps "$work/results" "${options[@]}" || code=$?
+if [ -n "${carried_entries:-}" ]; then
+  echo "make gpu: Triton had $carried_entries entries, and made $(($(find "$TRITON_CACHE_DIR" -mindepth 1 -maxdepth 1 | wc -l) - carried_entries))"
+fi
 kept=("--results" "$work/../../bench/results" "--document" "$work/../../docs/gpu-status.md")
-[ -z "${DRY:-}" ] || kept=("--results" "$work" "--document" "$work/gpu-status.md")
+[ -z "${DRY:-}" ] || if [ -n "${carried_entries:-}" ]; then
+  echo "make gpu: Triton had $carried_entries entries, and made $(($(find "$TRITON_CACHE_DIR" -mindepth 1 -maxdepth 1 | wc -l) - carried_entries))"
+fi
+kept=("--results" "$work" "--document" "$work/gpu-status.md")
 "$python" -m scripts.gpu_status "${kept[@]}" read "$work/results"
 exit "$code"

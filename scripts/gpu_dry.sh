@@ -7,7 +7,7 @@ work=$PWD/build/gpu-dry
 rm -rf "$work"
 mkdir -p "$work/bin" "$work/carried"
 
-for tool in bash cp dirname env mkdir nproc rm tar uname xz; do
+for tool in bash cp dirname env find mkdir nproc rm tar uname wc xz; do
   ln -s "$(command -v "$tool")" "$work/bin"
 done
 .venv/bin/python -m venv --without-pip "$work/python"
@@ -27,5 +27,5 @@ echo '{"commit": "a dry run"}' >"$work/carried/built.json"
 
 alone=()
 if unshare -n true 2>/dev/null; then alone=(unshare -n); else echo "make gpu DRY=1: this user cannot cut off the network"; fi
-exec "${alone[@]}" env -i PATH="$work/bin" HOME="$work" DRY=1 LIMIT="${LIMIT:-25}" OUT="$work" \
+exec "${alone[@]}" env -i PATH="$work/bin" HOME="$work" DRY=1 LIMIT="${LIMIT:-60}" OUT="$work" \
   PYTHON="$work/python/bin/python" CARRIED=build/gpu-dry/carried "$(command -v bash)" scripts/gpu.sh "$@"

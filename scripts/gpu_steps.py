@@ -45,9 +45,9 @@ TRITON_TESTS = (
     "coding_rate",
     "cholesky",
 )
-# How many processes of a step a dry run has; the last step would be the native benchmark once more.
+# How many processes of a step a dry run has; those without one would repeat what another has done.
 DRY = {"check": 2, "smoke": 1, "sanitize": 1, "test": 1, "large": 1, "bench": 1}
-DRY |= {"triton-check": 1, "triton-sanitize": 1, "triton-test": 1, "triton-bench": 0}
+DRY |= {"triton-check": 1, "triton-sanitize": 0, "triton-test": 1, "triton-bench": 0}
 RIVALS = ("product", "reference", "peer", "mcr2_loop", "logdet", "compiled")  # of the native kernels
 
 

@@ -161,6 +161,13 @@ def test_a_tar_is_read_like_its_folder(folder, results, kept, tmp_path):
     assert read_json(status.keep_run(tmp_path / "gpu.tar.xz", results)) == kept
 
 
+def test_a_run_whose_first_step_was_cut_off(folder, results):
+    (folder / "check" / "machine.json").unlink()
+    path = status.keep_run(folder, results)
+    assert path.name == "gpu-unknown.json"
+    assert "## unknown\n\ntorch unknown, CUDA unknown" in status.render([read_json(path)], results)
+
+
 def test_figures_of_triton_are_read_by_kernel(tmp_path):
     figures = {
         "90": {"pairwise._forward<fp32 D=3>": {}, "pairwise._forward<bf16 D=3>": {}},
