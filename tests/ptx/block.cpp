@@ -52,11 +52,13 @@ Block::Block(const Launch& launch)
 
 void Block::run_grid() {
   const Three& grid = launch_.grid;
-  std::vector<unsigned> order(product(grid));
-  std::iota(order.begin(), order.end(), 0u);
+  std::vector<size_t> order(size_t{grid[0]} * grid[1] * grid[2]);
+  std::iota(order.begin(), order.end(), size_t{0});
   std::shuffle(order.begin(), order.end(), random_);
-  for (const unsigned k : order) {
-    index_ = {k % grid[0], k / grid[0] % grid[1], k / (grid[0] * grid[1])};
+  for (const size_t k : order) {
+    const size_t row = k / grid[0];
+    index_ = {static_cast<unsigned>(k % grid[0]), static_cast<unsigned>(row % grid[1]),
+              static_cast<unsigned>(row / grid[1])};
     run_block();
   }
 }

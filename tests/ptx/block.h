@@ -43,7 +43,6 @@ class Block {
   const Three& index() const { return index_; }
   std::vector<unsigned char>& shared() { return shared_; }
   std::mt19937& random() { return random_; }
-  unsigned threads() const { return threads_; }
   unsigned warps() const { return static_cast<unsigned>(warps_.size()); }
 
   // All lanes of a warp have come to a barrier for so many threads, or all (0); where one is reduced, with their

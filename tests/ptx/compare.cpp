@@ -1,6 +1,7 @@
 // Comparisons, and choices by a predicate.
 
 #include <cmath>
+#include <map>
 
 #include "ptx/lanes.h"
 
@@ -9,16 +10,11 @@ namespace {
 
 enum Combination : int64_t { kAlone, kAnd, kOr, kXor };
 
-// What a comparison gives where a number is less, equal or greater, and where one of both is no number.
-template <bool less, bool equal, bool greater, bool unordered>
-struct Compare {
-  template <class T>
-  static bool apply(T a, T b) {
-    return (less && a < b) || (equal && a == b) || (greater && a > b) || (unordered && (a != a || b != b));
-  }
-};
+// Of two numbers; the last where one of them is none.
+enum Relation : uint8_t { kLess = 1, kEqual = 2, kGreater = 4, kUnordered = 8 };
 
-template <class F, class T>
+// Where a relation of the two holds that the instruction asks for.
+template <class T>
 Mask compared(const Warp& warp, const Instruction& in) {
   T first[kLanes], second[kLanes];
   const T *a = warp.get(in.from[0], first), *b = warp.get(in.from[1], second);
@@ -29,14 +25,15 @@ Mask compared(const Warp& warp, const Instruction& in) {
       if (in.flush && std::fabs(x) < 0x1p-126f) x = 0;
       if (in.flush && std::fabs(y) < 0x1p-126f) y = 0;
     }
-    result |= static_cast<Mask>(F::apply(x, y)) << l;
+    const int relation = (x < y ? kLess : 0) | (x == y ? kEqual : 0) | (x > y ? kGreater : 0);
+    result |= static_cast<Mask>(((relation == 0 ? kUnordered : relation) & in.relations) != 0) << l;
   }
   return result;
 }
 
-template <class F, class T>
+template <class T>
 void set_predicates(Warp& warp, const Instruction& in, Mask active) {
-  const Mask result = compared<F, T>(warp, in), with = in.number == kAlone ? 0 : warp.predicate(in.from[2]);
+  const Mask result = compared<T>(warp, in), with = in.number == kAlone ? 0 : warp.predicate(in.from[2]);
   const auto combined = [&](Mask one) {
     return in.number == kAnd ? one & with : in.number == kOr ? one | with : in.number == kXor ? one ^ with : one;
   };
@@ -45,59 +42,36 @@ void set_predicates(Warp& warp, const Instruction& in, Mask active) {
   if (in.to.size() > 1) warp.set_predicate(in.to[1], second, active);
 }
 
-template <class F, class T>
+template <class T>
 void set_numbers(Warp& warp, const Instruction& in, Mask active) {
-  const Mask result = compared<F, T>(warp, in);
+  const Mask result = compared<T>(warp, in);
   uint32_t numbers[kLanes];
   for (int l = 0; l < kLanes; ++l) numbers[l] = (result >> l & 1) != 0 ? static_cast<uint32_t>(in.number) : 0;
   warp.put(in.to[0], numbers, active);
 }
 
-struct Comparison {
-  template <class F>
-  static void choose(Instruction& in, const Statement& s, Type type, bool predicates) {
-    const auto with = [&](auto of) {
-      in.run = predicates ? set_predicates<F, decltype(of)> : set_numbers<F, decltype(of)>;
-    };
-    if (type.is_real())
-      with_real(s, type, with);
-    else
-      with_whole(s, type, with);
-  }
-};
-
-void take_comparison(const Statement& s, const std::string& name, Type type, Instruction& in, bool predicates) {
-  const auto choose = [&]<bool less, bool equal, bool greater, bool unordered>() {
-    Comparison::choose<Compare<less, equal, greater, unordered>>(in, s, type, predicates);
-  };
-  const bool is_real = type.is_real();
-  if (name == "eq") return choose.operator()<false, true, false, false>();
-  if (name == "ne") return choose.operator()<true, false, true, false>();
-  if (name == "lt" || (!is_real && name == "lo")) return choose.operator()<true, false, false, false>();
-  if (name == "le" || (!is_real && name == "ls")) return choose.operator()<true, true, false, false>();
-  if (name == "gt" || (!is_real && name == "hi")) return choose.operator()<false, false, true, false>();
-  if (name == "ge" || (!is_real && name == "hs")) return choose.operator()<false, true, true, false>();
-  if (!is_real) s.unknown();
-  if (name == "equ") return choose.operator()<false, true, false, true>();
-  if (name == "neu") return choose.operator()<true, false, true, true>();
-  if (name == "ltu") return choose.operator()<true, false, false, true>();
-  if (name == "leu") return choose.operator()<true, true, false, true>();
-  if (name == "gtu") return choose.operator()<false, false, true, true>();
-  if (name == "geu") return choose.operator()<false, true, true, true>();
-  if (name == "num") return choose.operator()<true, true, true, false>();
-  if (name == "nan") return choose.operator()<false, false, false, true>();
-  s.unknown();
-}
-
-std::string take_name(Statement& s) {
-  return s.take_one({"eq", "ne", "lt", "le", "gt", "ge", "lo", "ls", "hi", "hs", "equ", "neu", "ltu", "leu", "gtu",
-                     "geu", "num", "nan"});
+uint8_t take_relations(Statement& s, bool is_real) {
+  static const std::map<std::string, uint8_t> known{{"eq", kEqual},   {"ne", kLess | kGreater},
+                                                    {"lt", kLess},    {"le", kLess | kEqual},
+                                                    {"gt", kGreater}, {"ge", kGreater | kEqual}};
+  static const std::map<std::string, uint8_t> of_bits{
+      {"lo", kLess}, {"ls", kLess | kEqual}, {"hi", kGreater}, {"hs", kGreater | kEqual}};
+  const std::string name = s.modifiers.empty() ? std::string() : s.modifiers.front();
+  s.take(name);
+  if (const auto found = known.find(name); found != known.end()) return found->second;
+  if (const auto found = of_bits.find(name); found != of_bits.end() && !is_real) return found->second;
+  if (is_real && name == "num") return kLess | kEqual | kGreater;
+  if (is_real && name == "nan") return kUnordered;
+  const auto found = known.find(name.substr(0, 2));
+  if (!is_real || name.size() != 3 || name[2] != 'u' || found == known.end()) s.unknown();
+  return found->second | kUnordered;
 }
 
 // setp.lt.and.f32 p|q, a, b, c
 void set_predicate(Assembler& a, Statement& s, Instruction& in) {
   const Type type = Type::parse(s, s.take_last());
-  const std::string name = take_name(s), combination = s.take_one({"and", "or", "xor"});
+  in.relations = take_relations(s, type.is_real());
+  const std::string combination = s.take_one({"and", "or", "xor"});
   in.flush = s.take("ftz");
   in.number = combination == "and" ? kAnd : combination == "or" ? kOr : combination == "xor" ? kXor : kAlone;
   s.expect_operands(in.number == kAlone ? 3 : 4, in.number == kAlone ? 3 : 4);
@@ -107,18 +81,19 @@ void set_predicate(Assembler& a, Statement& s, Instruction& in) {
   if (bar != std::string::npos) in.to.push_back(a.result(s, trimmed(results.substr(bar + 1))));
   in.from = {a.value(s, s.operand(1), type.bytes()), a.value(s, s.operand(2), type.bytes())};
   if (in.number != kAlone) in.from.push_back(a.predicate(s, s.operand(3)));
-  take_comparison(s, name, type, in, true);
+  with_number(s, type, [&](auto of) { in.run = set_predicates<decltype(of)>; });
 }
 
 // set.lt.f32.s32: all ones or 1.0 where it holds.
 void set_number(Assembler& a, Statement& s, Instruction& in) {
   const Type type = Type::parse(s, s.take_last());
-  const std::string result = s.take_one({"u32", "s32", "f32"}), name = take_name(s);
+  in.relations = take_relations(s, type.is_real());
+  const std::string result = s.take_one({"u32", "s32", "f32"});
   if (result.empty()) s.unknown();
   in.flush = s.take("ftz");
   in.number = result == "f32" ? 0x3f800000 : 0xffffffff;
   take_operands(a, s, in, {type.bytes(), type.bytes()});
-  take_comparison(s, name, type, in, false);
+  with_number(s, type, [&](auto of) { in.run = set_numbers<decltype(of)>; });
 }
 
 template <class T>

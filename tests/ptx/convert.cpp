@@ -105,14 +105,6 @@ struct RoundToTf32 {
   static uint32_t apply(uint32_t x) { return (x & 0x7f800000u) == 0x7f800000u ? x : (x + 0x1000u) & 0xffffe000u; }
 };
 
-template <class Act>
-void with_number(const Statement& s, Type type, Act&& act) {
-  if (type.is_real())
-    with_real(s, type, act);
-  else
-    with_whole(s, type, act);
-}
-
 bool is_half(Type type) { return type.bits == 16 && (type.is_real() || type.kind == Type::Kind::brain); }
 
 void take_whole_rounding(Statement& s, Instruction& in) {

@@ -75,6 +75,14 @@ void with_real(const Statement& s, Type type, Act&& act) {
   s.unknown();
 }
 
+template <class Act>
+void with_number(const Statement& s, Type type, Act&& act) {
+  if (type.is_real())
+    with_real(s, type, act);
+  else
+    with_whole(s, type, act);
+}
+
 // Calls act(mask) when all lanes of the mask that each of them names are here.
 template <class Act>
 void with_members(Warp& warp, const Operand& masks, Mask active, Act&& act) {

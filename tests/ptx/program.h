@@ -37,6 +37,7 @@ struct Instruction {
   Space space = Space::generic;
   Rounding rounding = Rounding::nearest;
   bool flush = false, saturate = false;  // .ftz, .sat
+  uint8_t relations = 0;                 // that a comparison asks for
   int line = 0;
   std::string text;
 };
@@ -87,7 +88,6 @@ struct Program {
   std::vector<Constant> constants;
   std::array<Operand, static_cast<size_t>(Special::count)> specials{};  // those without bytes are not asked for
   size_t static_shared = 0, local_bytes = 0;
-  size_t shared_align = 128;
 };
 
 }  // namespace ptx
