@@ -90,7 +90,7 @@ struct SideOfTile {
       T value[Column::kSums], factor[Column::kSums];
       const bool member = is_member(v[r], r, of_column);
       const T shift = Plain ? side.shift : rows.shift[r];
-      const bool active = Summand<Term>::add(side, v[r], bound[r], shift, value, factor) && member;
+      const bool active = Summand<Term>::template add<Plain>(side, v[r], bound[r], shift, value, factor) && member;
       if constexpr (!Plain) {
         rows.members[r] += member;
         sums.counts += member ? Column::kMember : 0;

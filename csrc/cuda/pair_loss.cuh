@@ -91,8 +91,9 @@ struct Summand {
   static DML_DEVICE T bound(const SideOf<T>& side) {
     return side.base;
   }
-  // Whether a pair takes part, and what it adds to the sums: value[k] times factor[k].
-  template <class T>
+  // Whether a pair takes part, and what it adds to the sums: value[k] times factor[k]. Plain: the shift is constant.
+  // One that was the score of a pair leaves exactly 0 of it, however large the scores are.
+  template <bool Plain, class T>
   static DML_DEVICE bool add(const SideOf<T>& side, T v, T bound, T, T (&value)[kSums], T (&factor)[kSums]) {
     const T x = side.scale * (v - bound);
     value[0] = Term::term(x), value[1] = v, value[2] = Term::slope(x);
@@ -130,9 +131,9 @@ struct Summand<ExpTerm> {
   static DML_DEVICE bool takes_part(const SideOf<T>& side, T v, T bound) {
     return side.direction * (v - bound) > T(0);
   }
-  template <class T>
+  template <bool Plain, class T>
   static DML_DEVICE bool add(const SideOf<T>& side, T v, T bound, T shift, T (&value)[kSums], T (&factor)[kSums]) {
-    value[0] = exp2_of(fma(slope_of(side, v), v - side.base, -shift)), value[1] = v;
+    value[0] = exp2_of(Plain ? fma(slope_of(side, v), v - side.base, -shift) : score(side, v) - shift), value[1] = v;
     factor[0] = factor[1] = T(1);
     return takes_part(side, v, bound);
   }
@@ -166,9 +167,10 @@ struct Summand<MomentTerm> {
   static DML_DEVICE bool takes_part(const SideOf<T>& side, T v, T) {
     return argument(side, v) > T(0);
   }
-  template <class T>
+  template <bool Plain, class T>
   static DML_DEVICE bool add(const SideOf<T>& side, T v, T, T shift, T (&value)[kSums], T (&factor)[kSums]) {
-    const T x = argument(side, v), e = exp2_of(fma(side.temperature, x, -shift));
+    const T x = argument(side, v);
+    const T e = exp2_of(Plain ? fma(side.temperature, x, -shift) : side.temperature * x - shift);
     value[0] = value[2] = e, value[1] = v;
     factor[0] = factor[1] = T(1), factor[2] = x;
     return x > T(0);
