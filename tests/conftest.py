@@ -15,7 +15,7 @@ os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 from cuda_host import backend as cuda_host
-from support import tiers
+from support import settings, tiers
 from support.targets import KERNELS, Target
 
 import dmlkernels
@@ -70,6 +70,12 @@ def _use(request: pytest.FixtureRequest) -> Iterator[Target]:
         yield target
 
 
+@pytest.fixture(autouse=True)
+def kept_settings() -> Iterator[None]:
+    with settings.kept():
+        yield
+
+
 @pytest.fixture(params=KERNELS, ids=_id)
 def kernel(request: pytest.FixtureRequest) -> Iterator[Target]:
     """Every backend that has kernels of its own, judged against the reference; it is in use during the test."""
@@ -97,7 +103,5 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 @pytest.fixture
 def two_threads() -> Iterator[None]:
     """Two threads for one test."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+    with settings.changed("number of threads", 2):
+        yield

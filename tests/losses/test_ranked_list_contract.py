@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support import contract
+from support import contract, settings
 from support.contract import thinned
 from support.pairs import tensors
 from support.ranked_list import OPTIONS, draw, loss
@@ -77,11 +77,8 @@ def test_double_backward(kernel, device):
 @pytest.mark.parametrize("name", thinned(NAMES, "weight_grad", "easy"))
 def test_deterministic(kernel, device, name, n, deterministic):
     pairs = draw("random", 300, n, 17, OPTIONS[name], device=device)
-    torch.use_deterministic_algorithms(deterministic)
-    try:
+    with settings.deterministic(deterministic):
         contract.check_deterministic(loss(pairs, **OPTIONS[name]), tensors(pairs))
-    finally:
-        torch.use_deterministic_algorithms(True)
 
 
 # Messages.

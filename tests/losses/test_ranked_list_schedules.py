@@ -10,14 +10,14 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from support import settings
 from support.ranked_list import OPTIONS, draw, match, statistics
 
 
 @pytest.fixture(autouse=True)
 def any_order() -> Iterator[None]:
-    torch.use_deterministic_algorithms(False)
-    yield
-    torch.use_deterministic_algorithms(True)
+    with settings.deterministic(False):
+        yield
 
 
 @pytest.mark.parametrize("m", [129, 256, 300, 400, 513], ids=lambda m: f"{-(-m // 128)}-tiles-{m}")
@@ -39,8 +39,8 @@ def test_options(kernel, device, name, dtype):
 def test_totals_count_both_ends(kernel, device, name):
     pairs = draw("random", 300, None, 8, OPTIONS[name], classes=9, dtype=torch.float64, seed=3, device=device)
     mirrored = statistics(pairs, OPTIONS[name])
-    torch.use_deterministic_algorithms(True)
-    full = statistics(pairs, OPTIONS[name])
+    with settings.deterministic(True):
+        full = statistics(pairs, OPTIONS[name])
     assert mirrored == pytest.approx(full, rel=1e-12)
 
 

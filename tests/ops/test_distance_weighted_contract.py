@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from support import contract
+from support import contract, settings
 from support.contract import VIEWS, Recorder, strided
 from support.distance_weighted import CUTOFF, FAR, draw, grid
 from support.targets import KERNELS
@@ -123,11 +123,8 @@ def test_groups_of_rows(kernel, device, monkeypatch):
 @pytest.mark.parametrize("n", [None, 290], ids=["self", "reference"])
 def test_deterministic(kernel, device, n, deterministic):
     pairs, u = make_pairs("duplicates", 300, n, 13, 40, device=device), grid(300, 9)
-    torch.use_deterministic_algorithms(deterministic)
-    try:
+    with settings.deterministic(deterministic):
         contract.check_deterministic(lambda *rows: draw(pairs._replace(embeddings=rows[0]), u), [pairs.embeddings])
-    finally:
-        torch.use_deterministic_algorithms(True)
 
 
 def sampled(uniforms, cutoff=CUTOFF, nonzero_loss_cutoff=FAR, check_finite=False, **pair):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support import contract
+from support import contract, settings
 from support.contract import VIEWS, strided, thinned
 from support.nearest_positive import CHOICES, distances, select
 from support.operators import of_backward
@@ -111,11 +111,8 @@ def test_double_backward(kernel, device, choice):
 @pytest.mark.parametrize("choice", thinned(CHOICES, "nearest"))
 def test_deterministic(kernel, device, choice, n, deterministic):
     pairs = make_pairs("duplicates", 300, n, 130, device=device)
-    torch.use_deterministic_algorithms(deterministic)
-    try:
+    with settings.deterministic(deterministic):
         contract.check_deterministic(distances(choice, pairs), tensors(pairs))
-    finally:
-        torch.use_deterministic_algorithms(True)
 
 
 # Messages.

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from support import settings
 from support.contract import thinned
 from support.pair_loss import OPTIONS, Case, bounds_for, call, differentiable, has_moment
 from support.pairs import tensors
@@ -172,8 +173,7 @@ def test_tiles_in_any_order(kernel, device, m, normalize):
     """Odd and even numbers of tiles, where their sums may be added in any order, and mirrored tiles at once."""
     pairs = make_pairs("random", m, None, 9, 3, device=device)
     case = Case(pairs, OPTIONS["contrastive"], None, {"normalize": normalize})
-    torch.use_deterministic_algorithms(False)
-    try:
+    with settings.deterministic(False):
         assert_matches(differentiable(case), tensors(pairs), scale=float(m), normalize=normalize, max_quiet=0.3)
         found = call(case, pairs.embeddings)
         with use_backend("reference"):
@@ -181,8 +181,6 @@ def test_tiles_in_any_order(kernel, device, m, normalize):
         for count, true in zip(found[6:], exact[6:], strict=True):
             # A pair at a margin may fall on either side of it.
             assert float((count - true).abs().max()) <= 1
-    finally:
-        torch.use_deterministic_algorithms(True, warn_only=device == "cuda")
 
 
 @pytest.mark.parametrize("kind", thinned(KINDS, "random", "duplicates"))

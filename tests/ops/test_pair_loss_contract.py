@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support import contract
+from support import contract, settings
 from support.contract import VIEWS, strided, thinned
 from support.operators import of_backward
 from support.pair_loss import OPTIONS, Case, call, case_of, differentiable, forward_arguments, has_moment
@@ -65,11 +65,8 @@ def test_double_backward(kernel, device, name):
 @pytest.mark.parametrize("name", thinned(NAMES, "softmax"))
 def test_deterministic(kernel, device, name, n, deterministic):
     case = case_of(name, 300, n, 17, device=device)
-    torch.use_deterministic_algorithms(deterministic)
-    try:
+    with settings.deterministic(deterministic):
         contract.check_deterministic(differentiable(case), tensors(case.pairs))
-    finally:
-        torch.use_deterministic_algorithms(True)
 
 
 @pytest.mark.parametrize("view", thinned(VIEWS, "every_other_column"))

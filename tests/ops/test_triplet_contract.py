@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support import contract
+from support import contract, settings
 from support.contract import VIEWS, strided, thinned
 from support.operators import of_backward
 from support.pairs import tensors
@@ -103,11 +103,8 @@ def test_double_backward(kernel, device, negative):
 @pytest.mark.parametrize("name", thinned(OPTIONS, "all", "semihard"))
 def test_deterministic(kernel, device, name, n, deterministic):
     pairs = make_pairs("random", 140, n, 17, 20, device=device)
-    torch.use_deterministic_algorithms(deterministic)
-    try:
+    with settings.deterministic(deterministic):
         contract.check_deterministic(loss(pairs, **OPTIONS[name]), tensors(pairs))
-    finally:
-        torch.use_deterministic_algorithms(True)
 
 
 @pytest.mark.heavy

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support import settings
 from support.nearest_positive import match as match_selection
 from support.pair_loss import OPTIONS as STATISTICS
 from support.pair_loss import Case, bounds_for, call, differentiable, forward_arguments, has_moment
@@ -44,9 +45,8 @@ def triton_device():
 def by_tiles(monkeypatch):
     """The schedule of large problems: one program a tile, both ends by atomics."""
     monkeypatch.setattr(_configs, "SYMMETRIC_FROM", 0)
-    torch.use_deterministic_algorithms(False)
-    yield
-    torch.use_deterministic_algorithms(True)
+    with settings.deterministic(False):
+        yield
 
 
 @pytest.fixture

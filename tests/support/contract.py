@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from support import settings
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -75,14 +76,10 @@ def check_compiled(function: Callable[..., Tensor], tensors: Sequence[Tensor], b
 
 def check_deterministic(function: Callable[..., Tensor], tensors: Sequence[Tensor]) -> None:
     """Twice the same bits, and the same bits with one thread and with two."""
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
+    with settings.changed("number of threads", 1):
         one, again = evaluate(function, tensors), evaluate(function, tensors)
-        torch.set_num_threads(2)
+    with settings.changed("number of threads", 2):
         two = evaluate(function, tensors)
-    finally:
-        torch.set_num_threads(before)
     assert_identical(one, again)
     assert_identical(one, two)
 
