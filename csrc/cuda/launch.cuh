@@ -69,4 +69,13 @@ inline unsigned blocks_for(int64_t items, int64_t per_block) {
   return static_cast<unsigned>((items + per_block - 1) / per_block);
 }
 
+// Rows and columns of blocks, any number of either: y ends at 65,535, and columns go on along z. That may leave a few
+// blocks beyond the last column.
+inline dim3 block_matrix(unsigned rows, unsigned cols) {
+  constexpr unsigned kMost = 65535;
+  const unsigned depth = cols <= kMost ? 1 : (cols - 1) / kMost + 1;
+  return dim3(rows, (cols + depth - 1) / depth, depth);
+}
+DML_DEVICE int64_t block_col() { return static_cast<int64_t>(blockIdx.z) * gridDim.y + blockIdx.y; }
+
 }  // namespace dml

@@ -71,7 +71,7 @@ DML_KERNEL(kThreads)
 transpose_kernel(const E* x, const RowState* state, int64_t count, int64_t width, int64_t padded, W* out) {
   DML_SHARED(shared);
   W(*const tile)[kWarp + 1] = reinterpret_cast<W(*)[kWarp + 1]>(shared);
-  const int64_t row0 = static_cast<int64_t>(blockIdx.x) * kWarp, col0 = static_cast<int64_t>(blockIdx.y) * kWarp;
+  const int64_t row0 = static_cast<int64_t>(blockIdx.x) * kWarp, col0 = block_col() * kWarp;
   for (int r = warp_index(); r < kWarp; r += kWarps) {
     const int64_t row = row0 + r, col = col0 + lane_index();
     const bool there = row < count && col < width && (state == nullptr || state[row] == RowState::kept);
@@ -115,7 +115,7 @@ product_kernel(Stripe stripe, const typename ProductTypes<P>::Element* x_transpo
                typename ProductTypes<P>::Value* sums) {
   using E = typename ProductTypes<P>::Element;
   DML_SHARED(shared);
-  const int64_t row0 = static_cast<int64_t>(blockIdx.x) * kTile, col0 = static_cast<int64_t>(blockIdx.y) * kTile;
+  const int64_t row0 = static_cast<int64_t>(blockIdx.x) * kTile, col0 = block_col() * kTile;
   const int64_t terms = weight_terms(stripe.precision), length = terms * stripe.padded;
   const Operand<E> a{static_cast<const E*>(stripe.weights), length, length, stripe.count, nullptr, true};
   const Operand<E> b{x_transposed, stripe.padded, stripe.padded, width, nullptr, true};
@@ -193,7 +193,7 @@ void transpose_rows(Precision precision, const void* x, const RowState* state, i
   const auto call = [&](auto element, auto weight) {
     using E = decltype(element);
     using W = decltype(weight);
-    launch(transpose_kernel<E, W>, dim3(blocks_for(padded, kWarp), blocks_for(width, kWarp)), kThreads,
+    launch(transpose_kernel<E, W>, block_matrix(blocks_for(padded, kWarp), blocks_for(width, kWarp)), kThreads,
            kWarp * (kWarp + 1) * sizeof(W), stream, static_cast<const E*>(x), state, count, width, padded,
            static_cast<W*>(out));
   };
@@ -206,8 +206,9 @@ template <class T>
 void weighted_rows(const Stripe& stripe, const void* x_transposed, int64_t width, T* sums, Stream stream) {
   const auto call = [&](auto product) {
     constexpr Product P = decltype(product)::value;
-    launch(product_kernel<P>, dim3(blocks_for(stripe.count, kTile), blocks_for(width, kTile)), kThreads, kTileShared,
-           stream, stripe, static_cast<const typename ProductTypes<P>::Element*>(x_transposed), width, sums);
+    launch(product_kernel<P>, block_matrix(blocks_for(stripe.count, kTile), blocks_for(width, kTile)), kThreads,
+           kTileShared, stream, stripe, static_cast<const typename ProductTypes<P>::Element*>(x_transposed), width,
+           sums);
   };
   if constexpr (sizeof(T) == 8) {
     call(ProductIs<Product::simt>());

@@ -14,7 +14,7 @@ values_kernel(PairProblem<P> p, Metric metric, typename ProductTypes<P>::Element
   using T = typename ProductTypes<P>::Value;
   DML_SHARED(shared);
   PairBlock<P> block(p, shared, blockIdx.x);
-  block.enter(blockIdx.y);
+  block.enter(block_col());
   for (int half = 0; half < 2; ++half) {
     const T* const scores = block.scores(half);
     for (int k = warp_index(); k < kHalf; k += kWarps) {
@@ -62,7 +62,7 @@ void pairwise_values(Precision precision, const PairSides<T>& sides, Metric metr
   with_product<T>(precision, [&](auto product) {
     constexpr Product P = decltype(product)::value;
     using E = typename ProductTypes<P>::Element;
-    launch(values_kernel<P>, dim3(blocks_for(sides.a.count, kTile), blocks_for(sides.b.count, kTile)), kThreads,
+    launch(values_kernel<P>, block_matrix(blocks_for(sides.a.count, kTile), blocks_for(sides.b.count, kTile)), kThreads,
            kPairShared<P>, stream, make_problem<P>(sides), metric, static_cast<E*>(out));
   });
 }

@@ -12,16 +12,17 @@ distances_kernel(PairProblem<P> p, const unsigned char* active, int64_t col_tile
                  typename ProductTypes<P>::Value* out) {
   using T = typename ProductTypes<P>::Value;
   DML_SHARED(shared);
-  const int64_t row_tile = first_tile + blockIdx.x, first = first_tile * kTile;
-  if (active != nullptr && !active[row_tile * col_tiles + blockIdx.y]) {
+  const int64_t row_tile = first_tile + blockIdx.x, first = first_tile * kTile, col_tile = block_col();
+  if (col_tile >= col_tiles) return;
+  if (active != nullptr && !active[row_tile * col_tiles + col_tile]) {
     for (int64_t at = threadIdx.x; at < kTile * kTile; at += kThreads) {
       const int64_t row = row_tile * kTile + at / kTile;
-      if (row < p.a.count) out[(row - first) * padded + blockIdx.y * kTile + at % kTile] = kNoPair<T>;
+      if (row < p.a.count) out[(row - first) * padded + col_tile * kTile + at % kTile] = kNoPair<T>;
     }
     return;
   }
   PairBlock<P> block(p, shared, row_tile);
-  block.enter(blockIdx.y);
+  block.enter(col_tile);
   for (int half = 0; half < 2; ++half) {
     const T* const scores = block.scores(half);
     for (int k = warp_index(); k < kHalf; k += kWarps) {
@@ -103,7 +104,7 @@ void triplet_distances(Precision precision, const PairSides<T>& sides, const Tri
                        const TripletStripe<T>& stripe, bool only_active, Stream stream) {
   with_product<T>(precision, [&](auto product) {
     constexpr Product P = decltype(product)::value;
-    const dim3 grid(blocks_for(stripe.count, kTile), static_cast<unsigned>(problem.col_tiles));
+    const dim3 grid = block_matrix(blocks_for(stripe.count, kTile), static_cast<unsigned>(problem.col_tiles));
     launch(distances_kernel<P>, grid, kThreads, kPairShared<P>, stream, make_problem<P>(sides),
            only_active ? problem.active : nullptr, problem.col_tiles, stripe.first / kTile, stripe.padded,
            stripe.distances);

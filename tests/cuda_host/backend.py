@@ -10,6 +10,8 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -69,6 +71,17 @@ def sanitizer_libraries() -> str:
 def set_seed(seed: int) -> None:
     """The order in which the threads of a block run, from the next launch on."""
     ctypes.CDLL(build("dmlkernels_cuda_host")).dmlkernels_cuda_host_seed(ctypes.c_uint64(seed))
+
+
+@contextmanager
+def only_check_launches() -> Iterator[None]:
+    """Launches are refused as a device would, and none runs: for sizes that only a device has time for."""
+    run = ctypes.CDLL(build("dmlkernels_cuda_host")).dmlkernels_cuda_host_run
+    run(ctypes.c_bool(False))
+    try:
+        yield
+    finally:
+        run(ctypes.c_bool(True))
 
 
 _library.add_backend("cuda-host", "dmlkernels_cuda_host")

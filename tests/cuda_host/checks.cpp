@@ -178,6 +178,23 @@ DML_CASE(grids) {
   return {};
 }
 
+DML_KERNEL(1) columns_kernel(int* out) { out[blockIdx.x * gridDim.y * gridDim.z + block_col()] += 1; }
+
+// Of any number of columns, in a grid that a device takes and that has few blocks more than them.
+DML_CASE(block_matrices) {
+  for (const unsigned cols : {1u, 2u, 65535u, 65536u, 131070u, 131071u, 300000u, 67108864u}) {
+    const dim3 grid = block_matrix(3, cols);
+    const uint64_t places = uint64_t{grid.y} * grid.z;
+    expect(grid.x == 3 && grid.y <= 65535 && grid.z <= 65535 && places >= cols && places < cols + grid.z,
+           std::to_string(cols) + " columns in " + std::to_string(grid.y) + " x " + std::to_string(grid.z));
+  }
+  expect(block_matrix(3, 0).y == 0, "no column");
+  std::vector<int> visits(2 * 5 * 3, 0);
+  launch(columns_kernel, dim3(2, 5, 3), 1, 0, nullptr, visits.data());
+  expect_equal(visits, std::vector<int>(30, 1), "visits");
+  return {};
+}
+
 DML_KERNEL(64) atomics_kernel(int* out, float* total, double* exact) {
   const int k = static_cast<int>(blockIdx.x) * 64 + thread();
   atomicAdd(total, 0.5f);

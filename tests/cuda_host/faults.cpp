@@ -73,6 +73,16 @@ DML_KERNEL(kThreads) misaligned_pair(const float* in, float* out, bool right) {
 }
 DML_CASE(misaligned_load) { return results(misaligned_pair, 0, right); }
 
+DML_KERNEL(kThreads) write_one(float* out) { *out = 1; }
+cuda_host::Numbers of_one(dim3 grid, int threads) {
+  cuda_host::Numbers out(1);
+  launch(write_one, grid, threads, 0, nullptr, out.data());
+  return out;
+}
+DML_CASE(too_many_blocks_on_x) { return of_one(dim3(right ? 2 : 0x80000000u), 1); }
+DML_CASE(too_many_blocks_on_y) { return of_one(dim3(1, right ? 2 : 65536), 1); }
+DML_CASE(too_many_blocks_on_z) { return of_one(dim3(1, 1, right ? 2 : 65536), 1); }
+DML_CASE(too_many_threads) { return of_one(dim3(1), right ? 1024 : 1025); }
 DML_CASE(too_much_shared) { return results(write_shared, right ? kMaxShared : kMaxShared + 1, true); }
 
 // Synchronisation.

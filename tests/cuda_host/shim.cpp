@@ -58,6 +58,7 @@ constexpr size_t kStack = 256 * 1024, kGuard = 4096;
 constexpr size_t kAlign = 128, kCanary = 256;
 constexpr int kWarpSize = 32;
 constexpr size_t kSharedLimit = 99 * 1024;
+constexpr unsigned kMostBlocksOnX = 0x7fffffff, kMostBlocksOnYZ = 0xffff;
 constexpr unsigned char kNanByte = 0xff;
 // Beyond the shared memory: NaN in every floating type too, but neither what kernels write as NaN nor -1.
 constexpr unsigned char kCanaryBytes[2] = {0xfe, 0xff};
@@ -66,6 +67,8 @@ std::atomic<uint64_t> seed{[] {
   const char* text = std::getenv("DMLKERNELS_CUDA_HOST_SEED");
   return text == nullptr ? 0ull : std::strtoull(text, nullptr, 10);
 }()};
+
+std::atomic<bool> runs{true};
 
 struct Copy {
   void* to;
@@ -123,6 +126,10 @@ class Block {
         count_(static_cast<int>(size.x * size.y * size.z)) {
     where.block_size = size;
     where.grid_size = grid;
+    if (grid.x > kMostBlocksOnX || grid.y > kMostBlocksOnYZ || grid.z > kMostBlocksOnYZ)
+      throw std::runtime_error("cuda_host: a grid of " + std::to_string(grid.x) + " x " + std::to_string(grid.y) +
+                               " x " + std::to_string(grid.z) +
+                               " blocks, more than 2147483647 on x or 65535 on y or z");
     if (count_ > 1024) throw std::runtime_error("cuda_host: a block has at most 1024 threads");
     if (shared_size > kSharedLimit)
       throw std::runtime_error("cuda_host: a block asks for " + std::to_string(shared_size) +
@@ -138,11 +145,15 @@ class Block {
 
   void run_grid() {
     const dim3 grid = where.grid_size;
-    std::vector<unsigned> order(grid.x * grid.y * grid.z);
-    std::iota(order.begin(), order.end(), 0u);
+    std::vector<size_t> order(size_t{grid.x} * grid.y * grid.z);
+    std::iota(order.begin(), order.end(), size_t{0});
     random_.seed(static_cast<unsigned>(seed.load()));
     std::shuffle(order.begin(), order.end(), random_);
-    for (unsigned k : order) run(dim3(k % grid.x, k / grid.x % grid.y, k / (grid.x * grid.y)));
+    for (size_t k : order) {
+      const size_t row = k / grid.x;
+      run(dim3(static_cast<unsigned>(k % grid.x), static_cast<unsigned>(row % grid.y),
+               static_cast<unsigned>(row / grid.y)));
+    }
   }
 
   Fiber& self() { return fibers_[current]; }
@@ -354,6 +365,7 @@ int lane() { return current_block->current % kWarpSize; }
 
 void run(dim3 grid, dim3 block, size_t shared, const std::function<void()>& kernel) {
   Block work(grid, block, shared, kernel);
+  if (!runs) return;
   current_block = &work;
   work.run_grid();
 }
@@ -406,3 +418,7 @@ int __syncthreads_or(int predicate, const cuda_host::Site& site) { return __sync
 extern "C" __attribute__((visibility("default"))) void dmlkernels_cuda_host_seed(uint64_t value) {
   cuda_host::seed = value;
 }
+
+// Whether launches run from now on, or are only checked: sizes that a device has memory and time for, and a test has
+// not.
+extern "C" __attribute__((visibility("default"))) void dmlkernels_cuda_host_run(bool value) { cuda_host::runs = value; }

@@ -34,7 +34,7 @@ const Indices& indices();
 
 unsigned char* shared_memory();
 
-// Runs all blocks of a launch; throws std::runtime_error for what a device would hang on or corrupt.
+// Runs all blocks of a launch; throws std::runtime_error for what a device would refuse, hang on or corrupt.
 void run(dim3 grid, dim3 block, size_t shared, const std::function<void()>& kernel);
 
 void block_barrier(const Site& site);

@@ -68,6 +68,10 @@ def test_what_the_host_gives(name, sanitized):
 REFUSED = {
     "shared_overrun": "a kernel wrote beyond the 256 bytes of shared memory it asked for, at byte 256",
     "shared_overrun_with_minus_one": "a kernel wrote beyond the 256 bytes of shared memory it asked for, at byte 256",
+    "too_many_blocks_on_x": "a grid of 2147483648 x 1 x 1 blocks, more than 2147483647 on x or 65535 on y or z",
+    "too_many_blocks_on_y": "a grid of 1 x 65536 x 1 blocks, more than 2147483647 on x or 65535 on y or z",
+    "too_many_blocks_on_z": "a grid of 1 x 1 x 65536 blocks, more than 2147483647 on x or 65535 on y or z",
+    "too_many_threads": "a block has at most 1024 threads",
     "too_much_shared": "a block asks for 101377 bytes of shared memory, more than the 99 KiB that every device has",
     "divergent_barrier": "divergent barrier: 48 threads have returned, 16 threads wait for their block at @",
     "barrier_in_both_branches": (
