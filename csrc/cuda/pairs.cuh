@@ -166,7 +166,8 @@ struct PairBlock {
   DML_DEVICE bool excluded(int r, int c) const { return facts.rows.id[r] == facts.cols.id[c]; }
   DML_DEVICE bool same_class(int r, int c) const { return facts.rows.label[r] == facts.cols.label[c]; }
   DML_DEVICE T norms(int r, int c) const { return facts.rows.norm[r] + facts.cols.norm[c]; }
-  DML_DEVICE T similarity(T dot, int r, int c) const { return dot * facts.rows.inverse[r] * facts.cols.inverse[c]; }
+  // The factors first: (i, j) has the bits of (j, i).
+  DML_DEVICE T similarity(T dot, int r, int c) const { return dot * (facts.rows.inverse[r] * facts.cols.inverse[c]); }
   DML_DEVICE T difference_form(int r, int c) const {
     return dml::difference_form(p.a.row(row0 + r), facts.rows.inverse[r], p.b.row(col0 + c), facts.cols.inverse[c],
                                 p.a.width);

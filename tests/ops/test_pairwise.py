@@ -192,7 +192,7 @@ def test_self_is_both_sides(backend, device, name, dtype):
     assert_close(own, Outcome(apart.value, [apart.grads[0] + apart.grads[1]]), factor=256.0)
 
 
-@pytest.mark.parametrize("name", thinned(FUNCTIONS, "euclidean"))
+@pytest.mark.parametrize("name", thinned(FUNCTIONS, "cosine", "euclidean", "unit_euclidean"))
 def test_symmetric_to_the_bit(kernel, device, dtype, name):
     (out,) = rows("random", 300, None, 9, dtype, 10, device)
     out = bound(name)(out)
