@@ -223,14 +223,19 @@ struct PairTile {
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
         if constexpr (P == Product::tf32x3 || P == Product::tf32x2) {
-          // The small terms apart: the large sum is rounded once for both, and (i, j) has the bits of (j, i).
-          float small_left[4] = {}, small_right[4] = {};
-          mma<Mma::tf32>(small_left, left_low, right[n]);
+          // A tensor core cuts sums off, which over many steps is a drift: those of a step are added up in registers.
+          // The small terms come first, and apart, so that (i, j) has the bits of (j, i).
+          float sums[4] = {}, small_right[4] = {};
+          mma<Mma::tf32>(sums, left_low, right[n]);
           if constexpr (P == Product::tf32x3) mma<Mma::tf32>(small_right, left, right_low[n]);
 #pragma unroll
-          for (int k = 0; k < 4; ++k) value[m][n][k] += small_left[k] + small_right[k];
+          for (int k = 0; k < 4; ++k) sums[k] += small_right[k];
+          mma<Mma::tf32>(sums, left, right[n]);
+#pragma unroll
+          for (int k = 0; k < 4; ++k) value[m][n][k] += sums[k];
+        } else {
+          mma<ProductTypes<P>::kind>(value[m][n], left, right[n]);
         }
-        mma<ProductTypes<P>::kind>(value[m][n], left, right[n]);
       }
     }
   }

@@ -300,6 +300,33 @@ DML_CASE(tensor_core_products) {
   return {};
 }
 
+// Products of 2^-24 beside an accumulator of 1, and of 2^-23.
+template <Mma kind, class E>
+void check_cut_off(const char* name) {
+  constexpr int kK = 32 / sizeof(E);
+  E a[16][kK] = {}, b[8][kK] = {};
+  float c[16][8];
+  for (int r = 0; r < 16; ++r) {
+    for (int k = 0; k < kK; ++k) a[r][k] = static_cast<E>(r == 0 ? 0x1p-12f : -0x1p-12f);
+  }
+  for (int n = 0; n < 8; ++n)
+    for (int k = 0; k < kK; ++k) b[n][k] = static_cast<E>(n == 0 ? 0x1p-11f : 0x1p-12f);
+  for (int r = 0; r < 16; ++r)
+    for (int n = 0; n < 8; ++n) c[r][n] = 1;
+  launch(mma_kernel<kind>, dim3(1), 32, (16 + 8) * 32, nullptr, reinterpret_cast<const unsigned char*>(a),
+         reinterpret_cast<const unsigned char*>(b), &c[0][0]);
+  const std::string what = std::string(name) + " cut off";
+  expect(c[0][1] == 1 && c[1][1] == 1, what + ": half a bit of the accumulator is lost, on either side of it");
+  expect(c[0][0] == 1 + kK * 0x1p-23f && c[1][0] == 1 - kK * 0x1p-23f, what + ": whole bits are kept");
+}
+
+DML_CASE(tensor_cores_cut_off) {
+  check_cut_off<Mma::tf32, float>("tf32");
+  check_cut_off<Mma::bf16, c10::BFloat16>("bf16");
+  check_cut_off<Mma::fp16, c10::Half>("fp16");
+  return {};
+}
+
 // Every 16-bit number is read as the type reads it.
 DML_CASE(half_words) {
   const auto same = [](float x, float y) { return x == y || (x != x && y != y); };

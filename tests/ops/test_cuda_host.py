@@ -17,8 +17,10 @@ from cuda_host.backend import build, cannot_build, load, sanitizer_libraries, se
 from support.contract import assert_identical
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dmlkernels import functional as F
 from dmlkernels import use_backend
 from dmlkernels._contract import SCHEMAS
+from dmlkernels.testing import EAGER, PER_ROW, RELATIVE
 
 SOURCES = Path(__file__).resolve().parents[1] / "cuda_host"
 SEEDS = range(8)
@@ -210,3 +212,18 @@ def test_sanitized_kernels():
     done = smoke_of_sanitized_kernels(*smoke.CALLS)
     assert done.returncode == 0, done.stdout[-200:] + done.stderr[:4000]
     assert len(done.stdout.splitlines()) == len(smoke.CALLS) * len(smoke.DTYPES)
+
+
+@pytest.mark.parametrize("d", [512, 2048])
+def test_wide_rows(on_host, d):
+    """At distances of 0.12, where the product form cancels most: what a tensor core cuts off a sum with each of its D/8
+    steps would be a drift.
+    """
+    x = 1 + 0.085 * torch.randn(24, d, generator=torch.Generator().manual_seed(8))
+    got = F.pairwise_distance(x, normalize=True)
+    with use_backend("reference"):
+        exact, eager = (F.pairwise_distance(rows, normalize=True) for rows in (x.double(), x))
+    assert 0.1 < float(exact[exact > 0].min()) < float(exact.max()) < 0.13
+    error, of_eager = (float((found.double() - exact).abs().max()) for found in (got, eager))
+    assert error <= EAGER * of_eager + RELATIVE * float(exact.max()) + PER_ROW
+    assert torch.equal(got, got.T)
