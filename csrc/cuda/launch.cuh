@@ -44,23 +44,29 @@ void launch(void (*kernel)(P...), dim3 grid, int block, size_t shared, Stream, s
 
 #define DML_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
 
-inline void check_cuda(cudaError_t status) {
-  if (status != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(status));
+// The runtime keeps an error for whoever asks next, which would be torch after a kernel of its own.
+inline void check_launch(cudaError_t status, const void* kernel) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();
+  const char* name = "a kernel";
+  cudaFuncGetName(&name, kernel);
+  throw std::runtime_error(std::string("CUDA cannot launch ") + name + ": " + cudaGetErrorString(status));
 }
 
 template <class... P>
 void launch(void (*kernel)(P...), dim3 grid, int block, size_t shared, Stream stream,
             std::type_identity_t<P>... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  const auto* const address = reinterpret_cast<const void*>(kernel);
+  // The limit is the kernel's, and other threads launch it too: it is always the same.
   if (shared > 48 * 1024)
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)));
+    check_launch(cudaFuncSetAttribute(address, cudaFuncAttributeMaxDynamicSharedMemorySize, kMaxShared), address);
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = dim3(static_cast<unsigned>(block));
   config.dynamicSmemBytes = shared;
   config.stream = static_cast<cudaStream_t>(stream);
-  check_cuda(cudaLaunchKernelEx(&config, kernel, arguments...));
-  check_cuda(cudaGetLastError());
+  check_launch(cudaLaunchKernelEx(&config, kernel, arguments...), address);
 }
 
 #endif

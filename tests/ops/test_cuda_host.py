@@ -148,6 +148,29 @@ def test_sanitized(name):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+# What a launch asks of CUDA's runtime.
+
+
+def launched(what: str) -> str:
+    return subprocess.run([build("launch_driver"), what], capture_output=True, text=True, check=True).stdout
+
+
+def test_a_launch_that_fails_leaves_no_error():
+    """Which torch would find after the next kernel of its own."""
+    failed = "CUDA cannot launch the_kernel: "
+    assert launched("launch") == failed + "invalid configuration argument; launches: 1, left: 0"
+    assert launched("attribute") == failed + "invalid argument; launches: 0, left: 0"
+
+
+def test_an_earlier_error_is_not_the_launch():
+    assert launched("earlier") == "launched; launches: 1, left: 1"
+
+
+def test_the_limit_of_shared_memory_is_never_lowered():
+    """It is the kernel's, not the launch's: another thread may be about to launch with more."""
+    assert launched("limits").split() == ["101376"] * 3
+
+
 # The kernels themselves.
 
 
