@@ -36,10 +36,13 @@ scale_rows_kernel(Stored x, int64_t rows, int64_t width, bool normalize, T* scal
 
 template <class T>
 DML_KERNEL(kElementThreads)
-add_identity_kernel(T* gram, int64_t side, T a) {
+add_identity_kernel(const T* parts, int64_t splits, int64_t side, T a, T* gram) {
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kElements, end = side * side;
-  for (int64_t k = first + threadIdx.x; k < first + kElements && k < end; k += kElementThreads)
-    gram[k] = fma(a, gram[k], T(k % (side + 1) == 0 ? 1 : 0));
+  for (int64_t k = first + threadIdx.x; k < first + kElements && k < end; k += kElementThreads) {
+    T sum = T(0);
+    for (int64_t split = 0; split < splits; ++split) sum += parts[split * end + k];
+    gram[k] = fma(a, sum, T(k % (side + 1) == 0 ? 1 : 0));
+  }
 }
 
 template <class T>
@@ -81,9 +84,9 @@ void scale_rows(Stored x, int64_t rows, int64_t width, bool normalize, T* scale,
 }
 
 template <class T>
-void add_identity(T* gram, int64_t side, double a, Stream stream) {
-  launch(add_identity_kernel<T>, blocks_for(side * side, kElements), kElementThreads, 0, stream, gram, side,
-         static_cast<T>(a));
+void add_identity(const T* parts, int64_t splits, int64_t side, double a, T* gram, Stream stream) {
+  launch(add_identity_kernel<T>, blocks_for(side * side, kElements), kElementThreads, 0, stream, parts, splits, side,
+         static_cast<T>(a), gram);
 }
 
 template <class T>
@@ -107,10 +110,10 @@ void scale_rate_gradient(Stored grad_rate, Stored rate_grad, int64_t elements, S
   }
 }
 
-#define DML_INSTANTIATE(T)                                                     \
-  template void scale_rows<T>(Stored, int64_t, int64_t, bool, T*, T*, Stream); \
-  template void add_identity<T>(T*, int64_t, double, Stream);                  \
-  template void finish_rate_gradient<T>(const RateGradient<T>&, Stream);       \
+#define DML_INSTANTIATE(T)                                                       \
+  template void scale_rows<T>(Stored, int64_t, int64_t, bool, T*, T*, Stream);   \
+  template void add_identity<T>(const T*, int64_t, int64_t, double, T*, Stream); \
+  template void finish_rate_gradient<T>(const RateGradient<T>&, Stream);         \
   template void sum_terms<T>(const T*, int64_t, double, Stored, Stream);
 DML_INSTANTIATE(float)
 DML_INSTANTIATE(double)

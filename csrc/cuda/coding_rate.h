@@ -12,9 +12,9 @@ namespace dml {
 template <class T>
 void scale_rows(Stored x, int64_t rows, int64_t width, bool normalize, T* scale, T* scaled, Stream stream);
 
-// gram (side, side) = I + a gram, in place.
+// gram (side, side) = I + a times the sum of parts (splits, side, side).
 template <class T>
-void add_identity(T* gram, int64_t side, double a, Stream stream);
+void add_identity(const T* parts, int64_t splits, int64_t side, double a, T* gram, Stream stream);
 
 // grad (rows, width) = factor * y taken through the normalisation; all NaN if the log-determinant is.
 template <class T>

@@ -4,9 +4,12 @@
 #include <tuple>
 
 #include "common/coding_rate_arguments.h"
+#include "common/tile_schedule.h"
 #include "cuda/cholesky.h"
 #include "cuda/coding_rate.h"
 #include "cuda/launcher.h"
+#include "cuda/pairs.h"
+#include "cuda/row_products.h"
 
 namespace dml {
 namespace {
@@ -104,6 +107,28 @@ struct RateProblem {
   }
 };
 
+// out = left (m, k) times the transpose of right (n, k), in parts that are added up later. PyTorch's own product of
+// float32 is one of TF32 where the user allows that for his model, and the bounds of the condition number do not hold.
+template <class T>
+void multiply_by_rows(const Tensor& left, const Tensor& right, int64_t splits, const Tensor& out, Stream stream) {
+  if constexpr (sizeof(T) == 8)
+    aten::multiply(left, transpose(right, 0, 1), out);
+  else
+    multiply_rows(data<T>(left), left.size(0), data<T>(right), right.size(0), left.size(1), splits, data<T>(out),
+                  stream);
+}
+
+// I + a X X^T (1, side, side) of x (side, k).
+template <class T>
+Tensor gram_matrix(const Tensor& x, double a, Stream stream) {
+  const int64_t side = x.size(0), tiles = (side + kTile - 1) / kTile;
+  const int64_t splits = sizeof(T) == 8 ? 1 : column_splits(tiles * tiles, x.size(1) / kTile);
+  const Tensor parts = empty(x, {splits, side, side}, kType<T>), gram = empty(x, {1, side, side}, kType<T>);
+  multiply_by_rows<T>(x, x, splits, torch::stable::select(parts, 0, 0), stream);
+  add_identity<T>(data<T>(parts), splits, side, a, data<T>(gram), stream);
+  return gram;
+}
+
 // ½ logdet(I + a Z Z^T) by the smaller Gram matrix.
 template <class T>
 void total_rate(const RateProblem<T>& p) {
@@ -111,15 +136,15 @@ void total_rate(const RateProblem<T>& p) {
   const double a = p.o.gain * rate_scale(n, d, p.o.eps_squared, p.o.official);
   const Tensor f = empty(p.z, {n, d}, kType<T>), ft = transpose(f, 0, 1);
   scale_rows<T>(stored(p.z), n, d, p.o.normalize, data<T>(p.scale), data<T>(f), p.stream);
-  const Tensor gram = empty(p.z, {1, side, side}, kType<T>), matrix = torch::stable::select(gram, 0, 0);
-  n <= d ? aten::multiply(f, ft, matrix) : aten::multiply(ft, f, matrix);
-  add_identity<T>(data<T>(gram), side, a, p.stream);
+  const Tensor gram = gram_matrix<T>(n <= d ? f : as_contiguous(ft), a, p.stream);
 
   Tensor logdet = empty(p.z, {1}, kType<T>), y = p.gradient_scratch();
   if (side <= kSharedMatrix<T> && p.o.normalize && condition_bound(n, d, p.o, static_cast<double>(n)) <= kInvertible) {
     const Tensor inverse = empty(p.z, {side, side}, kType<T>);
     factor_own<T>(gram, logdet, p.o.need_grad ? data<T>(inverse) : nullptr, p.stream);
-    if (p.o.need_grad) n <= d ? aten::multiply(inverse, f, y) : aten::multiply(f, inverse, y);
+    if (p.o.need_grad)
+      n <= d ? multiply_by_rows<T>(inverse, as_contiguous(ft), 1, y, p.stream)
+             : multiply_by_rows<T>(f, inverse, 1, y, p.stream);  // which is symmetric
   } else {
     const auto [value, factor] = factor_by_solver<T>(gram, p.stream);
     logdet = value;

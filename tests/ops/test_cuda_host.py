@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dmlkernels import functional as F
 from dmlkernels import use_backend
 from dmlkernels._contract import SCHEMAS
-from dmlkernels.testing import EAGER, PER_ROW, RELATIVE
+from dmlkernels.testing import EAGER, PER_ROW, RELATIVE, make_pairs
 
 SOURCES = Path(__file__).resolve().parents[1] / "cuda_host"
 SEEDS = range(8)
@@ -250,3 +250,17 @@ def test_wide_rows(on_host, d):
     error, of_eager = (float((found.double() - exact).abs().max()) for found in (got, eager))
     assert error <= EAGER * of_eager + RELATIVE * float(exact.max()) + PER_ROW
     assert torch.equal(got, got.T)
+
+
+@pytest.mark.parametrize("rows", [30, 9], ids=["columns", "rows"])
+def test_products_of_float32_are_our_own(on_host, rows):
+    """PyTorch's are of TF32 where its user allows that, and bounds of the condition number would not hold."""
+
+    def products(normalize: bool) -> set[str]:
+        x = make_pairs("random", rows, None, 17).embeddings.requires_grad_()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            F.coding_rate(x, normalize=normalize).backward()
+        return {event.key for event in profile.key_averages()} & {f"aten::{name}" for name in ("mm", "bmm", "addmm")}
+
+    assert products(normalize=True) == set()
+    assert products(normalize=False) == {"aten::mm"}  # in float64
