@@ -109,7 +109,8 @@ listed_weights_kernel(ListedSides<T> sides, ListedPairs<T> list) {
     const E *const x = static_cast<const E*>(sides.x) + i * sides.width, *const y = static_cast<const E*>(sides.y) +
                                                                                     j * sides.width;
     for (int64_t k = lane_index(); k < sides.width; k += kWarp) {
-      const T f = static_cast<T>(x[k]) * sides.x_inverse[i], g = static_cast<T>(y[k]) * sides.y_inverse[j];
+      const T f = product(static_cast<T>(x[k]), sides.x_inverse[i]),
+              g = product(static_cast<T>(y[k]), sides.y_inverse[j]);
       squared = fma(f - g, f - g, squared);
       norms = fma(f, f, fma(g, g, norms));
     }

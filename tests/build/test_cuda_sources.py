@@ -51,6 +51,13 @@ def test_no_function_of_less_precision():
     assert users(r"\b__(expf|logf|log2f|powf|sinf|cosf|fdividef|frsqrt_rn|fsqrt_\w+)\b|use_fast_math") == set()
 
 
+def test_a_fused_multiply_add_is_asked_for_by_name():
+    """By C++ and by CUDA: where a compiler chooses, a row has a distance to its copy."""
+    root = CSRC.parent
+    assert "$<$<COMPILE_LANGUAGE:CUDA>:-fmad=false>" in (root / "cmake" / "cuda.cmake").read_text()
+    assert "$<$<COMPILE_LANGUAGE:CXX>:-ffp-contract=off>" in (root / "CMakeLists.txt").read_text()
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
 def test_a_file_can_be_read(path):
     assert len(path.read_text().splitlines()) <= 300

@@ -19,6 +19,7 @@ import torch
 from dmlkernels import _backend, _library
 
 BUILD = Path(__file__).resolve().parents[2] / "build" / f"native-{sys.implementation.cache_tag}"
+LIBRARY = os.environ.get("DMLKERNELS_CUDA_HOST", "dmlkernels_cuda_host")  # or another build of the same kernels
 _CMAKE = shutil.which("cmake", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
 
 
@@ -55,7 +56,7 @@ def load() -> None:
     if why := cannot_build():
         _backend.missing["cuda-host", "cpu"] = why
         return
-    torch.ops.load_library(build("dmlkernels_cuda_host"))
+    torch.ops.load_library(build(LIBRARY))
     _backend.loaded["cuda-host"].add("cpu")
 
 
@@ -70,13 +71,13 @@ def sanitizer_libraries() -> str:
 
 def set_seed(seed: int) -> None:
     """The order in which the threads of a block run, from the next launch on."""
-    ctypes.CDLL(build("dmlkernels_cuda_host")).dmlkernels_cuda_host_seed(ctypes.c_uint64(seed))
+    ctypes.CDLL(build(LIBRARY)).dmlkernels_cuda_host_seed(ctypes.c_uint64(seed))
 
 
 @contextmanager
 def only_check_launches() -> Iterator[None]:
     """Launches are refused as a device would, and none runs: for sizes that only a device has time for."""
-    run = ctypes.CDLL(build("dmlkernels_cuda_host")).dmlkernels_cuda_host_run
+    run = ctypes.CDLL(build(LIBRARY)).dmlkernels_cuda_host_run
     run(ctypes.c_bool(False))
     try:
         yield

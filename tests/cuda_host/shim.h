@@ -148,9 +148,14 @@ inline float __uint_as_float(unsigned x) { return __builtin_bit_cast(float, x); 
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
-// This unit is compiled without contraction.
-inline float __fadd_rn(float a, float b) { return a + b; }
-inline float __fmul_rn(float a, float b) { return a * b; }
-inline double __dadd_rn(double a, double b) { return a + b; }
-inline double __dmul_rn(double a, double b) { return a * b; }
+// A number as it is rounded: the compiler can make no fma of what comes before and after.
+template <class T>
+inline T rounded(T x) {
+  asm("" : "+x"(x));
+  return x;
+}
+inline float __fadd_rn(float a, float b) { return rounded(a) + rounded(b); }
+inline float __fmul_rn(float a, float b) { return rounded(a * b); }
+inline double __dadd_rn(double a, double b) { return rounded(a) + rounded(b); }
+inline double __dmul_rn(double a, double b) { return rounded(a * b); }
 inline double rsqrt(double x) { return 1.0 / sqrt(x); }

@@ -237,6 +237,31 @@ def test_sanitized_kernels():
     assert len(done.stdout.splitlines()) == len(smoke.CALLS) * len(smoke.DTYPES)
 
 
+# What has to be exact, whatever the compiler makes of the formulae around it: a distance of a row to its copy, the same
+# bits of (i, j) and (j, i), copies that are not counted, one order of summation on every backend.
+EXACT = (
+    "ops/test_pairwise.py::test_coincident_rows",
+    "ops/test_pairwise.py::test_symmetric_to_the_bit",
+    "ops/test_nearest_positive.py::test_first_of_copies",
+    "ops/test_ties.py::test_bits_of_norms_and_difference_forms",
+    "losses/test_ranked_list.py::test_every_option_with_copies",
+)
+
+
+@pytest.mark.full
+@pytest.mark.skipif(" fma " not in Path("/proc/cpuinfo").read_text(), reason="this processor has no fused multiply-add")
+def test_exact_where_the_compiler_contracts():
+    tests = [str(SOURCES.parent / name) for name in EXACT]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "cuda-host", "-m", "not slow", *tests],
+        env=os.environ | {"DMLKERNELS_CUDA_HOST": "dmlkernels_cuda_host_contracted"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert "skipped" not in done.stdout
+
+
 @pytest.mark.parametrize("d", [512, 2048])
 def test_wide_rows(on_host, d):
     """At distances of 0.12, where the product form cancels most: what a tensor core cuts off a sum with each of its D/8
