@@ -7,6 +7,8 @@
 
 #include "cuda/async.cuh"
 #include "cuda/mma.cuh"
+#include "cuda/number.cuh"
+#include "cuda/pairs.cuh"
 #include "cuda/reduce.cuh"
 #include "cuda_host/driver.h"
 
@@ -324,6 +326,33 @@ DML_CASE(tensor_cores_cut_off) {
   check_cut_off<Mma::tf32, float>("tf32");
   check_cut_off<Mma::bf16, c10::BFloat16>("bf16");
   check_cut_off<Mma::fp16, c10::Half>("fp16");
+  return {};
+}
+
+// The walk of all blocks of a grid over the tiles: each pair of tiles once; of a symmetric one each unordered pair.
+DML_KERNEL(1) walk_kernel(int* visits, int col_tiles, bool symmetric) {
+  const TileWalk walk(col_tiles, symmetric);
+  for (int64_t step = walk.begin; step < walk.end; ++step)
+    atomicAdd(&visits[walk.row_tile * col_tiles + walk.col_tile(step)], 1);
+}
+
+std::vector<int> visits_of_walk(int row_tiles, int col_tiles, int splits, bool symmetric) {
+  std::vector<int> visits(row_tiles * col_tiles, 0);
+  launch(walk_kernel, dim3(row_tiles, splits), 1, 0, nullptr, visits.data(), col_tiles, symmetric);
+  return visits;
+}
+
+DML_CASE(walks_over_tiles) {
+  for (int tiles = 1; tiles <= 40; ++tiles)
+    for (int splits = 1; splits <= 8; ++splits) {
+      const std::string what = std::to_string(tiles) + " tiles in " + std::to_string(splits) + " splits";
+      expect_equal(visits_of_walk(3, tiles, splits, false), std::vector<int>(3 * tiles, 1), what);
+      const std::vector<int> met = visits_of_walk(tiles, tiles, splits, true);
+      for (int a = 0; a < tiles; ++a)
+        for (int b = 0; b <= a; ++b)
+          expect(met[a * tiles + b] + (a == b ? 0 : met[b * tiles + a]) == 1,
+                 "symmetric, " + what + ": " + std::to_string(a) + " and " + std::to_string(b));
+    }
   return {};
 }
 

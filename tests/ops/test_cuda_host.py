@@ -14,7 +14,9 @@ import pytest
 import torch
 from cuda_host import smoke
 from cuda_host.backend import build, cannot_build, load, sanitizer_libraries, set_seed
+from support import settings
 from support.contract import assert_identical
+from support.pair_loss import OPTIONS, Case, call
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dmlkernels import functional as F
@@ -289,3 +291,20 @@ def test_products_of_float32_are_our_own(on_host, rows):
 
     assert products(normalize=True) == set()
     assert products(normalize=False) == {"aten::mm"}  # in float64
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("m", [4097, 4224, 4352, 4480])
+def test_mirrored_tiles_at_their_own_sizes(on_host, m):
+    """From about 4,096 rows on, a GPU computes each unordered pair of tiles once: 33 tiles, the last of one row or
+    whole, an even ring, and one more.
+    """
+    case = Case(make_pairs("random", m, None, 4, 40), OPTIONS["contrastive"], None, {})
+    with settings.deterministic(False):
+        found = call(case, case.pairs.embeddings)
+    with use_backend("reference"):
+        exact = call(case, case.pairs.embeddings.double())
+    assert torch.equal(found.pos_members.double(), exact.pos_members)
+    assert torch.equal(found.neg_members.double(), exact.neg_members)
+    for got, true in [(found.pos, exact.pos), (found.neg, exact.neg)]:
+        torch.testing.assert_close(got.double(), true, rtol=1e-5, atol=1e-5)
