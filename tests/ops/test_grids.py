@@ -76,7 +76,7 @@ def cases() -> Iterator[Any]:
         yield pytest.param(name, side, marks=() if quick else pytest.mark.full)
 
 
-@pytest.mark.parametrize(("name", "side"), cases())
+@pytest.mark.parametrize(("name", "side"), list(cases()))
 def test_a_device_takes_every_launch(on_host, name, side):
     call(name, *SIDES[side])
 
