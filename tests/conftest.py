@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 from cuda_host import backend as cuda_host
+from ptx import backend as cuda_ptx
 from support import settings, tiers
 from support.targets import KERNELS, Target
 
@@ -61,12 +63,15 @@ def _use(request: pytest.FixtureRequest) -> Iterator[Target]:
     target = request.param
     if target.name == "cuda-host":
         cuda_host.load()
+    if target.name == "cuda-ptx":
+        cuda_ptx.load()
     if target.name != "reference" and target.device not in _backend.loaded.get(target.name, ()):
         why = _backend.missing.get((target.name, target.device), f"no {target.name} kernels for {target.device}")
         if target.name != "triton" and target.device == "cpu" and os.environ.get("DMLKERNELS_REQUIRE_NATIVE") == "1":
             pytest.fail(f"DMLKERNELS_REQUIRE_NATIVE=1, but {why}")
         pytest.skip(why)
-    with dmlkernels.use_backend(target.name):
+    launches = cuda_ptx.interpreted() if target.name == "cuda-ptx" else contextlib.nullcontext()
+    with dmlkernels.use_backend(target.name), launches:
         yield target
 
 

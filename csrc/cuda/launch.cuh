@@ -37,7 +37,11 @@ constexpr size_t kMaxShared = 99 * 1024;
 template <class... P>
 void launch(void (*kernel)(P...), dim3 grid, int block, size_t shared, Stream, std::type_identity_t<P>... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
-  cuda_host::run(grid, dim3(static_cast<unsigned>(block)), shared, [&] { kernel(arguments...); });
+  const void* const all[] = {&arguments...};
+  constexpr size_t kSizes[] = {sizeof(P)...};
+  cuda_host::run({reinterpret_cast<const void*>(kernel), grid, dim3(static_cast<unsigned>(block)), shared, all, kSizes,
+                  sizeof...(P)},
+                 [&] { kernel(arguments...); });
 }
 
 #else

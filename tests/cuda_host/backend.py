@@ -36,18 +36,31 @@ def cannot_build() -> str | None:
 
 @functools.cache
 def build(target: str) -> Path:
-    """Bring a CMake target of tests/ up to date; parallel test processes wait for one another, as two ninjas in one
-    folder would not.
-    """
+    """Bring a CMake target of tests/ up to date: the file, or the folder of a target that makes several."""
     if why := cannot_build():
         raise RuntimeError(why)
+    _run_cmake(["--build", BUILD, "--target", target], f"{target} does not compile")
+    folders = (BUILD / "tests" / "cuda_host", BUILD / "tests" / "ptx", BUILD)
+    paths = (folder / name for folder in folders for name in (f"lib{target}.so", target))
+    return next((path for path in paths if path.exists()), BUILD / "tests" / "ptx")
+
+
+def configure(**variables: str) -> None:
+    """Set variables of the build folder where they have other values."""
+    cache = (BUILD / "CMakeCache.txt").read_text()
+    if not all(
+        re.search(rf"^{name}:\w+={re.escape(value)}$", cache, re.MULTILINE) for name, value in variables.items()
+    ):
+        _run_cmake([*(f"-D{name}={value}" for name, value in variables.items()), BUILD], "cmake does not configure")
+
+
+def _run_cmake(arguments: list, failure: str) -> None:
+    """Parallel test processes wait for one another, as two ninjas in one folder would not."""
     with (BUILD / "tests.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        done = subprocess.run([_CMAKE, "--build", BUILD, "--target", target], capture_output=True, text=True)
+        done = subprocess.run([_CMAKE, *arguments], capture_output=True, text=True)
     if done.returncode != 0:
-        raise RuntimeError(f"{target} does not compile:\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
-    folder = BUILD / "tests" / "cuda_host"
-    return next(path for path in (folder / f"lib{target}.so", folder / target, BUILD / target) if path.exists())
+        raise RuntimeError(f"{failure}:\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
 
 
 @functools.cache

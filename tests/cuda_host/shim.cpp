@@ -69,6 +69,7 @@ std::atomic<uint64_t> seed{[] {
 }()};
 
 std::atomic<bool> runs{true};
+std::atomic<Launcher> launcher{nullptr};
 
 struct Copy {
   void* to;
@@ -363,9 +364,10 @@ const Indices& indices() { return current_block->where; }
 unsigned char* shared_memory() { return current_block->shared; }
 int lane() { return current_block->current % kWarpSize; }
 
-void run(dim3 grid, dim3 block, size_t shared, const std::function<void()>& kernel) {
-  Block work(grid, block, shared, kernel);
+void run(const Launch& launch, const std::function<void()>& kernel) {
+  Block work(launch.grid, launch.block, launch.shared, kernel);
   if (!runs) return;
+  if (const Launcher other = launcher; other != nullptr && other(launch)) return;
   current_block = &work;
   work.run_grid();
 }
@@ -422,3 +424,8 @@ extern "C" __attribute__((visibility("default"))) void dmlkernels_cuda_host_seed
 // Whether launches run from now on, or are only checked: sizes that a device has memory and time for, and a test has
 // not.
 extern "C" __attribute__((visibility("default"))) void dmlkernels_cuda_host_run(bool value) { cuda_host::runs = value; }
+
+// Who is asked first of every later launch; null for nobody.
+extern "C" __attribute__((visibility("default"))) void dmlkernels_cuda_host_launch_by(cuda_host::Launcher launcher) {
+  cuda_host::launcher = launcher;
+}

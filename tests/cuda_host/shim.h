@@ -34,8 +34,21 @@ const Indices& indices();
 
 unsigned char* shared_memory();
 
+// What a kernel is launched with; `arguments` points to each of its parameters.
+struct Launch {
+  const void* kernel;
+  dim3 grid, block;
+  size_t shared;
+  const void* const* arguments;
+  const size_t* sizes;
+  size_t count;
+};
+
 // Runs all blocks of a launch; throws std::runtime_error for what a device would refuse, hang on or corrupt.
-void run(dim3 grid, dim3 block, size_t shared, const std::function<void()>& kernel);
+void run(const Launch& launch, const std::function<void()>& kernel);
+
+// Is asked first, where one is set (tests/ptx): whether it has carried out the launch, so that no fiber has to.
+using Launcher = bool (*)(const Launch&);
 
 void block_barrier(const Site& site);
 

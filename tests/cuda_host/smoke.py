@@ -107,10 +107,12 @@ CALLS = {
         lambda x, y, g, h: F.triplet_loss(x, y, positive="all", negative="semihard", reduction="sum")
     ),
     "cholesky_3": Call(_cholesky(3)),
+    "cholesky_12": Call(_cholesky(12)),
     "cholesky_21": Call(_cholesky(21)),
     "cholesky_43": Call(_cholesky(43)),
     "cholesky_101": Call(_cholesky(101)),
     "cholesky_190": Call(_cholesky(190)),
+    "cholesky_230": Call(_cholesky(230)),
     "rate": Call(lambda x, y, g, h: F.coding_rate(x)),
     "rate_of_rows": Call(lambda x, y, g, h: F.coding_rate(x[:11], normalize=False)),
     "rate_of_classes": Call(lambda x, y, g, h: F.class_coding_rate(x, y)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ class Target(NamedTuple):
     @property
     def asynchronous(self) -> bool:
         """Nobody waits for its kernels, so that they cannot raise for what is in a tensor."""
-        return self.device == "cuda" or self.name == "cuda-host"
+        return self.device == "cuda" or self.name in ("cuda-host", "cuda-ptx")
 
     @property
     def product_rounding(self) -> float:
@@ -38,4 +39,6 @@ KERNELS = [
     *([Target("native", "cuda", pairs=8)] if torch.cuda.is_available() else []),
     Target("triton", "cpu", emulated=True, cases=1) if _triton.interpreted() else Target("triton", "cuda"),
     Target("cuda-host", "cpu", emulated=True, cases=3, pairs=4),
+    # By hand: tests/ptx runs a call of every kernel.
+    *([Target("cuda-ptx", "cpu", emulated=True, cases=1)] if os.environ.get("DMLKERNELS_PTX") == "1" else []),
 ]
