@@ -1,18 +1,11 @@
-"""Block sizes of the kernels on pairs: pinned, and searched for only with DMLKERNELS_AUTOTUNE=1."""
+"""Block sizes of the kernels on pairs: pinned, never searched for."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import json
-import re
-from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
-
-TUNED = Path(__file__).parent / "tuned"
 
 
 class Config(NamedTuple):
@@ -68,20 +61,7 @@ def capability(device: torch.device) -> int:
 
 
 def choose(kernel: str, dtype: torch.dtype, width: int, device: torch.device, square: bool = False) -> Config:
-    """Block sizes for rows of `width` features in products of `dtype`; `square`: as many columns as rows.
-
-    What a search on a device of this name has found, or else what is pinned here.
-    """
-    key = f"{kernel}{' square' if square else ''} {str(dtype)[6:]} {width}"
-    if _asked is not None:
-        _asked[key] = square
-    found = _trials.get(key)
-    if found is None and device.type == "cuda":
-        found = tuned(torch.cuda.get_device_name(device)).get(key)
-    return found or _pinned(kernel, dtype, width, device, square)
-
-
-def _pinned(kernel: str, dtype: torch.dtype, width: int, device: torch.device, square: bool) -> Config:
+    """Block sizes for rows of `width` features in products of `dtype`; `square`: as many columns as rows."""
     if device.type == "cpu":
         return Config(128, 128, power_of_two(width, 16, 128), power_of_two(width, 16, 128), 4, 1)
     if dtype == torch.float64:
@@ -108,44 +88,6 @@ _COLUMNS = {
     "positives": (16, 64),
     "negatives": (16, 64),
 }
-
-
-# A search in progress (`_autotune`): configurations asked for, whether square, and those on trial.
-_asked: dict[str, bool] | None = None
-_trials: dict[str, Config] = {}
-
-
-@contextlib.contextmanager
-def noted() -> Iterator[dict[str, bool]]:
-    """Within it, what is asked for is noted."""
-    global _asked
-    _asked = {}
-    try:
-        yield _asked
-    finally:
-        _asked = None
-
-
-@contextlib.contextmanager
-def trial(key: str, config: Config) -> Iterator[None]:
-    _trials[key] = config
-    try:
-        yield
-    finally:
-        del _trials[key]
-
-
-def tuned_file(device: str) -> Path:
-    return TUNED / f"{re.sub(r'[^a-z0-9]+', '-', device.lower()).strip('-')}.json"
-
-
-@functools.cache
-def tuned(device: str) -> dict[str, Config]:
-    """The committed results of searches on devices of this name."""
-    path = tuned_file(device)
-    if not path.is_file():
-        return {}
-    return {key: Config(**c) for key, c in json.loads(path.read_text(encoding="utf-8"))["configs"].items()}
 
 
 def dot_precision(precision: str) -> str:

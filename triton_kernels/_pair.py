@@ -31,21 +31,9 @@ def is_near(squared, norms):
 
 
 @triton.jit
-def product(a, b):
-    """a * b, rounded, where the compiler may not make an fma of it."""
-    if INTERPRETED:
-        result = a * b
-    elif a.dtype == tl.float64:
-        result = tl.inline_asm_elementwise("mul.rn.f64 $0, $1, $2;", "=d,d,d", [a, b], tl.float64, True, 1)
-    else:
-        result = tl.inline_asm_elementwise("mul.rn.f32 $0, $1, $2;", "=f,f,f", [a, b], tl.float32, True, 1)
-    return result
-
-
-@triton.jit
 def add_squares(sums, x):
     """Partial sums (rows, 16) and the squares of 16 more columns."""
-    return sums + product(x, x)
+    return sums + x * x
 
 
 @triton.jit
@@ -108,8 +96,8 @@ def log_one_plus(x):
 
 @triton.jit
 def any_of(mask):
-    """Whether a mask (rows, columns) holds anywhere."""
-    return tl.max(tl.max(mask.to(tl.int32), 1), 0) > 0
+    """Whether a mask holds anywhere."""
+    return tl.max(mask.to(tl.int32)) > 0
 
 
 # Tiles. Rows are int64 row numbers; a row that does not take part is read as zeros.
@@ -150,8 +138,8 @@ def difference_form(x, y, rows, others, ok, row_scale, scale, D: tl.constexpr, D
     """Sums of (f - g)^2 of the pairs (row, other), exact where the product form cancels."""
     sums = tl.zeros((rows.shape[0], 16), DTYPE)
     for k in range(0, D, 16):
-        f = product(load_rows(x, rows, ok, k, D, 16).to(DTYPE), row_scale[:, None])
-        g = product(load_rows(y, others, ok, k, D, 16).to(DTYPE), scale[:, None])
+        f = load_rows(x, rows, ok, k, D, 16).to(DTYPE) * row_scale[:, None]
+        g = load_rows(y, others, ok, k, D, 16).to(DTYPE) * scale[:, None]
         sums = add_squares(sums, f - g)
     return add_halves(sums)
 

@@ -19,11 +19,11 @@ NO_SCORE = tl.constexpr(-1e30)
 
 
 class Form(NamedTuple):
-    """What a kernel is compiled for."""
+    """What a kernel is compiled for. Triton 3.6 hands on a name only as a constexpr."""
 
-    measure: str  # similarity | distance | squared
-    pos: str  # terms
-    neg: str
+    measure: tl.constexpr  # similarity | distance | squared
+    pos: tl.constexpr  # terms
+    neg: tl.constexpr
     bounded: bool
     ramp: bool  # a score of "exp" has a ramp
     weight_grad: bool
@@ -32,7 +32,7 @@ class Form(NamedTuple):
     own: bool  # self mode
     has_ids: bool
     width: int
-    precision: str
+    precision: tl.constexpr
     dtype: tl.dtype
 
 
@@ -198,14 +198,15 @@ def of_count(counts, BYTE: tl.constexpr):
 
 
 @triton.jit
-def _either(a, b):
-    return a | b
+def in_tile(of_pos, of_neg):
+    """How many pairs of the whole tile are in one mask and, 16 bits further, in another one."""
+    tl.static_assert(of_pos.numel <= 1 << 14)
+    return tl.sum(tl.where(of_pos, 1, 0) + tl.where(of_neg, 1 << 16, 0))
 
 
 @triton.jit
-def present(counts):
-    """A vote: its bytes are zero where all are."""
-    return tl.reduce(counts, 0, _either)
+def of_tile(counts, SIDE: tl.constexpr):
+    return (counts >> (16 * SIDE)) & 0xFFFF
 
 
 @triton.jit

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _configs, _pair, _problem
+from ._launch import launch
 from ._pair import KEPT
 
 SUMS_BYTES = 128 << 20  # largest workspace of the sums by row and column tile
@@ -193,11 +194,11 @@ def forward(*, uniforms: Tensor, cutoff: float, nonzero_loss_cutoff: float, prec
     q, g, u = p.q, p.g, uniforms.contiguous()
     for first in range(0, m, rows):
         count = min(rows, m - first)
-        _sums[(triton.cdiv(count, config.block_m), parts)](
+        launch(_sums, (triton.cdiv(count, config.block_m), parts))(
             *q, *g, *limits, largest, sums, first, first + count, n, triton.cdiv(tiles, parts),
             PRECISION=_configs.dot_precision(precision), **constants, **config.tile(),
         )  # fmt: skip
-        _draw[(triton.cdiv(count * samples, blocks["BLOCK_R"]),)](
+        launch(_draw, (triton.cdiv(count * samples, blocks["BLOCK_R"]),))(
             q.x, q.scale, q.labels, q.ids, g.x, g.scale, g.labels, g.ids, g.state, p.all_nan, u, *limits,
             largest, sums, index, first, count * samples, samples, n, tiles,
             **constants, BLOCK_N=config.block_n, **blocks,

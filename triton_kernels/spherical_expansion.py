@@ -16,6 +16,7 @@ from dmlkernels._checks import fail
 from dmlkernels.reference.spherical_expansion import NO_RESIDUAL
 
 from . import _pair, _rows
+from ._launch import launch
 
 LARGEST_FRAME = 32768  # entries of the padded frame: 64 registers of each of 512 threads
 NO_DIRECTION = tl.constexpr(NO_RESIDUAL)
@@ -150,7 +151,7 @@ def spherical_expansion_fwd(z: Tensor, proxies: Tensor, noise: Tensor, n: int) -
     out, valid = z.new_empty(k * n, d), z.new_empty(k, dtype=torch.bool)
     if k:
         grid = (triton.cdiv(k, samples),)
-        _forward[grid](z, proxies, noise, out, valid.view(torch.int8), k, n, d, **constants)
+        launch(_forward, grid)(z, proxies, noise, out, valid.view(torch.int8), k, n, d, **constants)
     return out, valid
 
 
@@ -160,7 +161,7 @@ def spherical_expansion_bwd(grad: Tensor, z: Tensor, proxies: Tensor, noise: Ten
     (k, d), out = z.shape, torch.empty_like(z)
     samples, constants = _tiles("spherical_expansion_bwd", z, n)
     if k:
-        _backward[(triton.cdiv(k, samples),)](grad, z, proxies, noise, out, k, n, d, **constants)
+        launch(_backward, (triton.cdiv(k, samples),))(grad, z, proxies, noise, out, k, n, d, **constants)
     return out
 
 

@@ -13,14 +13,11 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-
-os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # Triton 3.10 changes the default; the figures should not
 
 import torch
 import triton
@@ -35,9 +32,9 @@ from bench.report.tables import write_json
 from bench.report.triton_cases import calls
 from dmlkernels import _contract
 
-ARCHITECTURES = (80, 90, 100)
+ARCHITECTURES = (80, 90, 100, 120)
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-LARGEST_BLOCK = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes of shared memory that one program may have
+LARGEST_BLOCK = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}  # bytes of shared memory of a program
 ArgumentPath = tuple[int, ...]
 
 
@@ -75,7 +72,7 @@ def _spelled(constants: Iterable[tuple[str, Any]]) -> Iterator[str]:
         if hasattr(value, "_asdict"):  # a kernel's NamedTuple of constants
             yield from _spelled(value._asdict().items())
         else:
-            yield f"{name}={value}"
+            yield f"{name}={getattr(value, 'value', value)}"
 
 
 @functools.cache

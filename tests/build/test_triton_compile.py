@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-ARCHITECTURES = ("80", "90", "100")
+ARCHITECTURES = ("80", "90", "100", "120")
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
@@ -28,7 +28,7 @@ def compile_kernels(*options: str) -> subprocess.CompletedProcess:
 
 
 def launched_kernels() -> set[str]:
-    """module.kernel of every `kernel[grid](...)` in triton_kernels."""
+    """module.kernel of every `launch(kernel, grid)(...)` in triton_kernels."""
     found = set()
     for path in (ROOT / "triton_kernels").glob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -39,9 +39,9 @@ def launched_kernels() -> set[str]:
             for alias in node.names
         }
         for node in ast.walk(tree):
-            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript)):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "launch"):
                 continue
-            kernel = node.func.value
+            kernel = node.args[0]
             if isinstance(kernel, ast.Attribute) and isinstance(kernel.value, ast.Name):
                 found.add(f"{imported[kernel.value.id]}.{kernel.attr}")
             elif isinstance(kernel, ast.Name):

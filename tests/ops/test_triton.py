@@ -24,11 +24,9 @@ from dmlkernels.testing import assert_matches, evaluate, make_pairs
 
 triton = pytest.importorskip("triton")
 
-from dmlkernels.triton_kernels import _autotune, _configs, _pair  # noqa: E402  (needs Triton)
-from dmlkernels.triton_kernels.pairwise import OPERATORS  # noqa: E402
+from dmlkernels.triton_kernels import _configs, _pair  # noqa: E402  (needs Triton)
 
 ROOT = Path(__file__).resolve().parents[2]
-CUDA = torch.device("cuda", 0)
 NAMES = ["default", "weight_grad", "query", "easy", "pml_constant", "unnormalized"]
 
 
@@ -189,33 +187,6 @@ def test_rounded_copies_stay_at_distance_zero(triton_device, monkeypatch):
     x = rows("random", 40, None, 19, seed=6, device=triton_device)[0]
     out = F.pairwise_distance(torch.cat([x, x]))
     assert torch.equal(out.diagonal(40), torch.zeros_like(out.diagonal(40)))
-
-
-# Configurations: pinned, unless a search on a device of the same name has left a file.
-
-
-def test_a_search_leaves_a_file_and_only_a_search_does(triton_device, monkeypatch, tmp_path):
-    monkeypatch.setattr(_configs, "TUNED", tmp_path / "tuned")
-    _configs.tuned.cache_clear()
-    x = torch.randn(70, 20, device=triton_device)
-    operator = OPERATORS["pairwise_fwd"]
-    expected = operator(x, None, "dot", True, "ieee")
-    assert not _configs.TUNED.exists()
-
-    best = _configs.Config(64, 64, 64, 32, 8, 3)
-    monkeypatch.setattr(_autotune, "candidates", lambda square: [_configs.Config(128, 128, 32, 32, 4, 2), best])
-    key = "pairwise_fwd square float32 20"
-    monkeypatch.setattr(_autotune, "milliseconds", lambda call: (call(), _configs._trials[key].block_m)[1])
-    torch.testing.assert_close(_autotune.searched(operator, (x, None, "dot", True, "ieee"), "Some GPU"), expected)
-    _configs.tuned.cache_clear()
-    assert _configs.tuned("Some GPU") == {key: best}
-    assert [path.name for path in _configs.TUNED.iterdir()] == ["some-gpu.json"]
-
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
-    monkeypatch.setattr(_configs, "_capability", lambda index: 90)
-    for width, config in ((20, best), (24, _configs._pinned("pairwise_fwd", x.dtype, 24, CUDA, True))):
-        assert _configs.choose("pairwise_fwd", x.dtype, width, CUDA, square=True) == config
-    _configs.tuned.cache_clear()
 
 
 # Specialisations: the sizes of a batch are not among what Triton compiles for.
