@@ -112,8 +112,9 @@ def parts(programs: int, tiles: int) -> int:
 
 
 SYMMETRIC_FROM = 4096  # fewer rows make fewer tiles than a GPU has room for, and atomics cost more than they save
+MOST_PAIRS = 32 * 32 * (2**31 - 1)  # tiles along the one axis of a grid that has room for more than 65,535 programs
 
 
-def by_tiles(rows: int, deterministic: bool) -> bool:
+def by_tiles(rows: int, columns: int, deterministic: bool) -> bool:
     """Whether a pair loss runs one program a tile, with atomics, or one a tile of rows, without."""
-    return not deterministic and rows >= SYMMETRIC_FROM
+    return not deterministic and rows >= SYMMETRIC_FROM and rows * columns <= MOST_PAIRS

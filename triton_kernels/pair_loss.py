@@ -149,7 +149,7 @@ def forward(**given: Any) -> tuple[Tensor, ...]:
     if m == 0:
         return *results, active
 
-    by_tiles = p.own and not form.running and _configs.by_tiles(m, call.options.deterministic)
+    by_tiles = p.own and not form.running and _configs.by_tiles(m, n, call.options.deterministic)
     config = _configs.choose("pair_loss_fwd", p.q.operand.dtype, p.queries.width, like.device, square=by_tiles)
     row_tiles, tiles = triton.cdiv(m, config.block_m), triton.cdiv(n, config.block_n)
     parts = 1 if by_tiles else _configs.parts(row_tiles, tiles)
@@ -197,7 +197,7 @@ def _weighted_sums(call: Call, factors: Tensor, active: Tensor, need_grad_ref: b
     """Sums of weighted rows for the queries and for the gallery (the same ones in self mode) from all active tiles."""
     p, o = call.problem, call.options
     q, g = p.queries, p.gallery
-    by_tiles = _problem.empty(p) or q.width == 0 or _configs.by_tiles(q.count, o.deterministic)
+    by_tiles = _problem.empty(p) or q.width == 0 or _configs.by_tiles(q.count, g.count, o.deterministic)
     config = _configs.choose("pair_loss_bwd", p.q.operand.dtype, q.width, q.x.device, square=by_tiles)
     to_gallery = need_grad_ref and not o.query
     common = {

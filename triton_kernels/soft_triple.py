@@ -295,8 +295,8 @@ def soft_triple_bwd(
         (x, row_blocks, class_blocks, tiles["SIDE"], bad_centers),
         (w, class_blocks, row_blocks, columns, bad_centers | bad_rows),
     ):
-        # Together the parts hold no more than embeddings and centers do.
-        splits = min(others, (x.count + w.count) // rows.count)
+        # Together the parts hold no more than embeddings and centers do; more than a GPU runs at a time gain nothing.
+        splits = min(others, (x.count + w.count) // rows.count, _configs.PROGRAMS)
         chunk = _configs.power_of_two(d, 16, min((2048 if dtype == torch.float64 else 8192) // side, 128))
         parts = stats.new_empty(splits, rows.count, d)
         launch(_backward, (blocks, triton.cdiv(d, chunk), splits))(

@@ -73,7 +73,7 @@ def _stripes(p: Problem, o: Options, active: Tensor, only_active: bool) -> Itera
     values = p.q.scale.new_empty(rows, n)
     for first in range(0, m, rows):
         count = min(rows, m - first)
-        launch(_triplet_kernels.distances, (triton.cdiv(count, config.block_m), triton.cdiv(n, config.block_n)))(
+        launch(_triplet_kernels.distances, (triton.cdiv(count, config.block_m) * triton.cdiv(n, config.block_n),))(
             *p.q, *p.g, active, values, m, n, first,
             ONLY_ACTIVE=only_active and not o.semihard, PRECISION=_configs.dot_precision(o.precision), TILE=TILE,
             **p.constants(), **config.tile(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -18,13 +19,15 @@ from support.pairwise import rows
 from support.ranked_list import OPTIONS, draw, match
 
 import dmlkernels
+from bench.report import triton_cases
 from dmlkernels import _backend, _verify
 from dmlkernels import functional as F
+from dmlkernels._contract import OPERATORS
 from dmlkernels.testing import assert_matches, evaluate, make_pairs
 
 triton = pytest.importorskip("triton")
 
-from dmlkernels.triton_kernels import _configs, _pair  # noqa: E402  (needs Triton)
+from dmlkernels.triton_kernels import MODULES, _configs, _pair  # noqa: E402  (needs Triton)
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ["default", "weight_grad", "query", "easy", "pml_constant", "unnormalized"]
@@ -187,6 +190,48 @@ def test_rounded_copies_stay_at_distance_zero(triton_device, monkeypatch):
     x = rows("random", 40, None, 19, seed=6, device=triton_device)[0]
     out = F.pairwise_distance(torch.cat([x, x]))
     assert torch.equal(out.diagonal(40), torch.zeros_like(out.diagonal(40)))
+
+
+# Grids: a GPU takes 2^31 - 1 programs along the first axis, and 65,535 along the others.
+
+MANY = 8_400_000
+# Rows, gallery rows and classes, and what is left out: a matrix that no memory holds, and a walk in many stripes.
+LARGE = ("pairwise", "triplet", "distance_weighted")
+SIZES = {
+    "gallery": (300, MANY, 1000, ()),
+    "rows": (MANY, 1, 1000, LARGE),
+    "classes": (300, 300, 300_000, ()),
+    "both": (4_300_000, 4_300_000, 1000, LARGE),
+}
+
+
+@pytest.fixture
+def grids(monkeypatch):
+    """The kernels and grids of all launches, none of which is done."""
+    found = []
+
+    def note(kernel, grid):
+        found.append((kernel.fn.__name__, grid))
+        return lambda *arguments, **named: None
+
+    for module in set(MODULES.values()) | {"_rows", "_listed", "_large_classes"}:
+        monkeypatch.setattr(importlib.import_module(f"dmlkernels.triton_kernels.{module}"), "launch", note)
+    return found
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_no_grid_is_larger_than_a_gpu_takes(grids, monkeypatch, size):
+    m, n, classes, left_out = SIZES[size]
+    monkeypatch.setattr(triton_cases, "M", m)
+    monkeypatch.setattr(triton_cases, "N", n)
+    monkeypatch.setattr(triton_cases, "C", classes)
+    for operator, arguments in triton_cases.calls([torch.float32], quick=False):
+        operation = operator.rpartition("_")[0]
+        if operation not in left_out:
+            module = importlib.import_module(f"dmlkernels.triton_kernels.{MODULES[operation]}")
+            module.OPERATORS[operator](**OPERATORS[operator].named(arguments))
+    assert len(grids) > 100
+    assert [(name, grid) for name, grid in grids if grid[0] >= 2**31 or any(side > 65535 for side in grid[1:])] == []
 
 
 # Specialisations: the sizes of a batch are not among what Triton compiles for.
