@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,6 +36,8 @@ from dmlkernels import _contract
 ARCHITECTURES = (80, 90, 100, 120)
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 LARGEST_BLOCK = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}  # bytes of shared memory of a program
+# What ptxas may make one operation of, and a fused one that no library function brought.
+FUSIBLE = re.compile(r"^[^/\n]*\b(?:(?:mul|add|sub)\.(?:ftz\.)?f(?:32|64)|fma\.rn\.f32)(?:x2)?\s", re.MULTILINE)
 ArgumentPath = tuple[int, ...]
 
 
@@ -132,6 +135,7 @@ def figures(case: Case, architecture: int) -> dict[str, Any]:
         "occupancy": round(resources.occupancy(str(architecture), usage["registers"], threads, shared), 3),
         "tensor": {opcode: count for opcode, count in sorted(code.items()) if opcode not in resources.LOCAL},
         "products": compiled.asm["ttir"].count("tt.dot "),
+        "fusible": len(FUSIBLE.findall(compiled.asm["ptx"])),
     }
 
 
@@ -142,6 +146,8 @@ def problems(report: dict[str, dict[str, dict]]) -> Iterator[str]:
                 yield f"{name} spills on sm_{architecture}: {kernel['stack']} bytes of stack"
             if kernel["shared"] > LARGEST_BLOCK[int(architecture)]:
                 yield f"{name} takes {kernel['shared']} bytes of shared memory on sm_{architecture}"
+            if kernel["fusible"]:
+                yield f"{name} has {kernel['fusible']} products and sums that may be fused on sm_{architecture}"
             if kernel["products"] and not kernel["tensor"]:
                 yield f"{name} has no tensor-core instruction on sm_{architecture}"
 
@@ -150,6 +156,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="a file for the figures of every kernel")
     parser.add_argument("--quick", action="store_true", help="few options of each kernel")
+    parser.add_argument("--kernels", nargs="+", metavar="MODULE.KERNEL", help="these alone")
     parser.add_argument("--may-spill", action="store_true", help="for another Triton than tiles were chosen with")
     parser.add_argument("--dtypes", nargs="+", default=DTYPES, choices=DTYPES)
     parser.add_argument("--architectures", type=int, nargs="+", default=ARCHITECTURES, choices=ARCHITECTURES)
@@ -157,7 +164,11 @@ def main() -> int:
     dtypes = [getattr(torch, name) for name in arguments.dtypes]
     report = {}
     for architecture in arguments.architectures:
-        chosen = cases(dtypes, arguments.quick, architecture)
+        chosen = [
+            case
+            for case in cases(dtypes, arguments.quick, architecture)
+            if arguments.kernels is None or case.name.partition("<")[0] in arguments.kernels
+        ]
         report[str(architecture)] = dict(sorted((case.name, figures(case, architecture)) for case in chosen))
     if arguments.out is not None:
         write_json(arguments.out, report)

@@ -49,6 +49,14 @@ def launched_kernels() -> set[str]:
     return found
 
 
+def test_no_product_is_fused_with_a_sum():
+    """In squared norms and difference forms: a copy lies at distance 0. Of every kernel the tests below see it."""
+    kernels = ("_rows._prepare", "pairwise._forward", "_listed._distances")
+    done = compile_kernels("--quick", "--dtypes", "float32", "--architectures", "80", "--kernels", *kernels)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("5 kernels")
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_kernel_compiles(architecture, tmp_path):
