@@ -23,12 +23,14 @@ def load() -> None:
     """Put launchers behind the operators of `dmlkernels_triton`; note where there are none, and why."""
     why = _absent()
     cpu = "Triton takes CPU tensors only in its interpreter, for tests: set TRITON_INTERPRET=1 before Python starts"
-    cuda = "this torch is a build without CUDA"
+    cuda = "this torch is a build without CUDA or ROCm"
+    xpu = "the Triton kernels are for GPUs of NVIDIA and, untested, of AMD, whose tensors are cuda tensors"
     if interpreted():
         cuda = "TRITON_INTERPRET=1 is set, and the interpreter takes CPU tensors"
     for device, there, without in (
         ("cpu", interpreted(), cpu),
-        ("cuda", torch.version.cuda is not None and not interpreted(), cuda),
+        ("cuda", (torch.version.cuda or torch.version.hip) is not None and not interpreted(), cuda),
+        ("xpu", False, xpu),
     ):
         if why or not there:
             _backend.missing["triton", device] = why or without
@@ -56,6 +58,8 @@ def _launch(operator: str, *arguments: Any) -> Any:
         return launcher(**named)
     if why := _diagnose.unsupported_by_triton(device.index):
         raise RuntimeError(f'{operator}: backend "triton" is not available on this GPU: {why}')
+    if torch.version.hip is not None and named.get("precision") == "tf32x3":
+        raise RuntimeError(f"{operator}: {_diagnose.NO_TF32X3}")
     with torch.cuda.device(device):  # Triton launches on the current one
         return launcher(**named)
 

@@ -51,6 +51,8 @@ def triplet_block(semihard: bool, device: torch.device) -> dict[str, int]:
 
 @functools.cache
 def _capability(index: int | None) -> int:
+    if torch.version.hip is not None:
+        return 0  # numbers of its own
     major, minor = torch.cuda.get_device_capability(index)
     return 10 * major + minor
 
@@ -91,7 +93,12 @@ _COLUMNS = {
 
 
 def dot_precision(precision: str) -> str:
-    """`input_precision` of tl.dot for float32 rows. Tensor cores have none in IEEE: three of TF32 are as good."""
+    """`input_precision` of tl.dot for float32 rows. Tensor cores have none in IEEE: three of TF32 are as good.
+
+    The matrix cores of ROCm's GPUs have it, and every setting is a lower bound of the accuracy.
+    """
+    if torch.version.hip is not None:
+        return "ieee"
     return {"ieee": "tf32x3", "tf32x3": "tf32x3", "tf32": "tf32", "bf16": "tf32"}[precision]
 
 

@@ -3,6 +3,9 @@
 import triton
 import triton.language as tl
 
+from . import _configs
+
+FLOAT32 = tl.constexpr(_configs.dot_precision("ieee"))
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 # State of a row: it takes part, ignore_index takes it out, or its norm is not finite.
@@ -327,7 +330,7 @@ def add_weighted_rows(acc, high, low, x, ROUNDING: tl.constexpr, PRECISION: tl.c
         acc = dot(high.to(tl.bfloat16), x, acc, PRECISION)
     elif x.dtype == tl.float16:
         # Weights leave float16's range; TF32 holds the rows exactly.
-        acc = dot(high, x.to(tl.float32), acc, "tf32x3")
+        acc = dot(high, x.to(tl.float32), acc, FLOAT32)
     else:
         acc = dot(high, x, acc, PRECISION)
     return acc
