@@ -7,6 +7,10 @@ from typing import NamedTuple
 
 import torch
 
+from dmlkernels import _triton
+
+INTERPRETED = _triton.interpreted()  # what a program costs hardly depends on its size then
+
 
 class Config(NamedTuple):
     block_m: int  # rows of a tile; a divisor of the 128 of `tile_active`
@@ -32,18 +36,18 @@ def power_of_two(n: int, low: int, high: int) -> int:
     return min(high, max(low, 1 << max(n - 1, 0).bit_length()))
 
 
-def row_block(device: torch.device) -> int:
-    """Rows of one program of the kernels that go over rows; the interpreter's cost is by the operation."""
-    return 128 if device.type == "cpu" else 32
+def row_block() -> int:
+    """Rows of one program of the kernels that go over rows."""
+    return 128 if INTERPRETED else 32
 
 
-def triplet_block(semihard: bool, device: torch.device) -> dict[str, int]:
+def triplet_block(semihard: bool) -> dict[str, int]:
     """Positives and negatives that a program of triplet compares at a time.
 
     Each thread keeps what it knows of all the positives, which of 8 semi-hard ones is more than its registers hold;
     with 4 warps their loops keep more barriers than there are registers for.
     """
-    if device.type == "cpu":
+    if INTERPRETED:
         return {"BLOCK_P": 64, "BLOCK_N": 128, "num_warps": 4}
     p, n, warps = (4, 64, 2) if semihard else (8, 128, 4)
     return {"BLOCK_P": p, "BLOCK_N": n, "num_warps": warps}
@@ -64,7 +68,7 @@ def capability(device: torch.device) -> int:
 
 def choose(kernel: str, dtype: torch.dtype, width: int, device: torch.device, square: bool = False) -> Config:
     """Block sizes for rows of `width` features in products of `dtype`; `square`: as many columns as rows."""
-    if device.type == "cpu":
+    if INTERPRETED:
         return Config(128, 128, power_of_two(width, 16, 128), power_of_two(width, 16, 128), 4, 1)
     if dtype == torch.float64:
         return Config(32, 32, 16 if kernel == "pair_loss_fwd" else 32, 32, 8, 2)

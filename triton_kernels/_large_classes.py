@@ -172,7 +172,7 @@ def rates_and_gradients(arguments: tuple, constants: dict, slots: int, largest_s
     """Rates and gradients of the classes of more than 64 rows, into those of `arguments` (see coding_rate._classes)."""
     x, scale, order, begin, end, rates, grad, m, gain = arguments
     # Wider steps and deeper pipelines spill registers where mma.sync takes float32 operands from them (sm_80).
-    step = 64 if x.device.type == "cpu" else 16
+    step = 64 if _configs.INTERPRETED else 16
     constants = {**constants, "BLOCK": BLOCK, "STEP": step, "num_warps": 8, "num_stages": 2}
     need_grad, d = constants.pop("NEED_GRAD"), constants["D"]
     work = torch.empty(2, m, d, dtype=rates.dtype, device=x.device)

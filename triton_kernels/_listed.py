@@ -40,7 +40,7 @@ def _distances(
 def distances(queries: _rows.Rows, gallery: _rows.Rows, to: Tensor) -> tuple[Tensor, Tensor]:
     """Squared distances (M,) of rows i and to[i], in difference form, and sums of their squared norms; 0 for none."""
     squared, norms = torch.empty_like(queries.scale), torch.empty_like(queries.scale)
-    m, block_m = queries.count, row_block(queries.x.device)
+    m, block_m = queries.count, row_block()
     if m > 0:
         launch(_distances, (triton.cdiv(m, block_m),))(
             queries.x, queries.scale, queries.state, gallery.x, gallery.scale, gallery.state, to, squared, norms, m,
@@ -90,7 +90,7 @@ def _add(
 
 def _add_all(sums: _rows.Sums, others: _rows.Rows, other: Tensor, weight: Tensor, begin: Tensor, end: Tensor) -> None:
     m, d = sums.rows.shape[-2:]
-    block_m, block_d = row_block(weight.device), power_of_two(d, 16, 128)
+    block_m, block_d = row_block(), power_of_two(d, 16, 128)
     if m > 0 and d > 0:
         launch(_add, (triton.cdiv(m, block_m), triton.cdiv(d, block_d)))(
             others.x, others.scale, other, weight, begin, end, sums.rows, sums.weights, m, D=d,

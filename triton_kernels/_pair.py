@@ -6,7 +6,7 @@ import triton.language as tl
 from . import _configs
 
 FLOAT32 = tl.constexpr(_configs.dot_precision("ieee"))
-INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+INTERPRETED = tl.constexpr(_configs.INTERPRETED)
 
 # State of a row: it takes part, ignore_index takes it out, or its norm is not finite.
 KEPT = tl.constexpr(1)

@@ -124,7 +124,7 @@ def prepare(
     scale, inverse, norms = (torch.empty(m, dtype=compute, device=x.device) for _ in range(3))
     state = torch.empty(m, dtype=torch.int32, device=x.device)
     if m > 0:
-        block_m = row_block(x.device)
+        block_m = row_block()
         launch(_prepare, (triton.cdiv(m, block_m),))(
             x, state if labels is None else labels, operand, scale, inverse, norms, state, m,
             0 if ignore_index is None else ignore_index, torch.finfo(compute).max * (1.0 if normalize else 0.125),
@@ -208,7 +208,7 @@ def finish_gradient(
     if m == 0 or d == 0:
         return grad
     all_nan = torch.zeros((), dtype=torch.bool, device=rows.x.device) if all_nan is None else all_nan
-    block_m = row_block(rows.x.device)
+    block_m = row_block()
     launch(_finish, (triton.cdiv(m, block_m),))(
         rows.x, sums.rows, sums.weights, rows.scale, rows.inverse, rows.state, all_nan, grad, m, sums.rows.shape[0],
         sign, D=d, NORMALIZE=normalize, NAN_ROWS=nan_rows, DTYPE=triton_dtype(rows.x.dtype), BLOCK_M=block_m,

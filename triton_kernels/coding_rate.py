@@ -103,8 +103,8 @@ def cholesky_fwd(A: Tensor, check: bool, need_inverse: bool) -> tuple[Tensor, Te
         logdet, inverse = _by_linalg(a, need_inverse)
     elif batch and n:
         padded = _configs.power_of_two(n, 1, SMALL)
-        # 2,048 numbers are 16 registers of each thread; what a program costs in the interpreter is not by its size.
-        matrices = max(1, (65536 if _pair.INTERPRETED else 2048) // padded**2)
+        # 2,048 numbers are 16 registers of each thread.
+        matrices = max(1, (65536 if _configs.INTERPRETED else 2048) // padded**2)
         launch(_sweep.invert, (triton.cdiv(batch, matrices),))(
             a, logdet, inverse, batch, n, P=matrices, N=padded, NEED_INVERSE=need_inverse, num_warps=4
         )

@@ -258,7 +258,7 @@ def soft_triple_fwd(
         x.operand, y, w.operand, x.scale, w.scale, parts, m, classes, *scalars, **tiles
     )
     lost = (w.state != _pair.KEPT.value).any()
-    block = _configs.row_block(x.x.device)
+    block = _configs.row_block()
     launch(_merge, (triton.cdiv(m, block),))(
         *(parts, y, x.state, lost, loss, stats, m, classes, splits), T=tiles["T"], BLOCK=block, num_warps=1
     )

@@ -15,7 +15,7 @@ from torch import Tensor
 from dmlkernels._checks import fail
 from dmlkernels.reference.spherical_expansion import NO_RESIDUAL
 
-from . import _pair, _rows
+from . import _configs, _pair, _rows
 from ._launch import launch
 
 LARGEST_FRAME = 32768  # entries of the padded frame: 64 registers of each of 512 threads
@@ -131,8 +131,7 @@ def _tiles(op: str, z: Tensor, n: int) -> tuple[int, dict[str, object]]:
         expected = f"such that n times D, both rounded up to powers of two, is at most {LARGEST_FRAME}: a frame is held"
         expected += " in registers (the native and the reference backend take more)"
         fail(op, "n", expected, f"{frame} x {width}")
-    # What a program costs in the interpreter hardly depends on its size.
-    samples = 16 if _pair.INTERPRETED else max(1, 256 // (frame * width))
+    samples = 16 if _configs.INTERPRETED else max(1, 256 // (frame * width))
     warps = max(1, min(16, samples * frame * width // 1024))
     return samples, {
         "SAMPLES": samples,

@@ -42,7 +42,7 @@ class Options(NamedTuple):
         return {
             "TERM": "softplus" if self.soft else "hinge",
             "DTYPE": _rows.triton_dtype(p.q.x.dtype),
-            **_configs.triplet_block(self.semihard, p.q.x.device),
+            **_configs.triplet_block(self.semihard),
         }
 
 

@@ -83,6 +83,11 @@ def _binder(kernel: JITFunction) -> Callable[..., Any]:
     return create_function_from_signature(kernel.signature, kernel.params, make_backend(GPUTarget("cuda", 90, 32)))
 
 
+def bound_arguments(kernel: JITFunction, arguments: tuple, named: dict[str, Any]) -> list[Any]:
+    """Those of a launch, in the order of the signature."""
+    return list(_binder(kernel)(*arguments, **named)[0].values())
+
+
 def specialised(kernel: JITFunction, arguments: tuple, named: dict[str, Any]) -> Case:
     """The case of a launch, by Triton's own launcher."""
     bound, kinds, options = _binder(kernel)(*arguments, **named)

@@ -5,7 +5,6 @@ In a process of its own: where the interpreter is on, nothing can be compiled.
 
 from __future__ import annotations
 
-import ast
 import importlib.util
 import json
 import os
@@ -14,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.sources import launched_kernels
 
 ROOT = Path(__file__).resolve().parents[2]
 ARCHITECTURES = ("80", "90", "100", "120")
@@ -25,28 +25,6 @@ def compile_kernels(*options: str) -> subprocess.CompletedProcess:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-W", "ignore", "-m", "bench.report.triton_resources", *options]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-
-
-def launched_kernels() -> set[str]:
-    """module.kernel of every `launch(kernel, grid)(...)` in triton_kernels."""
-    found = set()
-    for path in (ROOT / "triton_kernels").glob("*.py"):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        imported = {
-            alias.asname or alias.name: alias.name
-            for node in ast.walk(tree)
-            if isinstance(node, ast.ImportFrom) and node.level == 1
-            for alias in node.names
-        }
-        for node in ast.walk(tree):
-            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "launch"):
-                continue
-            kernel = node.args[0]
-            if isinstance(kernel, ast.Attribute) and isinstance(kernel.value, ast.Name):
-                found.add(f"{imported[kernel.value.id]}.{kernel.attr}")
-            elif isinstance(kernel, ast.Name):
-                found.add(f"{path.stem}.{kernel.id}")
-    return found
 
 
 def test_no_product_is_fused_with_a_sum():

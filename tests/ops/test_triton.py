@@ -209,6 +209,7 @@ SIZES = {
 def grids(monkeypatch):
     """The kernels and grids of all launches, none of which is done."""
     found = []
+    monkeypatch.setattr(_configs, "INTERPRETED", False)
 
     def note(kernel, grid):
         found.append((kernel.fn.__name__, grid))
