@@ -85,6 +85,12 @@ def choose(kernel: str, dtype: torch.dtype, width: int, device: torch.device, sq
     return Config(64, block_n, 32, block_d, 8, 2)
 
 
+def of_near_pairs(config: Config) -> Config:
+    """For the tiles that hold near pairs: smaller, since a search for them takes registers."""
+    side = config.block_m if INTERPRETED and config.block_m == 128 else min(config.block_m, 32)
+    return config._replace(block_m=side, block_n=side, num_warps=4)
+
+
 # Columns of a tile, and features of a sum, of kernels that keep more than a tile of distances between tiles, or decide
 # ties: 8 warps with 64² pairs of float32 would spill registers (bench/report/triton_resources.py).
 _COLUMNS = {
