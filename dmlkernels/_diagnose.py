@@ -12,6 +12,7 @@ import torch
 
 FROM_SOURCE = "build it from source: pip install -e . --no-build-isolation in a clone"
 OLDEST_GPU = (8, 0)  # asynchronous copies, and tensor-core products of bfloat16 and TF32, in CUDA as in Triton
+NO_TF32X3 = 'float32 products "tf32x3" are for NVIDIA\'s tensor cores; on ROCm "ieee" is as accurate in one product'
 # e_machine of an ELF file, as `platform.machine()` calls it.
 _PROCESSORS = {21: "ppc64le", 62: "x86_64", 183: "aarch64", 243: "riscv64"}
 
@@ -78,7 +79,9 @@ def unserved_gpu(capability: tuple[int, int], architectures: Sequence[str]) -> s
 
 @functools.cache
 def unsupported_by_triton(index: int) -> str | None:
-    """Why the Triton kernels cannot run on this GPU, or None."""
+    """Why the Triton kernels cannot run on this GPU, or None; AMD's GPUs have other numbers, and are untested."""
+    if torch.version.hip is not None:
+        return None
     capability = torch.cuda.get_device_capability(index)
     if capability >= OLDEST_GPU:
         return None

@@ -21,7 +21,10 @@ def lines() -> Iterator[tuple[str, str]]:
     yield "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     yield "threads", f"{torch.get_num_threads()} of {os.cpu_count()} cores"
     yield "backend", f'"{_backend.get_backend()}", float32 products "{_backend.get_float32_precision()}"'
-    available = {"native": {"cpu": _native_cpu, "cuda": _native_cuda}, "triton": {"cpu": _triton, "cuda": _triton}}
+    available = {
+        "native": {"cpu": _native_cpu, "cuda": _native_cuda},
+        "triton": {"cpu": _triton, "cuda": _triton, "xpu": _triton},
+    }
     for backend, devices in available.items():
         for device, describe in devices.items():
             there = device in _backend.loaded[backend]
@@ -59,7 +62,8 @@ def _carried() -> str | None:
 
 def _triton(device: str) -> str:
     version = importlib.metadata.version("triton")
-    return f"yes, Triton {version}" + (", interpreted: for tests" if device == "cpu" else "")
+    note = ", interpreted: for tests" if device == "cpu" else ", on ROCm: untested" if torch.version.hip else ""
+    return f"yes, Triton {version}{note}"
 
 
 def _gpus() -> Iterator[tuple[str, str]]:

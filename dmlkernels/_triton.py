@@ -13,8 +13,6 @@ import torch
 
 from . import _backend, _contract, _diagnose, _library, _verify
 
-SEARCH = os.environ.get("DMLKERNELS_AUTOTUNE") == "1"
-
 
 def interpreted() -> bool:
     """Whether Triton's interpreter runs the kernels, on CPU tensors; Triton reads the same variable."""
@@ -25,12 +23,14 @@ def load() -> None:
     """Put launchers behind the operators of `dmlkernels_triton`; note where there are none, and why."""
     why = _absent()
     cpu = "Triton takes CPU tensors only in its interpreter, for tests: set TRITON_INTERPRET=1 before Python starts"
-    cuda = "this torch is a build without CUDA"
+    cuda = "this torch is a build without CUDA or ROCm"
+    xpu = "the Triton kernels are for GPUs of NVIDIA and, untested, of AMD, whose tensors are cuda tensors"
     if interpreted():
         cuda = "TRITON_INTERPRET=1 is set, and the interpreter takes CPU tensors"
     for device, there, without in (
         ("cpu", interpreted(), cpu),
-        ("cuda", torch.version.cuda is not None and not interpreted(), cuda),
+        ("cuda", (torch.version.cuda or torch.version.hip) is not None and not interpreted(), cuda),
+        ("xpu", False, xpu),
     ):
         if why or not there:
             _backend.missing["triton", device] = why or without
@@ -52,23 +52,21 @@ def _absent() -> str | None:
 def _launch(operator: str, *arguments: Any) -> Any:
     named = _contract.OPERATORS[operator].named(arguments)
     _verify.check(operator, named, read=True)
-    launch = functools.partial(_launcher(operator), **named)
+    launcher = _launcher(operator)
     device = next(a.device for a in arguments if isinstance(a, torch.Tensor))
     if device.type != "cuda":
-        return launch()
+        return launcher(**named)
     if why := _diagnose.unsupported_by_triton(device.index):
         raise RuntimeError(f'{operator}: backend "triton" is not available on this GPU: {why}')
+    if torch.version.hip is not None and named.get("precision") == "tf32x3":
+        raise RuntimeError(f"{operator}: {_diagnose.NO_TF32X3}")
     with torch.cuda.device(device):  # Triton launches on the current one
-        if not SEARCH:
-            return launch()
-        from .triton_kernels import _autotune  # type: ignore[import-not-found]  # it stands elsewhere in a clone
-
-        return _autotune.searched(launch, (), torch.cuda.get_device_name(device))
+        return launcher(**named)
 
 
 @functools.cache
 def _launcher(operator: str) -> Callable[..., Any]:
-    from .triton_kernels import MODULES
+    from .triton_kernels import MODULES  # type: ignore[import-not-found]  # it stands elsewhere in a clone
 
     module = importlib.import_module(f"dmlkernels.triton_kernels.{MODULES[operator.rpartition('_')[0]]}")
     return module.OPERATORS[operator]

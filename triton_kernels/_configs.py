@@ -1,18 +1,15 @@
-"""Block sizes of the kernels on pairs: pinned, and searched for only with DMLKERNELS_AUTOTUNE=1."""
+"""Block sizes of the kernels on pairs: pinned, never searched for."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import json
-import re
-from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-TUNED = Path(__file__).parent / "tuned"
+from dmlkernels import _triton
+
+INTERPRETED = _triton.interpreted()  # what a program costs hardly depends on its size then
 
 
 class Config(NamedTuple):
@@ -39,25 +36,27 @@ def power_of_two(n: int, low: int, high: int) -> int:
     return min(high, max(low, 1 << max(n - 1, 0).bit_length()))
 
 
-def row_block(device: torch.device) -> int:
-    """Rows of one program of the kernels that go over rows; the interpreter's cost is by the operation."""
-    return 128 if device.type == "cpu" else 32
+def row_block() -> int:
+    """Rows of one program of the kernels that go over rows."""
+    return 128 if INTERPRETED else 32
 
 
-def triplet_block(semihard: bool, device: torch.device) -> dict[str, int]:
+def triplet_block(semihard: bool) -> dict[str, int]:
     """Positives and negatives that a program of triplet compares at a time.
 
-    Each thread keeps what it knows of all the positives, which of 8 semi-hard ones is more than its registers hold;
-    with 4 warps their loops keep more barriers than there are registers for.
+    Each thread keeps what it knows of all the positives, which of 8 semi-hard ones is more than its registers hold.
+    Their loops keep more barriers than there are registers for, unless one warp needs none.
     """
-    if device.type == "cpu":
+    if INTERPRETED:
         return {"BLOCK_P": 64, "BLOCK_N": 128, "num_warps": 4}
-    p, n, warps = (4, 64, 2) if semihard else (8, 128, 4)
+    p, n, warps = (2, 64, 1) if semihard else (8, 128, 4)
     return {"BLOCK_P": p, "BLOCK_N": n, "num_warps": warps}
 
 
 @functools.cache
 def _capability(index: int | None) -> int:
+    if torch.version.hip is not None:
+        return 0  # numbers of its own
     major, minor = torch.cuda.get_device_capability(index)
     return 10 * major + minor
 
@@ -68,21 +67,8 @@ def capability(device: torch.device) -> int:
 
 
 def choose(kernel: str, dtype: torch.dtype, width: int, device: torch.device, square: bool = False) -> Config:
-    """Block sizes for rows of `width` features in products of `dtype`; `square`: as many columns as rows.
-
-    What a search on a device of this name has found, or else what is pinned here.
-    """
-    key = f"{kernel}{' square' if square else ''} {str(dtype)[6:]} {width}"
-    if _asked is not None:
-        _asked[key] = square
-    found = _trials.get(key)
-    if found is None and device.type == "cuda":
-        found = tuned(torch.cuda.get_device_name(device)).get(key)
-    return found or _pinned(kernel, dtype, width, device, square)
-
-
-def _pinned(kernel: str, dtype: torch.dtype, width: int, device: torch.device, square: bool) -> Config:
-    if device.type == "cpu":
+    """Block sizes for rows of `width` features in products of `dtype`; `square`: as many columns as rows."""
+    if INTERPRETED:
         return Config(128, 128, power_of_two(width, 16, 128), power_of_two(width, 16, 128), 4, 1)
     if dtype == torch.float64:
         return Config(32, 32, 16 if kernel == "pair_loss_fwd" else 32, 32, 8, 2)
@@ -96,7 +82,13 @@ def _pinned(kernel: str, dtype: torch.dtype, width: int, device: torch.device, s
     block_n, block_d = (64, 64) if square else _COLUMNS.get(kernel, (32 if dtype == torch.float32 else 64, 64))
     if dtype == torch.float16 and kernel in ("pair_loss_bwd", "pairwise_bwd"):
         block_d = 32  # weights are multiplied in float32, with three times the operands
-    return Config(64, block_n, 32, block_d, 8, 2)
+    return Config(64, block_n, 32, block_d, 4 if kernel == "negatives" else 8, 2)
+
+
+def of_near_pairs(config: Config) -> Config:
+    """For the tiles that hold near pairs: smaller, since a search for them takes registers."""
+    side = config.block_m if INTERPRETED and config.block_m == 128 else min(config.block_m, 32)
+    return config._replace(block_m=side, block_n=side, num_warps=4)
 
 
 # Columns of a tile, and features of a sum, of kernels that keep more than a tile of distances between tiles, or decide
@@ -105,51 +97,19 @@ _COLUMNS = {
     "pairwise_bwd": (32, 32),
     "pair_loss_fwd": (32, 64),
     "pair_loss_bwd": (16, 32),
+    "distance_weighted_fwd": (32, 64),
     "positives": (16, 64),
     "negatives": (16, 64),
 }
 
 
-# A search in progress (`_autotune`): configurations asked for, whether square, and those on trial.
-_asked: dict[str, bool] | None = None
-_trials: dict[str, Config] = {}
-
-
-@contextlib.contextmanager
-def noted() -> Iterator[dict[str, bool]]:
-    """Within it, what is asked for is noted."""
-    global _asked
-    _asked = {}
-    try:
-        yield _asked
-    finally:
-        _asked = None
-
-
-@contextlib.contextmanager
-def trial(key: str, config: Config) -> Iterator[None]:
-    _trials[key] = config
-    try:
-        yield
-    finally:
-        del _trials[key]
-
-
-def tuned_file(device: str) -> Path:
-    return TUNED / f"{re.sub(r'[^a-z0-9]+', '-', device.lower()).strip('-')}.json"
-
-
-@functools.cache
-def tuned(device: str) -> dict[str, Config]:
-    """The committed results of searches on devices of this name."""
-    path = tuned_file(device)
-    if not path.is_file():
-        return {}
-    return {key: Config(**c) for key, c in json.loads(path.read_text(encoding="utf-8"))["configs"].items()}
-
-
 def dot_precision(precision: str) -> str:
-    """`input_precision` of tl.dot for float32 rows. Tensor cores have none in IEEE: three of TF32 are as good."""
+    """`input_precision` of tl.dot for float32 rows. Tensor cores have none in IEEE: three of TF32 are as good.
+
+    The matrix cores of ROCm's GPUs have it, and every setting is a lower bound of the accuracy.
+    """
+    if torch.version.hip is not None:
+        return "ieee"
     return {"ieee": "tf32x3", "tf32x3": "tf32x3", "tf32": "tf32", "bf16": "tf32"}[precision]
 
 
@@ -170,8 +130,9 @@ def parts(programs: int, tiles: int) -> int:
 
 
 SYMMETRIC_FROM = 4096  # fewer rows make fewer tiles than a GPU has room for, and atomics cost more than they save
+MOST_PAIRS = 32 * 32 * (2**31 - 1)  # tiles along the one axis of a grid that has room for more than 65,535 programs
 
 
-def by_tiles(rows: int, deterministic: bool) -> bool:
+def by_tiles(rows: int, columns: int, deterministic: bool) -> bool:
     """Whether a pair loss runs one program a tile, with atomics, or one a tile of rows, without."""
-    return not deterministic and rows >= SYMMETRIC_FROM
+    return not deterministic and rows >= SYMMETRIC_FROM and rows * columns <= MOST_PAIRS

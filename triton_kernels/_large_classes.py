@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from . import _configs, _pair, _sweep
+from ._launch import launch
 
 BLOCK = 64  # rows of a block, and of the largest class that is not one of these: coding_rate.SMALL
 
@@ -167,23 +168,23 @@ def _gradient(
         tl.store(grad_ptr + rows[:, None] * D + c[None, :], -a * grad, mask=(i < size)[:, None] & (c < D)[None, :])
 
 
-def launch(arguments: tuple, constants: dict, slots: int, largest_side: int) -> None:
+def rates_and_gradients(arguments: tuple, constants: dict, slots: int, largest_side: int) -> None:
     """Rates and gradients of the classes of more than 64 rows, into those of `arguments` (see coding_rate._classes)."""
     x, scale, order, begin, end, rates, grad, m, gain = arguments
     # Wider steps and deeper pipelines spill registers where mma.sync takes float32 operands from them (sm_80).
-    step = 64 if x.device.type == "cpu" else 16
+    step = 64 if _configs.INTERPRETED else 16
     constants = {**constants, "BLOCK": BLOCK, "STEP": step, "num_warps": 8, "num_stages": 2}
     need_grad, d = constants.pop("NEED_GRAD"), constants["D"]
     work = torch.empty(2, m, d, dtype=rates.dtype, device=x.device)
     blocks = triton.cdiv(largest_side, BLOCK)
-    _gram[(slots, blocks)](x, scale, order, begin, end, work[0], m, gain, **constants)
+    launch(_gram, (slots, blocks))(x, scale, order, begin, end, work[0], m, gain, **constants)
     for step in range(blocks):
         spaces = (begin, end, work[step % 2], work[(step + 1) % 2])
-        _pivots[(slots,)](*spaces, rates, m, step, D=d, T=constants["T"], BLOCK=BLOCK, num_warps=8)
-        _beside_pivots[(slots, blocks)](*spaces, m, step, **constants)
-        _others[(slots, blocks)](*spaces, m, step, **constants)
+        launch(_pivots, (slots,))(*spaces, rates, m, step, D=d, T=constants["T"], BLOCK=BLOCK, num_warps=8)
+        launch(_beside_pivots, (slots, blocks))(*spaces, m, step, **constants)
+        launch(_others, (slots, blocks))(*spaces, m, step, **constants)
     if need_grad:
         chunk = _configs.power_of_two(d, 16, 64)
-        _gradient[(triton.cdiv(m, BLOCK), triton.cdiv(d, chunk))](
+        launch(_gradient, (triton.cdiv(m, BLOCK), triton.cdiv(d, chunk)))(
             *(x, scale, order, begin, end, work[0], work[1], grad, m, gain), **constants, CHUNK=chunk
         )

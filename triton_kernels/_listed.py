@@ -9,6 +9,7 @@ from torch import Tensor
 
 from . import _pair, _rows
 from ._configs import power_of_two, row_block
+from ._launch import launch
 from ._pair import KEPT
 
 
@@ -39,9 +40,9 @@ def _distances(
 def distances(queries: _rows.Rows, gallery: _rows.Rows, to: Tensor) -> tuple[Tensor, Tensor]:
     """Squared distances (M,) of rows i and to[i], in difference form, and sums of their squared norms; 0 for none."""
     squared, norms = torch.empty_like(queries.scale), torch.empty_like(queries.scale)
-    m, block_m = queries.count, row_block(queries.x.device)
+    m, block_m = queries.count, row_block()
     if m > 0:
-        _distances[(triton.cdiv(m, block_m),)](
+        launch(_distances, (triton.cdiv(m, block_m),))(
             queries.x, queries.scale, queries.state, gallery.x, gallery.scale, gallery.state, to, squared, norms, m,
             gallery.count, D=queries.width, DTYPE=_rows.triton_dtype(queries.x.dtype), BLOCK_M=block_m,
             BLOCK_K=power_of_two(queries.width, 16, 64), num_warps=4,
@@ -87,11 +88,11 @@ def _add(
         tl.store(weights + rows, total, mask=inside)
 
 
-def _launch(sums: _rows.Sums, others: _rows.Rows, other: Tensor, weight: Tensor, begin: Tensor, end: Tensor) -> None:
+def _add_all(sums: _rows.Sums, others: _rows.Rows, other: Tensor, weight: Tensor, begin: Tensor, end: Tensor) -> None:
     m, d = sums.rows.shape[-2:]
-    block_m, block_d = row_block(weight.device), power_of_two(d, 16, 128)
+    block_m, block_d = row_block(), power_of_two(d, 16, 128)
     if m > 0 and d > 0:
-        _add[(triton.cdiv(m, block_m), triton.cdiv(d, block_d))](
+        launch(_add, (triton.cdiv(m, block_m), triton.cdiv(d, block_d)))(
             others.x, others.scale, other, weight, begin, end, sums.rows, sums.weights, m, D=d,
             DTYPE=_rows.triton_dtype(others.x.dtype), BLOCK_M=block_m, BLOCK_D=block_d, num_warps=4,
         )  # fmt: skip
@@ -100,7 +101,7 @@ def _launch(sums: _rows.Sums, others: _rows.Rows, other: Tensor, weight: Tensor,
 def add_to_queries(sums: _rows.Sums, gallery: _rows.Rows, to: Tensor, weight: Tensor) -> None:
     """weight[i] (f_i - g_to) adds to row i of the sums, which are those of `finish_gradient`, of one part, sign -1."""
     own = torch.arange(len(to) + 1, device=to.device)
-    _launch(sums, gallery, to, weight, own[:-1], own[1:])
+    _add_all(sums, gallery, to, weight, own[:-1], own[1:])
 
 
 def add_to_gallery(sums: _rows.Sums, queries: _rows.Rows, to: Tensor, weight: Tensor) -> None:
@@ -108,4 +109,4 @@ def add_to_gallery(sums: _rows.Sums, queries: _rows.Rows, to: Tensor, weight: Te
     chosen, order = torch.sort(to, stable=True)
     rows = torch.arange(sums.weights.shape[-1], device=to.device)
     begin, end = torch.searchsorted(chosen, rows), torch.searchsorted(chosen, rows, right=True)
-    _launch(sums, queries, order, weight[order], begin, end)
+    _add_all(sums, queries, order, weight[order], begin, end)

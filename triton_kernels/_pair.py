@@ -3,7 +3,10 @@
 import triton
 import triton.language as tl
 
-INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+from . import _configs
+
+FLOAT32 = tl.constexpr(_configs.dot_precision("ieee"))
+INTERPRETED = tl.constexpr(_configs.INTERPRETED)
 
 # State of a row: it takes part, ignore_index takes it out, or its norm is not finite.
 KEPT = tl.constexpr(1)
@@ -31,21 +34,9 @@ def is_near(squared, norms):
 
 
 @triton.jit
-def product(a, b):
-    """a * b, rounded, where the compiler may not make an fma of it."""
-    if INTERPRETED:
-        result = a * b
-    elif a.dtype == tl.float64:
-        result = tl.inline_asm_elementwise("mul.rn.f64 $0, $1, $2;", "=d,d,d", [a, b], tl.float64, True, 1)
-    else:
-        result = tl.inline_asm_elementwise("mul.rn.f32 $0, $1, $2;", "=f,f,f", [a, b], tl.float32, True, 1)
-    return result
-
-
-@triton.jit
 def add_squares(sums, x):
     """Partial sums (rows, 16) and the squares of 16 more columns."""
-    return sums + product(x, x)
+    return sums + x * x
 
 
 @triton.jit
@@ -108,8 +99,8 @@ def log_one_plus(x):
 
 @triton.jit
 def any_of(mask):
-    """Whether a mask (rows, columns) holds anywhere."""
-    return tl.max(tl.max(mask.to(tl.int32), 1), 0) > 0
+    """Whether a mask holds anywhere."""
+    return tl.max(mask.to(tl.int32)) > 0
 
 
 # Tiles. Rows are int64 row numbers; a row that does not take part is read as zeros.
@@ -150,10 +141,21 @@ def difference_form(x, y, rows, others, ok, row_scale, scale, D: tl.constexpr, D
     """Sums of (f - g)^2 of the pairs (row, other), exact where the product form cancels."""
     sums = tl.zeros((rows.shape[0], 16), DTYPE)
     for k in range(0, D, 16):
-        f = product(load_rows(x, rows, ok, k, D, 16).to(DTYPE), row_scale[:, None])
-        g = product(load_rows(y, others, ok, k, D, 16).to(DTYPE), scale[:, None])
+        f = load_rows(x, rows, ok, k, D, 16).to(DTYPE) * row_scale[:, None]
+        g = load_rows(y, others, ok, k, D, 16).to(DTYPE) * scale[:, None]
         sums = add_squares(sums, f - g)
     return add_halves(sums)
+
+
+@triton.jit
+def product_distances(
+    x_operand, y_operand, rows, cols, row_ok, col_ok, row_scale, col_scale, norms, wanted,
+    D: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Squared distances of a tile in product form, and which of the wanted pairs are too near for it."""
+    s = tile_product(x_operand, y_operand, rows, cols, row_ok, col_ok, D, PRECISION, DTYPE, BLOCK_K)
+    squared = product_form(s * (row_scale[:, None] * col_scale[None, :]), norms)
+    return squared, is_near(squared, norms) & wanted
 
 
 @triton.jit
@@ -162,9 +164,19 @@ def squared_distances(
     D: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Squared distances of a tile; near-duplicates among the wanted pairs in difference form."""
-    s = tile_product(x_operand, y_operand, rows, cols, row_ok, col_ok, D, PRECISION, DTYPE, BLOCK_K)
-    squared = product_form(s * (row_scale[:, None] * col_scale[None, :]), norms)
-    left = is_near(squared, norms) & wanted
+    squared, near = product_distances(
+        x_operand, y_operand, rows, cols, row_ok, col_ok, row_scale, col_scale, norms, wanted,
+        D, PRECISION, DTYPE, BLOCK_K,
+    )  # fmt: skip
+    return nearby_distances(squared, near, x, y, rows, cols, row_scale, col_scale, D, DTYPE)
+
+
+@triton.jit
+def nearby_distances(
+    squared, near, x, y, rows, cols, row_scale, col_scale, D: tl.constexpr, DTYPE: tl.constexpr
+):  # fmt: skip
+    """Squared distances of a tile, those of the near pairs in difference form."""
+    left = near
     # Few pairs are near: one of each row at a time.
     place = tl.arange(0, cols.shape[0])
     while any_of(left):
@@ -339,7 +351,7 @@ def add_weighted_rows(acc, high, low, x, ROUNDING: tl.constexpr, PRECISION: tl.c
         acc = dot(high.to(tl.bfloat16), x, acc, PRECISION)
     elif x.dtype == tl.float16:
         # Weights leave float16's range; TF32 holds the rows exactly.
-        acc = dot(high, x.to(tl.float32), acc, "tf32x3")
+        acc = dot(high, x.to(tl.float32), acc, FLOAT32)
     else:
         acc = dot(high, x, acc, PRECISION)
     return acc

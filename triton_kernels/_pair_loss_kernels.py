@@ -15,11 +15,14 @@ from ._pair_loss import (
     bounds_of,
     count,
     facts,
+    in_tile,
+    is_left,
+    leave,
     measure_tile,
     merge,
     no_sums,
     of_count,
-    present,
+    of_tile,
     side_numbers,
     side_terms,
     taking_part,
@@ -53,7 +56,7 @@ def forward_rows(
     pos_members, neg_members, pos_taking, neg_taking = none, none, none, none
     for tile in range(part * part_tiles, tl.minimum((part + 1) * part_tiles, tl.cdiv(N, BLOCK_N))):
         cols = (tile * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
-        pairs = measure_tile(f, g, rows, row_facts, cols, facts(g, cols, N, FORM), FORM, BLOCK_K)
+        pairs = measure_tile(f, g, rows, row_facts, cols, facts(g, cols, N, FORM), True, FORM, BLOCK_K)
         in_pos = taking_part(pairs.measured, pairs.positive, pos_bound, pos, FORM.pos, FORM)
         in_neg = taking_part(pairs.measured, pairs.negative, neg_bound, neg, FORM.neg, FORM)
         counts = count(pairs, in_pos, in_neg, 1)
@@ -61,17 +64,17 @@ def forward_rows(
         neg_members += of_count(counts, 1)
         pos_taking += of_count(counts, 2)
         neg_taking += of_count(counts, 3)
-        some = present(counts)
-        if some >> 16 != 0:
+        votes = in_tile(in_pos, in_neg)
+        if votes != 0:
             # Several tiles of BLOCK share one byte, and all write the same.
             tl.store(active + (i * BLOCK_M // TILE) * tl.cdiv(N, TILE) + tile * BLOCK_N // TILE, 1)
             v = value_of(pairs.measured, FORM)
             # Most tiles have pairs of one side.
             if FORM.pos != "none":
-                if of_count(some, 2) > 0:
+                if of_tile(votes, 0) > 0:
                     pos_sums = add_to_rows(pos_sums, v, in_pos, pos_bound, pos, FORM.pos, FORM)
             if FORM.neg != "none":
-                if of_count(some, 3) > 0:
+                if of_tile(votes, 1) > 0:
                     neg_sums = add_to_rows(neg_sums, v, in_neg, neg_bound, neg, FORM.neg, FORM)
     parts, rows_of_all = tl.num_programs(1), M.to(tl.int64)
     at, length = sums + part * rows_of_all + rows, parts * rows_of_all
@@ -99,29 +102,35 @@ def forward_tiles(
     pos_temperature: tl.float64, pos_shift: tl.float64,
     neg_scale: tl.float64, neg_base: tl.float64, neg_ramp: tl.float64, neg_origin: tl.float64,
     neg_temperature: tl.float64, neg_shift: tl.float64,
-    bounds, sums, active, M, row_tiles,
-    FORM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    bounds, sums, active, near, M, row_tiles,
+    NEARBY: tl.constexpr, NEAR_SIDE: tl.constexpr, FORM: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One tile of the upper triangle, added to its rows and columns (no running maximum can be added atomically)."""
     i, j = _pair.upper_tile(tl.program_id(0), row_tiles)
+    if is_left(near, i, j, M, NEARBY, NEAR_SIDE, FORM, BLOCK_M):
+        return
     rows = i.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     cols = j.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     row_facts, col_facts = facts(f, rows, M, FORM), facts(g, cols, M, FORM)
-    pairs = measure_tile(f, g, rows, row_facts, cols, col_facts, FORM, BLOCK_K)
+    pairs = measure_tile(f, g, rows, row_facts, cols, col_facts, NEARBY, FORM, BLOCK_K)
+    if leave(pairs, near, i, j, M, NEARBY, NEAR_SIDE, FORM):
+        return
     pos = side_numbers(pos_scale, pos_base, pos_ramp, pos_origin, pos_temperature, pos_shift, FORM)
     neg = side_numbers(neg_scale, neg_base, neg_ramp, neg_origin, neg_temperature, neg_shift, FORM)
     of_rows = _end_of(pairs, bounds, rows, row_facts[0], M, pos, neg, 1, FORM)
     of_cols = _end_of(pairs, bounds, cols, col_facts[0], M, pos, neg, 0, FORM)
     above, beside = i * BLOCK_M // TILE, j * BLOCK_N // TILE
-    if of_rows.some >> 16 != 0:
+    if of_rows.votes != 0:
         tl.store(active + above * tl.cdiv(M, TILE) + beside, 1)
-    if of_cols.some >> 16 != 0:
+    if of_cols.votes != 0:
         tl.store(active + beside * tl.cdiv(M, TILE) + above, 1)
     v = value_of(pairs.measured, FORM)
+    members = in_tile(pairs.positive, pairs.negative)
     if FORM.pos != "none":
-        _add_side(sums, v, of_rows, of_cols, i != j, M, pos, 0, FORM.pos, FORM)
+        _add_side(sums, v, members, of_rows, of_cols, i != j, M, pos, 0, FORM.pos, FORM)
     if FORM.neg != "none":
-        _add_side(sums + SUMS * M.to(tl.int64), v, of_rows, of_cols, i != j, M, neg, 1, FORM.neg, FORM)
+        _add_side(sums + SUMS * M.to(tl.int64), v, members, of_rows, of_cols, i != j, M, neg, 1, FORM.neg, FORM)
 
 
 class _End(NamedTuple):
@@ -132,7 +141,7 @@ class _End(NamedTuple):
     bounds: tuple
     taking: tuple
     counts: tl.tensor
-    some: tl.tensor
+    votes: tl.tensor  # `in_tile` of those that take part
 
 
 @triton.jit
@@ -141,17 +150,19 @@ def _end_of(pairs, bounds, index, ok, M, pos, neg, AXIS: tl.constexpr, FORM: tl.
     in_pos = taking_part(pairs.measured, pairs.positive, pos_bound, pos, FORM.pos, FORM)
     in_neg = taking_part(pairs.measured, pairs.negative, neg_bound, neg, FORM.neg, FORM)
     counts = count(pairs, in_pos, in_neg, AXIS)
-    return _End(index, ok, (pos_bound, neg_bound), (in_pos, in_neg), counts, present(counts))
+    return _End(index, ok, (pos_bound, neg_bound), (in_pos, in_neg), counts, in_tile(in_pos, in_neg))
 
 
 @triton.jit
-def _add_side(sums, v, of_rows, of_cols, columns, M, side, SIDE: tl.constexpr, TERM: tl.constexpr, FORM: tl.constexpr):
+def _add_side(
+    sums, v, members, of_rows, of_cols, columns, M, side, SIDE: tl.constexpr, TERM: tl.constexpr, FORM: tl.constexpr
+):  # fmt: skip
     """The pairs of one side, added to their rows and columns."""
-    if of_count(of_rows.some, SIDE) > 0:
+    if of_tile(members, SIDE) > 0:
         _add_members(sums, of_rows, M, SIDE, FORM)
         if columns:
             _add_members(sums, of_cols, M, SIDE, FORM)
-    if of_count(of_rows.some | of_cols.some, 2 + SIDE) > 0:
+    if of_tile(of_rows.votes | of_cols.votes, SIDE) > 0:
         _add_terms(sums, v, of_rows, M, side, 1, SIDE, TERM, FORM)
         if columns:
             # Without bounds, what is computed of a pair for its row serves its column.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from . import _pair
 from ._configs import power_of_two, row_block
+from ._launch import launch
 from ._pair import IGNORED, KEPT, NON_FINITE
 
 
@@ -69,7 +70,7 @@ def _prepare(
     for k in range(0, D, 16):
         values = _pair.load_rows(x, rows, ok, k, D, 16).to(DTYPE)
         exact = _pair.add_squares(exact, values)
-        scaled = _pair.add_squares(scaled, _pair.product(values, quotient(1.0, shortest)))
+        scaled = _pair.add_squares(scaled, values * quotient(1.0, shortest))
         if DROPPED > 0:
             values = _pair.keep_bits(values, DROPPED)
             rounded = _pair.add_squares(rounded, values)
@@ -123,8 +124,8 @@ def prepare(
     scale, inverse, norms = (torch.empty(m, dtype=compute, device=x.device) for _ in range(3))
     state = torch.empty(m, dtype=torch.int32, device=x.device)
     if m > 0:
-        block_m = row_block(x.device)
-        _prepare[(triton.cdiv(m, block_m),)](
+        block_m = row_block()
+        launch(_prepare, (triton.cdiv(m, block_m),))(
             x, state if labels is None else labels, operand, scale, inverse, norms, state, m,
             0 if ignore_index is None else ignore_index, torch.finfo(compute).max * (1.0 if normalize else 0.125),
             D=d, NORMALIZE=normalize, IGNORE=labels is not None and ignore_index is not None, DROPPED=dropped,
@@ -207,8 +208,8 @@ def finish_gradient(
     if m == 0 or d == 0:
         return grad
     all_nan = torch.zeros((), dtype=torch.bool, device=rows.x.device) if all_nan is None else all_nan
-    block_m = row_block(rows.x.device)
-    _finish[(triton.cdiv(m, block_m),)](
+    block_m = row_block()
+    launch(_finish, (triton.cdiv(m, block_m),))(
         rows.x, sums.rows, sums.weights, rows.scale, rows.inverse, rows.state, all_nan, grad, m, sums.rows.shape[0],
         sign, D=d, NORMALIZE=normalize, NAN_ROWS=nan_rows, DTYPE=triton_dtype(rows.x.dtype), BLOCK_M=block_m,
         BLOCK_K=power_of_two(d, 16, 64), num_warps=8,

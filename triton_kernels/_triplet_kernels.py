@@ -20,7 +20,8 @@ def distances(
     DTYPE: tl.constexpr, TILE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One tile of the rows from `first`. ONLY_ACTIVE: tiles that are not marked get +inf unseen."""
-    i, j = first // BLOCK_M + tl.program_id(0), tl.program_id(1)
+    program, col_tiles = tl.program_id(0), tl.cdiv(N, BLOCK_N)
+    i, j = first // BLOCK_M + program // col_tiles, program % col_tiles
     rows = i.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     cols = j.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = (rows < M)[:, None] & (cols < N)[None, :]

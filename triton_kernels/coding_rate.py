@@ -24,6 +24,7 @@ from torch import Tensor
 from dmlkernels.reference.coding_rate import rate_scale
 
 from . import _configs, _large_classes, _pair, _rows, _sweep
+from ._launch import launch
 
 SMALL = 64  # largest matrix of one program
 # Sizes of classes, smallest and largest, of one kernel; its warps, and the columns that it reads at a time.
@@ -102,9 +103,9 @@ def cholesky_fwd(A: Tensor, check: bool, need_inverse: bool) -> tuple[Tensor, Te
         logdet, inverse = _by_linalg(a, need_inverse)
     elif batch and n:
         padded = _configs.power_of_two(n, 1, SMALL)
-        # 2,048 numbers are 16 registers of each thread; what a program costs in the interpreter is not by its size.
-        matrices = max(1, (65536 if _pair.INTERPRETED else 2048) // padded**2)
-        _sweep.invert[(triton.cdiv(batch, matrices),)](
+        # 2,048 numbers are 16 registers of each thread.
+        matrices = max(1, (65536 if _configs.INTERPRETED else 2048) // padded**2)
+        launch(_sweep.invert, (triton.cdiv(batch, matrices),))(
             a, logdet, inverse, batch, n, P=matrices, N=padded, NEED_INVERSE=need_inverse, num_warps=4
         )
     if check:
@@ -175,11 +176,13 @@ def coding_rate_fwd(
         if smallest <= m and (labels is not None or m <= largest):
             programs = 1 if labels is None else triton.cdiv(m, smallest)
             block_k = _configs.power_of_two(d, 16, columns)
-            _classes[(programs,)](
+            launch(_classes, (programs,))(
                 *arguments, **constants, SMALLEST=smallest, N=largest, BLOCK_K=block_k, num_warps=warps
             )
     if m > SMALL:
-        _large_classes.launch(arguments, constants, 1 if labels is None else triton.cdiv(m, SMALL + 1), min(m, d))
+        _large_classes.rates_and_gradients(
+            arguments, constants, 1 if labels is None else triton.cdiv(m, SMALL + 1), min(m, d)
+        )
     lost = (rows.state != _pair.KEPT.value).any()
     rate = torch.where(lost, torch.nan, rates.sum(dtype=torch.float64)).to(dtype)
     if not need_grad:

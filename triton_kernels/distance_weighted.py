@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _configs, _pair, _problem
+from ._launch import launch
 from ._pair import KEPT
 
 SUMS_BYTES = 128 << 20  # largest workspace of the sums by row and column tile
@@ -165,8 +166,8 @@ def _draw(
     tl.store(index_out + at, tl.where(some, index, -1), mask=inside)
 
 
-def _draw_blocks(device: torch.device, width: int, block_n: int) -> dict[str, int]:
-    if device.type == "cpu":
+def _draw_blocks(width: int, block_n: int) -> dict[str, int]:
+    if _configs.INTERPRETED:
         return {"BLOCK_R": 64, "BLOCK_T": 16, "BLOCK_K": _configs.power_of_two(width, 16, 64), "num_warps": 1}
     # About 32 numbers of the gallery rows to a thread.
     return {"BLOCK_R": max(1, 128 // block_n), "BLOCK_T": 32, "BLOCK_K": 32, "num_warps": 4}
@@ -189,15 +190,15 @@ def forward(*, uniforms: Tensor, cutoff: float, nonzero_loss_cutoff: float, prec
     # Squares as the kernels compare them; the smallest has a logarithm in float32.
     limits = (max(cutoff**2, 1e-37), nonzero_loss_cutoff**2)
     constants = p.constants()
-    blocks = _draw_blocks(p.q.x.device, p.queries.width, config.block_n)
+    blocks = _draw_blocks(p.queries.width, config.block_n)
     q, g, u = p.q, p.g, uniforms.contiguous()
     for first in range(0, m, rows):
         count = min(rows, m - first)
-        _sums[(triton.cdiv(count, config.block_m), parts)](
+        launch(_sums, (triton.cdiv(count, config.block_m), parts))(
             *q, *g, *limits, largest, sums, first, first + count, n, triton.cdiv(tiles, parts),
             PRECISION=_configs.dot_precision(precision), **constants, **config.tile(),
         )  # fmt: skip
-        _draw[(triton.cdiv(count * samples, blocks["BLOCK_R"]),)](
+        launch(_draw, (triton.cdiv(count * samples, blocks["BLOCK_R"]),))(
             q.x, q.scale, q.labels, q.ids, g.x, g.scale, g.labels, g.ids, g.state, p.all_nan, u, *limits,
             largest, sums, index, first, count * samples, samples, n, tiles,
             **constants, BLOCK_N=config.block_n, **blocks,

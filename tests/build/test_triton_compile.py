@@ -5,7 +5,6 @@ In a process of its own: where the interpreter is on, nothing can be compiled.
 
 from __future__ import annotations
 
-import ast
 import importlib.util
 import json
 import os
@@ -14,9 +13,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.sources import launched_kernels
 
 ROOT = Path(__file__).resolve().parents[2]
-ARCHITECTURES = ("80", "90", "100")
+ARCHITECTURES = ("80", "90", "100", "120")
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
@@ -27,26 +27,12 @@ def compile_kernels(*options: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
-def launched_kernels() -> set[str]:
-    """module.kernel of every `kernel[grid](...)` in triton_kernels."""
-    found = set()
-    for path in (ROOT / "triton_kernels").glob("*.py"):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        imported = {
-            alias.asname or alias.name: alias.name
-            for node in ast.walk(tree)
-            if isinstance(node, ast.ImportFrom) and node.level == 1
-            for alias in node.names
-        }
-        for node in ast.walk(tree):
-            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript)):
-                continue
-            kernel = node.func.value
-            if isinstance(kernel, ast.Attribute) and isinstance(kernel.value, ast.Name):
-                found.add(f"{imported[kernel.value.id]}.{kernel.attr}")
-            elif isinstance(kernel, ast.Name):
-                found.add(f"{path.stem}.{kernel.id}")
-    return found
+def test_no_product_is_fused_with_a_sum():
+    """In squared norms and difference forms: a copy lies at distance 0. Of every kernel the tests below see it."""
+    kernels = ("_rows._prepare", "pairwise._forward", "_listed._distances")
+    done = compile_kernels("--quick", "--dtypes", "float32", "--architectures", "80", "--kernels", *kernels)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("5 kernels")
 
 
 @pytest.mark.full

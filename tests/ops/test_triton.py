@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -19,17 +20,17 @@ from support.pairwise import rows
 from support.ranked_list import OPTIONS, draw, match
 
 import dmlkernels
+from bench.report import triton_cases
 from dmlkernels import _backend, _verify
 from dmlkernels import functional as F
+from dmlkernels._contract import OPERATORS
 from dmlkernels.testing import assert_matches, evaluate, make_pairs
 
 triton = pytest.importorskip("triton")
 
-from dmlkernels.triton_kernels import _autotune, _configs, _pair  # noqa: E402  (needs Triton)
-from dmlkernels.triton_kernels.pairwise import OPERATORS  # noqa: E402
+from dmlkernels.triton_kernels import MODULES, _configs, _pair  # noqa: E402  (needs Triton)
 
 ROOT = Path(__file__).resolve().parents[2]
-CUDA = torch.device("cuda", 0)
 NAMES = ["default", "weight_grad", "query", "easy", "pml_constant", "unnormalized"]
 
 
@@ -71,6 +72,13 @@ def test_tiles_with_atomics(triton_device, by_tiles, name, n, dtype):
 @pytest.mark.parametrize("name", ["weight_grad", "query"])
 def test_small_blocks_with_atomics(triton_device, by_tiles, small_blocks, name, n):
     match(draw("random", 133, n, 20, OPTIONS[name], seed=3, device=triton_device), OPTIONS[name])
+
+
+@pytest.mark.parametrize("n", [None, 90], ids=["self", "reference"])
+@pytest.mark.parametrize("kind", ["duplicates", "collapsed"])
+def test_tiles_of_near_pairs(triton_device, by_tiles, small_blocks, kind, n):
+    """A second launch takes them, by smaller tiles."""
+    match(draw(kind, 133, n, 20, seed=3, device=triton_device), OPTIONS["default"])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda d: str(d)[6:])
@@ -191,31 +199,47 @@ def test_rounded_copies_stay_at_distance_zero(triton_device, monkeypatch):
     assert torch.equal(out.diagonal(40), torch.zeros_like(out.diagonal(40)))
 
 
-# Configurations: pinned, unless a search on a device of the same name has left a file.
+# Grids: a GPU takes 2^31 - 1 programs along the first axis, and 65,535 along the others.
+
+MANY = 8_400_000
+# Rows, gallery rows and classes, and what is left out: a matrix that no memory holds, and a walk in many stripes.
+LARGE = ("pairwise", "triplet", "distance_weighted")
+SIZES = {
+    "gallery": (300, MANY, 1000, ()),
+    "rows": (MANY, 1, 1000, LARGE),
+    "classes": (300, 300, 300_000, ()),
+    "both": (4_300_000, 4_300_000, 1000, LARGE),
+}
 
 
-def test_a_search_leaves_a_file_and_only_a_search_does(triton_device, monkeypatch, tmp_path):
-    monkeypatch.setattr(_configs, "TUNED", tmp_path / "tuned")
-    _configs.tuned.cache_clear()
-    x = torch.randn(70, 20, device=triton_device)
-    operator = OPERATORS["pairwise_fwd"]
-    expected = operator(x, None, "dot", True, "ieee")
-    assert not _configs.TUNED.exists()
+@pytest.fixture
+def grids(monkeypatch):
+    """The kernels and grids of all launches, none of which is done."""
+    found = []
+    monkeypatch.setattr(_configs, "INTERPRETED", False)
 
-    best = _configs.Config(64, 64, 64, 32, 8, 3)
-    monkeypatch.setattr(_autotune, "candidates", lambda square: [_configs.Config(128, 128, 32, 32, 4, 2), best])
-    key = "pairwise_fwd square float32 20"
-    monkeypatch.setattr(_autotune, "milliseconds", lambda call: (call(), _configs._trials[key].block_m)[1])
-    torch.testing.assert_close(_autotune.searched(operator, (x, None, "dot", True, "ieee"), "Some GPU"), expected)
-    _configs.tuned.cache_clear()
-    assert _configs.tuned("Some GPU") == {key: best}
-    assert [path.name for path in _configs.TUNED.iterdir()] == ["some-gpu.json"]
+    def note(kernel, grid):
+        found.append((kernel.fn.__name__, grid))
+        return lambda *arguments, **named: None
 
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
-    monkeypatch.setattr(_configs, "_capability", lambda index: 90)
-    for width, config in ((20, best), (24, _configs._pinned("pairwise_fwd", x.dtype, 24, CUDA, True))):
-        assert _configs.choose("pairwise_fwd", x.dtype, width, CUDA, square=True) == config
-    _configs.tuned.cache_clear()
+    for module in set(MODULES.values()) | {"_rows", "_listed", "_large_classes"}:
+        monkeypatch.setattr(importlib.import_module(f"dmlkernels.triton_kernels.{module}"), "launch", note)
+    return found
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_no_grid_is_larger_than_a_gpu_takes(grids, monkeypatch, size):
+    m, n, classes, left_out = SIZES[size]
+    monkeypatch.setattr(triton_cases, "M", m)
+    monkeypatch.setattr(triton_cases, "N", n)
+    monkeypatch.setattr(triton_cases, "C", classes)
+    for operator, arguments in triton_cases.calls([torch.float32], quick=False):
+        operation = operator.rpartition("_")[0]
+        if operation not in left_out:
+            module = importlib.import_module(f"dmlkernels.triton_kernels.{MODULES[operation]}")
+            module.OPERATORS[operator](**OPERATORS[operator].named(arguments))
+    assert len(grids) > 100
+    assert [(name, grid) for name, grid in grids if grid[0] >= 2**31 or any(side > 65535 for side in grid[1:])] == []
 
 
 # Specialisations: the sizes of a batch are not among what Triton compiles for.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
+import unittest.mock
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ import torch
 from support.contract import Recorder
 
 import dmlkernels
-from dmlkernels import _backend, _diagnose
+from dmlkernels import _backend, _diagnose, _triton, _verify
 from dmlkernels import functional as F
 from dmlkernels._autotable import FASTEST
 from dmlkernels._contract import SCHEMAS
@@ -155,6 +157,43 @@ def test_auto_takes_the_faster_one(gpu, monkeypatch):
     assert _backend.namespace("ranked_list_loss", gpu) == "dmlkernels"
     monkeypatch.setitem(_backend.loaded, "native", set())
     assert _backend.namespace("ranked_list_loss", gpu) == "dmlkernels_triton"
+
+
+@pytest.fixture
+def rocm(gpu, monkeypatch):
+    """Looks like a GPU of a torch for ROCm."""
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (1, 0))
+    monkeypatch.setitem(_backend.loaded, "native", set())
+    return gpu
+
+
+def test_rocm_has_triton_kernels(rocm):
+    assert _backend.namespace("mine", rocm) == "dmlkernels_triton"
+    assert _diagnose.unsupported_by_triton(0) is None
+
+
+@pytest.mark.parametrize("precision", ["ieee", "tf32x3"])
+def test_rocm_takes_whole_products_of_float32(rocm, monkeypatch, precision):
+    """As the launcher would see them, if there were such a tensor here."""
+    fake = unittest.mock.Mock(spec=torch.Tensor, device=rocm)
+    monkeypatch.setattr(_triton, "_launcher", lambda operator: lambda **named: "launched")
+    monkeypatch.setattr(_verify, "check", lambda *arguments, **named: None)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    arguments = (fake, None, "dot", True, precision)
+    if precision == "ieee":
+        assert _triton._launch("pairwise_fwd", *arguments) == "launched"
+    else:
+        with pytest.raises(RuntimeError, match='pairwise_fwd: float32 products "tf32x3" are for NVIDIA'):
+            _triton._launch("pairwise_fwd", *arguments)
+
+
+def test_xpu_is_refused():
+    with (
+        dmlkernels.use_backend("triton"),
+        pytest.raises(RuntimeError, match=r"not available for xpu tensors: the Triton kernels are for GPUs of NVIDIA"),
+    ):
+        _backend.namespace("mine", torch.device("xpu"))
 
 
 def test_a_gpu_that_triton_does_not_support(gpu, monkeypatch):
