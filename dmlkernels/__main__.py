@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import dmlkernels
 
+from . import selfcheck
 from ._info import show as show_info
-from .selfcheck import run as run_check
 from .train import cli
 
 
@@ -21,7 +20,16 @@ def _info(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    return run_check()
+    there = selfcheck.targets()
+    chosen = [(b, d) for b, d in there if arguments.backend in (None, b) and arguments.device in (None, d)]
+    unknown = sorted(set(arguments.names) - {case.name for case in selfcheck.CASES})
+    if unknown:
+        print(f"check: no operation is called {unknown[0]!r}", file=sys.stderr)
+    elif not chosen:
+        print("check: no such backend for such a device here, see `python -m dmlkernels info`", file=sys.stderr)
+    else:
+        return selfcheck.run(arguments.names, chosen)
+    return 2
 
 
 def _bench(arguments: argparse.Namespace) -> int:
@@ -35,12 +43,15 @@ def _bench(arguments: argparse.Namespace) -> int:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m dmlkernels", description=dmlkernels.__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    simple: list[tuple[str, Callable[[argparse.Namespace], int], str]] = [
-        ("info", _info, "what is available here and why the rest is not"),
-        ("check", _check, "numeric self-test of every operation and backend of this machine against float64"),
-    ]
-    for name, run, text in simple:
-        commands.add_parser(name, help=text).set_defaults(run=run)
+    info = commands.add_parser("info", help="what is available here and why the rest is not")
+    info.set_defaults(run=_info)
+    check = commands.add_parser(
+        "check", help="numeric self-test of every operation and backend of this machine against float64"
+    )
+    check.add_argument("names", nargs="*", metavar="OPERATION", help="as its lines name it (default: every one)")
+    check.add_argument("--backend", choices=("native", "triton", "reference"), help="only this one")
+    check.add_argument("--device", choices=("cpu", "cuda"), help="only tensors there")
+    check.set_defaults(run=_check)
     bench = commands.add_parser("bench", help="the benchmark table (arguments go to bench/kernels/run.py)")
     bench.add_argument("rest", nargs=argparse.REMAINDER)
     bench.set_defaults(run=_bench)

@@ -99,6 +99,8 @@ def namespace(op: str, device: torch.device) -> str | None:
 def _fastest_on_gpu(op: str, index: int) -> str:
     """native or triton, as `_autotable` has it for this GPU; otherwise native where it is loaded."""
     usable = [name for name in ("native", "triton") if "cuda" in loaded[name]]
+    if not torch.cuda.is_available():  # fakes of CUDA tensors, which are traced where there is no GPU too
+        return usable[0] if usable else "native"
     if "triton" in usable and _diagnose.unsupported_by_triton(index):
         usable.remove("triton")
     listed = FASTEST.get(torch.cuda.get_device_name(index), {}).get(op)

@@ -33,27 +33,27 @@ class Option:
         self.default, self.check, self.arguments, self.optional = default, check, arguments, optional
 
     def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
+        # Not its own name: torch 2.11 compiles a look into `__dict__` for that as one at the attribute, and so on.
+        self.name, self.kept = name, f"_{name}"
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         if instance is None and self.default is REQUIRED:
             raise AttributeError(f"{self.name} has no default")
-        return self.default if instance is None else instance.__dict__[self.name]
+        return self.default if instance is None else getattr(instance, self.kept)
 
     def __set__(self, instance: Any, value: Any) -> None:
         if not (self.optional and value is None):
             value = self.check(instance.op, self.name, value, *self.arguments)
-        instance.__dict__[self.name] = value
+        setattr(instance, self.kept, value)
 
 
 class Fixed(Option):
     """What parameters or buffers are made by, once."""
 
     def __set__(self, instance: Any, value: Any) -> None:
-        if self.name in instance.__dict__:
-            _checks.fail(
-                instance.op, self.name, f"left at {instance.__dict__[self.name]} once it is chosen", repr(value)
-            )
+        if hasattr(instance, self.kept):
+            chosen = getattr(instance, self.kept)
+            _checks.fail(instance.op, self.name, f"left at {chosen} once it is chosen", repr(value))
         super().__set__(instance, value)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import torch
@@ -79,27 +79,40 @@ def _value_and_gradient(case: Case, x: Tensor, labels: Tensor) -> tuple[Tensor, 
     return out.detach().double().cpu(), grad.double().cpu()
 
 
-def _error(got: Tensor, truth: Tensor) -> float:
-    return float((got - truth).abs().max() / truth.abs().max())
+def relative_error(got: Tensor, truth: Tensor) -> float:
+    """The largest error, relative to the largest entry of the truth."""
+    return float((got - truth).abs().max() / truth.abs().max().clamp_min(torch.finfo(truth.dtype).tiny))
 
 
-def run() -> int:
-    """Print one line for each operation, backend, device and dtype; 1 if any is outside its tolerance."""
+def targets() -> list[tuple[str, str]]:
+    """The reference, and the backends with kernels for a device that is here."""
+    kernels = [(name, device) for name, devices in _backend.loaded.items() for device in sorted(devices)]
+    # The CUDA kernels load with a torch that has CUDA, whether there is a GPU or not.
+    return [("reference", "cpu"), *(target for target in kernels if target[1] != "cuda" or torch.cuda.is_available())]
+
+
+def run(names: Collection[str] = (), chosen: Collection[tuple[str, str]] = ()) -> int:
+    """Print one line for each operation, backend, device and dtype; 1 if any is outside its tolerance.
+
+    Args:
+        names: the cases to run; all of them if there is none.
+        chosen: backends and devices; without any, `targets()`.
+    """
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(ROWS, WIDTH, generator=generator, dtype=torch.float64)
     labels = torch.randint(0, CLASSES, (ROWS,), generator=generator)
-    targets = [("reference", "cpu")]
-    targets += [(name, device) for name, devices in _backend.loaded.items() for device in sorted(devices)]
     failed = 0
     for case in CASES:
+        if names and case.name not in names:
+            continue
         for dtype, tolerance in TOLERANCE.items():
             x = rows.to(dtype)
             with _backend.use_backend("reference"):
                 truth = _value_and_gradient(case, x.double(), labels)
-            for backend, device in targets:
+            for backend, device in chosen or targets():
                 with _backend.use_backend(backend):
                     got = _value_and_gradient(case, x.to(device), labels.to(device))
-                errors = [_error(g, t) for g, t in zip(got, truth, strict=True)]
+                errors = [relative_error(g, t) for g, t in zip(got, truth, strict=True)]
                 good = max(errors) <= tolerance
                 failed += not good
                 print(

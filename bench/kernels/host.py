@@ -65,13 +65,17 @@ def _commit() -> str:
     return "unknown" if commit is None else commit + (" with changes" if changed else "")
 
 
+def processor() -> str:
+    return _field("/proc/cpuinfo", "model name") or platform.processor() or platform.machine()
+
+
 def machine() -> dict[str, Any]:
     """What the numbers belong to."""
     from dmlkernels import _C  # a build without it is refused in plain words before this
 
     memory = _memory("MemTotal")
     return {
-        "cpu": _field("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
+        "cpu": processor(),
         "cores": os.cpu_count() or 1,
         "threads": torch.get_num_threads(),
         "memory_gb": round(memory / 1e9) if memory else 0,

@@ -144,11 +144,106 @@ def test_coarse_operands_are_judged_by_coarse_tolerances():
 @pytest.mark.parametrize("met, code", [("must", 0), ("not measured", 0), ("MISSED", 1)])
 def test_missed_goal_fails_the_run(quick, met, code, monkeypatch, tmp_path, capsys):
     results = {**quick, "goals": [{**quick["goals"][0], "met": met}]}
-    monkeypatch.setattr(run, "measured", lambda arguments: results)
+    monkeypatch.setattr(run, "measured", lambda arguments, path: results)
     monkeypatch.setattr(sys, "argv", ["run.py", "--out", str(tmp_path / "results.json")])
     assert run.main() == code
     assert ("missed" in capsys.readouterr().err) == (code == 1)
     assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8")) == results
+
+
+def arguments(monkeypatch, path: Path, *flags: str) -> list[str]:
+    """As of a run of three rows."""
+    few = tuple(case.shrunk() for case in run.CASES if case.name in ("ranked_list", "pairwise", "nearest_positive"))
+    monkeypatch.setattr(run, "CASES", few)
+    monkeypatch.setattr(run, "one_thread_rates", lambda *sizes: None)
+    monkeypatch.setattr(sys, "argv", ["run.py", "--quick", "--rivals", "reference", "--out", str(path), *flags])
+    return [case.name for case in few]
+
+
+def rows_of(path: Path) -> dict[str, bool]:
+    """The rows of a file, and whether they failed."""
+    return {row["name"]: run.failed(row) for row in json.loads(path.read_text(encoding="utf-8"))["rows"]}
+
+
+def test_results_are_kept_after_each_row(monkeypatch, tmp_path):
+    path = tmp_path / "results.json"
+    names = arguments(monkeypatch, path)
+    right = run.measured_row
+
+    def interrupted(case, *others):
+        if case.name == names[1]:
+            raise KeyboardInterrupt
+        return right(case, *others)
+
+    monkeypatch.setattr(run, "measured_row", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run.main()
+    assert rows_of(path) == {names[0]: False}
+    first = path.read_text(encoding="utf-8")
+
+    taken: list[str] = []
+
+    def noted(case, *others):
+        taken.append(case.name)
+        return right(case, *others)
+
+    monkeypatch.setattr(run, "measured_row", noted)
+    arguments(monkeypatch, path, "--again")
+    assert run.main() == 0
+    assert taken == names[1:]
+    assert rows_of(path) == dict.fromkeys(names, False)
+    kept = json.loads(first)["rows"][0]
+    assert json.loads(path.read_text(encoding="utf-8"))["rows"][0] == kept
+    assert set(kept["contenders"]) == {"fused", "reference"}
+
+
+def test_a_row_that_fails_says_so_and_is_the_last_to_be_taken_again(monkeypatch, tmp_path, capsys):
+    path = tmp_path / "results.json"
+    names = arguments(monkeypatch, path)
+    right, taken = run.measured_row, []
+
+    def wrong(case, *others):
+        taken.append(case.name)
+        assert case.name != names[0], "fused and reference disagree"
+        return right(case, *others)
+
+    monkeypatch.setattr(run, "measured_row", wrong)
+    assert run.main() == 1
+    captured = capsys.readouterr()
+    assert f"bench: failed: {names[0]}" in captured.err
+    assert "FAILED: AssertionError: fused and reference disagree" in captured.out
+    assert rows_of(path) == {name: name == names[0] for name in names}
+
+    results = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**results, "rows": results["rows"][:2]}), encoding="utf-8")
+    taken.clear()
+    arguments(monkeypatch, path, "--again")
+    assert run.main() == 1
+    assert taken == [names[2], names[0]]
+
+
+def test_launches_are_not_in_the_times_of_a_gpu(monkeypatch):
+    """The GPU waits before the first mark, and nothing waits for it until the last."""
+    done = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            self.number = None
+
+        def record(self):
+            self.number = len(done)
+            done.append("mark")
+
+        def elapsed_time(self, other):
+            return 1e3 * (other.number - self.number)
+
+    monkeypatch.setattr(timing, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: done.append("wait"))
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: done.append("synchronize"))
+    taken = timing.take(lambda batch: (batch.embeddings.sum(),), batches.make_batch("dense", 64, 8), (torch.ones(()),))
+    assert done == ["wait", "mark", "mark", "mark", "mark", "synchronize"]
+    assert (taken.forward, taken.total) == (1.0, 2.0)
 
 
 @pytest.mark.parametrize("kind", ["dense", "sparse", "spread"])

@@ -38,7 +38,7 @@ def _joined(*parts: Tensor) -> Tensor:
 def _matrices(x: Tensor, n: int) -> Tensor:
     """(3, n, n) positive definite."""
     rows = x[torch.arange(3 * n) % len(x)].reshape(3, n, -1)
-    return rows @ rows.mT + torch.eye(n, dtype=x.dtype)
+    return rows @ rows.mT + torch.eye(n, dtype=x.dtype, device=x.device)
 
 
 def _cholesky(n: int) -> Callable[..., Tensor]:
@@ -46,7 +46,8 @@ def _cholesky(n: int) -> Callable[..., Tensor]:
 
 
 def _expansion(x: Tensor, y: Tensor, g: Tensor, h: Tensor) -> Tensor:
-    noise = torch.randn(len(x), 4, x.shape[1], generator=torch.Generator().manual_seed(0)).to(x.dtype)
+    noise = torch.randn(len(x), 4, x.shape[1], generator=torch.Generator().manual_seed(0))
+    noise = noise.bfloat16().to(x)  # every dtype holds these numbers
     return F.spherical_expansion(x, y, g[:CLASSES].detach(), n=5, noise=noise, differentiable=True).embeddings
 
 
@@ -73,7 +74,7 @@ def _mined(x: Tensor, y: Tensor, g: Tensor | None, h: Tensor | None, negative: s
 
 def _drawn(x: Tensor, y: Tensor, g: Tensor | None, h: Tensor | None) -> Tensor:
     uniforms = torch.rand(len(x), 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    return sample_negatives("margin_loss", _checks.pair_inputs("margin_loss", x, y, g, h), uniforms)
+    return sample_negatives("margin_loss", _checks.pair_inputs("margin_loss", x, y, g, h), uniforms.to(x.device))
 
 
 # Functions of x (M, D), its labels, g (N, D) and its labels.
@@ -128,11 +129,12 @@ CALLS = {
 }
 
 
-def run(name: str, dtype: torch.dtype) -> Outcome:
-    """Value and gradients of a call on the backend in use."""
+def run(name: str, dtype: torch.dtype, device: str = "cpu", exact: bool = False) -> Outcome:
+    """Value and gradients of a call on the backend in use; exact: of the same rows in float64."""
     call = CALLS[name]
-    x, y, g, h = make_pairs("random", M, N, 24 if call.wide else D, CLASSES, dtype)
-    return evaluate(lambda x, g: call.function(x, y, g, h), (x, g))
+    x, y, g, h = make_pairs("random", M, N, 24 if call.wide else D, CLASSES, dtype, device=device)
+    rows = (x.double(), g.double()) if exact else (x, g)
+    return evaluate(lambda x, g: call.function(x, y, g, h), rows)
 
 
 def main() -> None:

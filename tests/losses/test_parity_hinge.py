@@ -6,8 +6,6 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from pytorch_metric_learning import distances, miners, reducers
-from pytorch_metric_learning import losses as theirs
 from support.peer import assert_same
 
 import dmlkernels
@@ -16,6 +14,11 @@ from dmlkernels import losses
 from dmlkernels._checks import pair_inputs
 from dmlkernels.ops.distance_weighted import sample_negatives
 from dmlkernels.testing import Pairs, make_pairs
+
+distances = pytest.importorskip("pytorch_metric_learning.distances")
+miners = pytest.importorskip("pytorch_metric_learning.miners")
+reducers = pytest.importorskip("pytorch_metric_learning.reducers")
+theirs = pytest.importorskip("pytorch_metric_learning.losses")
 
 MODES = pytest.mark.parametrize("n", [None, 23], ids=["self", "reference"])
 WORDS = pytest.mark.parametrize("positive", ["all", "easy"])

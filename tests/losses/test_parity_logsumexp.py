@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pytorch_metric_learning import distances, miners
-from pytorch_metric_learning import losses as theirs
 from support.peer import assert_same
 from torch.nn import Softplus
 
 from dmlkernels import functional as F
 from dmlkernels import losses
 from dmlkernels.testing import Pairs, make_pairs
+
+distances = pytest.importorskip("pytorch_metric_learning.distances")
+miners = pytest.importorskip("pytorch_metric_learning.miners")
+theirs = pytest.importorskip("pytorch_metric_learning.losses")
 
 MODES = pytest.mark.parametrize("n", [None, 23], ids=["self", "reference"])
 WORDS = pytest.mark.parametrize("positive", ["all", "easy"])

@@ -142,6 +142,7 @@ print(dmlkernels._backend.missing["triton", "cpu"])
 def gpu(monkeypatch):
     """Looks like a GPU to the choice of a backend."""
     _diagnose.unsupported_by_triton.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Some GPU")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
     monkeypatch.setitem(_backend.loaded, "native", {"cuda"})
