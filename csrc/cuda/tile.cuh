@@ -187,7 +187,9 @@ struct PairTile {
       const unsigned char* const a_row = a + (warp_index() / 4 * kWarpRows + lane % 16) * kRowBytes + lane / 16 * 16;
       const unsigned char* const b_row =
           b + (warp_index() % 4 * kWarpCols + lane / 16 * 8 + lane % 8) * kRowBytes + lane / 8 % 2 * 16;
-#pragma unroll
+      // Of three products the sums of a step are apart, and registers are short.
+      constexpr int kStepsAtOnce = P == Product::tf32x3 ? 1 : 2;
+#pragma unroll kStepsAtOnce
       for (int step = 0; step < kChunkBytes; step += 32) {
         uint32_t right[4][2];
 #pragma unroll
