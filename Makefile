@@ -75,7 +75,8 @@ trust: setup
 mutants: setup
 	$(BIN)/python -m scripts.mutants --rest --jobs $(WORKERS)
 
-# Triton 3.6 is what a GPU machine may carry; its interpreter fails on `range` of numpy 2.4's scalars. Everything else
+# Triton 3.6 is what a GPU machine may carry: each kernel compiles with it and with that of $(VENV), for every architecture
+# (half an hour on two cores). Its interpreter fails on `range` of numpy 2.4's scalars. Everything else
 # comes from $(VENV).
 $(COMPAT): pyproject.toml | setup
 	$(BIN)/python -m venv --clear $(COMPAT_VENV)
@@ -87,8 +88,9 @@ $(COMPAT): pyproject.toml | setup
 compat: $(COMPAT)
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(COMPAT_VENV)/bin/python -m pytest -q -p no:cacheprovider \
 	  -m "not slow" -k "triton and bfloat16 and (test_every_dtype and random or test_dtypes)" $(addprefix tests/ops/test_,$(addsuffix .py,$(TRITON_OPS)))
-	$(COMPAT_VENV)/bin/python -m bench.report.triton_resources --quick --may-spill --dtypes float32 \
-	  --architectures 80 90
+	for venv in $(COMPAT_VENV) $(VENV); do for architecture in 80 90 100 120; do echo $$venv $$architecture; done; done | \
+	  xargs -P $(WORKERS) -L 1 sh -c '$$0/bin/python -W ignore -m bench.report.triton_resources --quick \
+	  --dtypes float32 bfloat16 float16 --architectures $$1'
 
 # What includes torch's headers compiles against those of the oldest torch that we serve. They are the same in each of its
 # wheels, and the one for macOS is a sixth of Linux's (81 MB).

@@ -44,12 +44,12 @@ def row_block() -> int:
 def triplet_block(semihard: bool) -> dict[str, int]:
     """Positives and negatives that a program of triplet compares at a time.
 
-    Each thread keeps what it knows of all the positives, which of 8 semi-hard ones is more than its registers hold;
-    with 4 warps their loops keep more barriers than there are registers for.
+    Each thread keeps what it knows of all the positives, which of 8 semi-hard ones is more than its registers hold.
+    Their loops keep more barriers than there are registers for, unless one warp needs none.
     """
     if INTERPRETED:
         return {"BLOCK_P": 64, "BLOCK_N": 128, "num_warps": 4}
-    p, n, warps = (4, 64, 2) if semihard else (8, 128, 4)
+    p, n, warps = (2, 64, 1) if semihard else (8, 128, 4)
     return {"BLOCK_P": p, "BLOCK_N": n, "num_warps": warps}
 
 
@@ -82,7 +82,13 @@ def choose(kernel: str, dtype: torch.dtype, width: int, device: torch.device, sq
     block_n, block_d = (64, 64) if square else _COLUMNS.get(kernel, (32 if dtype == torch.float32 else 64, 64))
     if dtype == torch.float16 and kernel in ("pair_loss_bwd", "pairwise_bwd"):
         block_d = 32  # weights are multiplied in float32, with three times the operands
-    return Config(64, block_n, 32, block_d, 8, 2)
+    return Config(64, block_n, 32, block_d, 4 if kernel == "negatives" else 8, 2)
+
+
+def of_near_pairs(config: Config) -> Config:
+    """For the tiles that hold near pairs: smaller, since a search for them takes registers."""
+    side = config.block_m if INTERPRETED and config.block_m == 128 else min(config.block_m, 32)
+    return config._replace(block_m=side, block_n=side, num_warps=4)
 
 
 # Columns of a tile, and features of a sum, of kernels that keep more than a tile of distances between tiles, or decide
@@ -91,6 +97,7 @@ _COLUMNS = {
     "pairwise_bwd": (32, 32),
     "pair_loss_fwd": (32, 64),
     "pair_loss_bwd": (16, 32),
+    "distance_weighted_fwd": (32, 64),
     "positives": (16, 64),
     "negatives": (16, 64),
 }

@@ -148,14 +148,35 @@ def difference_form(x, y, rows, others, ok, row_scale, scale, D: tl.constexpr, D
 
 
 @triton.jit
+def product_distances(
+    x_operand, y_operand, rows, cols, row_ok, col_ok, row_scale, col_scale, norms, wanted,
+    D: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Squared distances of a tile in product form, and which of the wanted pairs are too near for it."""
+    s = tile_product(x_operand, y_operand, rows, cols, row_ok, col_ok, D, PRECISION, DTYPE, BLOCK_K)
+    squared = product_form(s * (row_scale[:, None] * col_scale[None, :]), norms)
+    return squared, is_near(squared, norms) & wanted
+
+
+@triton.jit
 def squared_distances(
     x, x_operand, y, y_operand, rows, cols, row_ok, col_ok, row_scale, col_scale, norms, wanted,
     D: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Squared distances of a tile; near-duplicates among the wanted pairs in difference form."""
-    s = tile_product(x_operand, y_operand, rows, cols, row_ok, col_ok, D, PRECISION, DTYPE, BLOCK_K)
-    squared = product_form(s * (row_scale[:, None] * col_scale[None, :]), norms)
-    left = is_near(squared, norms) & wanted
+    squared, near = product_distances(
+        x_operand, y_operand, rows, cols, row_ok, col_ok, row_scale, col_scale, norms, wanted,
+        D, PRECISION, DTYPE, BLOCK_K,
+    )  # fmt: skip
+    return nearby_distances(squared, near, x, y, rows, cols, row_scale, col_scale, D, DTYPE)
+
+
+@triton.jit
+def nearby_distances(
+    squared, near, x, y, rows, cols, row_scale, col_scale, D: tl.constexpr, DTYPE: tl.constexpr
+):  # fmt: skip
+    """Squared distances of a tile, those of the near pairs in difference form."""
+    left = near
     # Few pairs are near: one of each row at a time.
     place = tl.arange(0, cols.shape[0])
     while any_of(left):

@@ -34,6 +34,7 @@ class Form(NamedTuple):
     width: int
     precision: tl.constexpr
     dtype: tl.dtype
+    of_distances: bool  # a pair may be too near for the product form
 
 
 class Side(NamedTuple):
@@ -56,6 +57,7 @@ class Tile(NamedTuple):
     norms: tl.tensor  # sums of squared norms
     positive: tl.tensor
     negative: tl.tensor
+    near: tl.tensor  # too near for the product form
 
 
 @triton.jit
@@ -69,17 +71,24 @@ def side_numbers(scale, base, ramp, origin, temperature, shift, FORM: tl.constex
 
 
 @triton.jit
-def measure_tile(f, g, rows, row_facts, cols, col_facts, FORM: tl.constexpr, BLOCK_K: tl.constexpr):
-    """The pairs of the listed rows of f and columns of g."""
+def measure_tile(
+    f, g, rows, row_facts, cols, col_facts, NEARBY: tl.constexpr, FORM: tl.constexpr, BLOCK_K: tl.constexpr
+):  # fmt: skip
+    """The pairs of the listed rows of f and columns of g. NEARBY: the near ones are measured in difference form."""
     row_ok, row_scale, row_norms, row_labels, row_ids = row_facts
     col_ok, col_scale, col_norms, col_labels, col_ids = col_facts
     pairs = _pair.allowed(rows, cols, row_ok, col_ok, row_ids, col_ids, FORM.own, FORM.has_ids)
     norms = row_norms[:, None] + col_norms[None, :]
-    if FORM.measure != "similarity" or FORM.apart:
-        squared = _pair.squared_distances(
-            f.x, f.operand, g.x, g.operand, rows, cols, row_ok, col_ok, row_scale, col_scale, norms, pairs,
+    near = pairs
+    if FORM.of_distances:
+        squared, near = _pair.product_distances(
+            f.operand, g.operand, rows, cols, row_ok, col_ok, row_scale, col_scale, norms, pairs,
             FORM.width, FORM.precision, FORM.dtype, BLOCK_K,
         )  # fmt: skip
+        if NEARBY:
+            squared = _pair.nearby_distances(
+                squared, near, f.x, g.x, rows, cols, row_scale, col_scale, FORM.width, FORM.dtype
+            )
         measured = squared
         if FORM.apart:
             pairs = pairs & (squared > 0.0)
@@ -89,7 +98,32 @@ def measure_tile(f, g, rows, row_facts, cols, col_facts, FORM: tl.constexpr, BLO
         )
         measured = measured * (row_scale[:, None] * col_scale[None, :])
     same = row_labels[:, None] == col_labels[None, :]
-    return Tile(measured, norms, pairs & same, pairs & (same == 0))
+    return Tile(measured, norms, pairs & same, pairs & (same == 0), near)
+
+
+# Two launches of the kernels that own a tile each: the first leaves tiles with near pairs to the second, so that what
+# few tiles need takes no registers from the rest. near (rows / NEAR_SIDE, columns / NEAR_SIDE) tells the second, whose
+# tiles are smaller.
+
+
+@triton.jit
+def is_left(near, i, j, N, NEARBY: tl.constexpr, NEAR_SIDE: tl.constexpr, FORM: tl.constexpr, BLOCK: tl.constexpr):
+    """Whether tile (i, j) is not for this launch, as far as the first one has said."""
+    if NEARBY and FORM.of_distances:
+        return tl.load(near + i * BLOCK // NEAR_SIDE * tl.cdiv(N, NEAR_SIDE) + j * BLOCK // NEAR_SIDE) == 0
+    else:
+        return False
+
+
+@triton.jit
+def leave(pairs, near, i, j, N, NEARBY: tl.constexpr, NEAR_SIDE: tl.constexpr, FORM: tl.constexpr):
+    """Whether the first launch leaves tile (i, j) to the second."""
+    if FORM.of_distances and not NEARBY:
+        left = _pair.any_of(pairs.near)
+        tl.store(near + i * tl.cdiv(N, NEAR_SIDE) + j, 1, mask=left)
+        return left
+    else:
+        return False
 
 
 @triton.jit

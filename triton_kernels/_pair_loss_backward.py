@@ -4,7 +4,17 @@ import triton
 import triton.language as tl
 
 from . import _pair
-from ._pair_loss import FACTORS, TILE, facts, gradient_of_value, measure_tile, side_gradient, side_numbers
+from ._pair_loss import (
+    FACTORS,
+    TILE,
+    facts,
+    gradient_of_value,
+    is_left,
+    leave,
+    measure_tile,
+    side_gradient,
+    side_numbers,
+)
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -126,7 +136,7 @@ def backward_rows(
             cols = (tile * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
             col_facts = facts(g, cols, N, FORM)
             col_ok, col_scale = col_facts[0], col_facts[1]
-            pairs = measure_tile(f, g, rows, row_facts, cols, col_facts, FORM, BLOCK_K)
+            pairs = measure_tile(f, g, rows, row_facts, cols, col_facts, True, FORM, BLOCK_K)
             weight = _weights(
                 pairs, bounds, factors, rows, row_facts[0], M, cols, col_ok, N, pos, neg, ROW_END, COL_END, EPS, FORM
             )
@@ -149,9 +159,10 @@ def backward_tiles(
     pos_temperature: tl.float64, pos_shift: tl.float64,
     neg_scale: tl.float64, neg_base: tl.float64, neg_ramp: tl.float64, neg_origin: tl.float64,
     neg_temperature: tl.float64, neg_shift: tl.float64,
-    bounds, factors, active, row_sums, row_weights, col_sums, col_weights, M, N, row_tiles, col_tiles,
-    COLUMNS: tl.constexpr, QUERY: tl.constexpr, ROUNDING: tl.constexpr, EPS: tl.constexpr, FORM: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+    bounds, factors, active, near, row_sums, row_weights, col_sums, col_weights, M, N, row_tiles, col_tiles,
+    COLUMNS: tl.constexpr, QUERY: tl.constexpr, ROUNDING: tl.constexpr, EPS: tl.constexpr, NEARBY: tl.constexpr,
+    NEAR_SIDE: tl.constexpr, FORM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """One tile of pairs, added to its rows and, with COLUMNS, its columns. In self mode (i, j) is (j, i) too.
 
@@ -161,29 +172,34 @@ def backward_tiles(
         i, j = _pair.upper_tile(tl.program_id(0), row_tiles)
     else:
         i, j = tl.program_id(0) // col_tiles, tl.program_id(0) % col_tiles
-    if _is_active(active, i * BLOCK_M // TILE, j * BLOCK_N // TILE, M, N, False, FORM):
-        rows = i.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-        cols = j.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-        pos = side_numbers(pos_scale, pos_base, pos_ramp, pos_origin, pos_temperature, pos_shift, FORM)
-        neg = side_numbers(neg_scale, neg_base, neg_ramp, neg_origin, neg_temperature, neg_shift, FORM)
-        row_facts, col_facts = facts(f, rows, M, FORM), facts(g, cols, N, FORM)
-        row_ok, row_scale = row_facts[0], row_facts[1]
-        col_ok, col_scale = col_facts[0], col_facts[1]
-        pairs = measure_tile(f, g, rows, row_facts, cols, col_facts, FORM, BLOCK_K)
-        weight = _weights(
-            pairs, bounds, factors, rows, row_ok, M, cols, col_ok, N, pos, neg, True, FORM.own and not QUERY, EPS, FORM
-        )
+    if is_left(near, i, j, N, NEARBY, NEAR_SIDE, FORM, BLOCK_M):
+        return
+    if _is_active(active, i * BLOCK_M // TILE, j * BLOCK_N // TILE, M, N, False, FORM) == 0:
+        return
+    rows = i.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    cols = j.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    pos = side_numbers(pos_scale, pos_base, pos_ramp, pos_origin, pos_temperature, pos_shift, FORM)
+    neg = side_numbers(neg_scale, neg_base, neg_ramp, neg_origin, neg_temperature, neg_shift, FORM)
+    row_facts, col_facts = facts(f, rows, M, FORM), facts(g, cols, N, FORM)
+    row_ok, row_scale = row_facts[0], row_facts[1]
+    col_ok, col_scale = col_facts[0], col_facts[1]
+    pairs = measure_tile(f, g, rows, row_facts, cols, col_facts, NEARBY, FORM, BLOCK_K)
+    if leave(pairs, near, i, j, N, NEARBY, NEAR_SIDE, FORM):
+        return
+    weight = _weights(
+        pairs, bounds, factors, rows, row_ok, M, cols, col_ok, N, pos, neg, True, FORM.own and not QUERY, EPS, FORM
+    )
+    _pair.add_to_end(
+        row_sums, row_weights, weight, rows, row_ok, g.operand, cols, col_ok, col_scale, True,
+        FORM.measure != "similarity", ROUNDING, FORM.width, FORM.precision, FORM.dtype, BLOCK_D,
+    )  # fmt: skip
+    if COLUMNS:
+        if QUERY:
+            weight = _weights(
+                pairs, bounds, factors, rows, row_ok, M, cols, col_ok, N, pos, neg, False, True, EPS, FORM
+            )
         _pair.add_to_end(
-            row_sums, row_weights, weight, rows, row_ok, g.operand, cols, col_ok, col_scale, True,
-            FORM.measure != "similarity", ROUNDING, FORM.width, FORM.precision, FORM.dtype, BLOCK_D,
+            col_sums, col_weights, tl.trans(weight), cols, col_ok, f.operand, rows, row_ok, row_scale,
+            (i != j) if FORM.own else True, FORM.measure != "similarity", ROUNDING, FORM.width, FORM.precision,
+            FORM.dtype, BLOCK_D,
         )  # fmt: skip
-        if COLUMNS:
-            if QUERY:
-                weight = _weights(
-                    pairs, bounds, factors, rows, row_ok, M, cols, col_ok, N, pos, neg, False, True, EPS, FORM
-                )
-            _pair.add_to_end(
-                col_sums, col_weights, tl.trans(weight), cols, col_ok, f.operand, rows, row_ok, row_scale,
-                (i != j) if FORM.own else True, FORM.measure != "similarity", ROUNDING, FORM.width, FORM.precision,
-                FORM.dtype, BLOCK_D,
-            )  # fmt: skip

@@ -16,6 +16,8 @@ from ._pair_loss import (
     count,
     facts,
     in_tile,
+    is_left,
+    leave,
     measure_tile,
     merge,
     no_sums,
@@ -54,7 +56,7 @@ def forward_rows(
     pos_members, neg_members, pos_taking, neg_taking = none, none, none, none
     for tile in range(part * part_tiles, tl.minimum((part + 1) * part_tiles, tl.cdiv(N, BLOCK_N))):
         cols = (tile * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
-        pairs = measure_tile(f, g, rows, row_facts, cols, facts(g, cols, N, FORM), FORM, BLOCK_K)
+        pairs = measure_tile(f, g, rows, row_facts, cols, facts(g, cols, N, FORM), True, FORM, BLOCK_K)
         in_pos = taking_part(pairs.measured, pairs.positive, pos_bound, pos, FORM.pos, FORM)
         in_neg = taking_part(pairs.measured, pairs.negative, neg_bound, neg, FORM.neg, FORM)
         counts = count(pairs, in_pos, in_neg, 1)
@@ -100,15 +102,20 @@ def forward_tiles(
     pos_temperature: tl.float64, pos_shift: tl.float64,
     neg_scale: tl.float64, neg_base: tl.float64, neg_ramp: tl.float64, neg_origin: tl.float64,
     neg_temperature: tl.float64, neg_shift: tl.float64,
-    bounds, sums, active, M, row_tiles,
-    FORM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    bounds, sums, active, near, M, row_tiles,
+    NEARBY: tl.constexpr, NEAR_SIDE: tl.constexpr, FORM: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One tile of the upper triangle, added to its rows and columns (no running maximum can be added atomically)."""
     i, j = _pair.upper_tile(tl.program_id(0), row_tiles)
+    if is_left(near, i, j, M, NEARBY, NEAR_SIDE, FORM, BLOCK_M):
+        return
     rows = i.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     cols = j.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     row_facts, col_facts = facts(f, rows, M, FORM), facts(g, cols, M, FORM)
-    pairs = measure_tile(f, g, rows, row_facts, cols, col_facts, FORM, BLOCK_K)
+    pairs = measure_tile(f, g, rows, row_facts, cols, col_facts, NEARBY, FORM, BLOCK_K)
+    if leave(pairs, near, i, j, M, NEARBY, NEAR_SIDE, FORM):
+        return
     pos = side_numbers(pos_scale, pos_base, pos_ramp, pos_origin, pos_temperature, pos_shift, FORM)
     neg = side_numbers(neg_scale, neg_base, neg_ramp, neg_origin, neg_temperature, neg_shift, FORM)
     of_rows = _end_of(pairs, bounds, rows, row_facts[0], M, pos, neg, 1, FORM)

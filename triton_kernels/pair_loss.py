@@ -10,7 +10,7 @@ Of a similarity the gradient of a row is Σ w g; of a distance it is Σ w (f −
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -101,6 +101,7 @@ class Options(NamedTuple):
             width=p.queries.width,
             precision=tl.constexpr(_configs.dot_precision(self.precision)),
             dtype=_rows.triton_dtype(p.q.x.dtype),
+            of_distances=self.value != "similarity" or self.apart,
         )
 
 
@@ -118,6 +119,12 @@ class Call(NamedTuple):
         """Those of both sides, in the order in which kernels take them."""
         pos, neg = self.options.pos, self.options.neg
         return *pos[1:], self.shifts[0], *neg[1:], self.shifts[1]
+
+    def passes(self, config: _configs.Config) -> Iterator[dict[str, Any]]:
+        """Constants of each launch of a kernel by tiles."""
+        yield {"NEARBY": False, "NEAR_SIDE": config.block_m, **config.tile()}
+        if self.form.of_distances:
+            yield {"NEARBY": True, "NEAR_SIDE": config.block_m, **_configs.of_near_pairs(config).tile()}
 
     @property
     def state(self) -> tuple[Any, ...]:
@@ -156,9 +163,12 @@ def forward(**given: Any) -> tuple[Tensor, ...]:
     sums_shape = (2, _pair_loss_kernels.SUMS.value, parts, m)
     sums = (torch.zeros if by_tiles or n == 0 else torch.empty)(sums_shape, dtype=like.dtype, device=like.device)
     if by_tiles:
-        launch(_pair_loss_kernels.forward_tiles, (row_tiles * (row_tiles + 1) // 2,))(
-            *call.state, sums, active, m, row_tiles, FORM=form, **config.tile()
-        )
+        near = active.new_zeros(row_tiles, row_tiles)
+        for tiles_of in call.passes(config):
+            row_tiles = triton.cdiv(m, tiles_of["BLOCK_M"])
+            launch(_pair_loss_kernels.forward_tiles, (row_tiles * (row_tiles + 1) // 2,))(
+                *call.state, sums, active, near, m, row_tiles, FORM=form, **tiles_of
+            )
     elif n > 0:
         launch(_pair_loss_kernels.forward_rows, (row_tiles, parts))(
             *call.state, sums, active, m, n, triton.cdiv(tiles, parts), FORM=form, **config.tile()
@@ -205,17 +215,20 @@ def _weighted_sums(call: Call, factors: Tensor, active: Tensor, need_grad_ref: b
         "EPS": torch.finfo(q.scale.dtype).eps,
         "FORM": call.form,
         "BLOCK_D": config.block_d,
-        **config.tile(),
     }
     if by_tiles:
         sums_q = _rows.zero_sums(q)
         sums_g = sums_q if p.own or not need_grad_ref else _rows.zero_sums(g)
-        row_tiles, col_tiles = triton.cdiv(q.count, config.block_m), triton.cdiv(g.count, config.block_n)
-        tiles = row_tiles * (row_tiles + 1) // 2 if p.own else row_tiles * col_tiles
-        if tiles > 0 and q.width > 0:
+        if _problem.empty(p) or q.width == 0:
+            return sums_q, sums_g
+        near = active.new_zeros(triton.cdiv(q.count, config.block_m), triton.cdiv(g.count, config.block_n))
+        for tiles_of in call.passes(config):
+            row_tiles = triton.cdiv(q.count, tiles_of["BLOCK_M"])
+            col_tiles = triton.cdiv(g.count, tiles_of["BLOCK_N"])
+            tiles = row_tiles * (row_tiles + 1) // 2 if p.own else row_tiles * col_tiles
             launch(_pair_loss_backward.backward_tiles, (tiles,))(
-                *call.state, factors, active, *sums_q, *sums_g, q.count, g.count, row_tiles, col_tiles,
-                COLUMNS=p.own or to_gallery, QUERY=o.query, **common,
+                *call.state, factors, active, near, *sums_q, *sums_g, q.count, g.count, row_tiles, col_tiles,
+                COLUMNS=p.own or to_gallery, QUERY=o.query, **common, **tiles_of,
             )  # fmt: skip
         return sums_q, sums_g
 
@@ -230,7 +243,7 @@ def _weighted_sums(call: Call, factors: Tensor, active: Tensor, need_grad_ref: b
         launch(_pair_loss_backward.backward_rows, (*grid, parts))(
             *((g_, f) if transposed else (f, g_)), *rest, factors, active, *sums, own.count, other.count,
             triton.cdiv(tiles, parts), ROW_END=not transposed, COL_END=transposed or (p.own and not o.query),
-            TRANSPOSED=transposed, **common,
+            TRANSPOSED=transposed, **common, **config.tile(),
         )  # fmt: skip
         return sums
 

@@ -8,6 +8,8 @@
 #include "cuda/aligned_rows.h"
 #include "cuda/cholesky.h"
 #include "cuda/coding_rate.h"
+#include "cuda/launcher.h"
+#include "cuda/pairs.h"
 #include "cuda/row_products.h"
 
 namespace dml {

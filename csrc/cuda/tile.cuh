@@ -197,7 +197,9 @@ struct PairTile {
       const int lane = lane_index(), row8 = lane % 8;
       const int a_row = warp_index() / 4 * kWarpRows + lane % 16;
       const int b_row = warp_index() % 4 * kWarpCols + row8 / 2 * kColSlots + row8 % 2 + lane / 16 * 2;
-#pragma unroll
+      // Of three products the sums of a step are apart, and registers are short.
+      constexpr int kStepsAtOnce = P == Product::tf32x3 ? 1 : 2;
+#pragma unroll kStepsAtOnce
       for (int step = 0; step < kPieces; step += 2) {
         const unsigned char* const a_piece = a + piece_at<Side::left>(a_row, step + lane / 16);
         const unsigned char* const b_piece = b + piece_at<Side::right>(b_row, step + lane / 8 % 2);

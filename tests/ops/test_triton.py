@@ -74,6 +74,13 @@ def test_small_blocks_with_atomics(triton_device, by_tiles, small_blocks, name, 
     match(draw("random", 133, n, 20, OPTIONS[name], seed=3, device=triton_device), OPTIONS[name])
 
 
+@pytest.mark.parametrize("n", [None, 90], ids=["self", "reference"])
+@pytest.mark.parametrize("kind", ["duplicates", "collapsed"])
+def test_tiles_of_near_pairs(triton_device, by_tiles, small_blocks, kind, n):
+    """A second launch takes them, by smaller tiles."""
+    match(draw(kind, 133, n, 20, seed=3, device=triton_device), OPTIONS["default"])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda d: str(d)[6:])
 @pytest.mark.parametrize("n", [None, 90], ids=["self", "reference"])
 def test_small_blocks_by_rows(triton_device, small_blocks, n, dtype):

@@ -19,6 +19,7 @@ FAMILIES += ["soft_triple", "expansion"]
 PAIR_LOSSES = ["ranked_list", "ranked_list_wide", "ranked_list_easy", "ranked_list_query", "ranked_list_gallery"]
 PAIR_LOSSES += ["contrastive", "multi_similarity", "ntxent", "circle", "mixed", "proxy_anchor"]
 BY_TILES = [f"{name}:tiles" for name in PAIR_LOSSES]
+BY_TILES += [f"{name}:duplicates" for name in ("ranked_list", "ranked_list_gallery", "contrastive", "mixed")]
 # Matrices of rounded entries are others in another dtype.
 ROUNDED = [name for name in smoke.CALLS if not name.startswith("cholesky")]
 CALLS = {

@@ -95,7 +95,7 @@ def _bind(source: str, module: interpreter.Module) -> None:
 @functools.cache
 def _addresses() -> dict[tuple[str, str], int]:
     """Where the loaded library has a function, by its source, if only that sees it, and its name."""
-    library, anchor = cuda_host.build("dmlkernels_cuda_host"), "dmlkernels_cuda_host_launch_by"
+    library, anchor = cuda_host.build(cuda_host.LIBRARY), "dmlkernels_cuda_host_launch_by"
     known = functions(library)
     loaded = ctypes.cast(getattr(ctypes.CDLL(str(library)), anchor), ctypes.c_void_p).value
     base = loaded - next(kernel.address for kernel in known if kernel.name == anchor)
@@ -128,7 +128,7 @@ def load() -> None:
 
 @contextlib.contextmanager
 def _launched_by(launcher: str) -> Iterator[None]:
-    set_launcher = ctypes.CDLL(str(cuda_host.build("dmlkernels_cuda_host"))).dmlkernels_cuda_host_launch_by
+    set_launcher = ctypes.CDLL(str(cuda_host.build(cuda_host.LIBRARY))).dmlkernels_cuda_host_launch_by
     set_launcher(ctypes.cast(getattr(interpreter.library(), launcher), ctypes.c_void_p))
     try:
         yield

@@ -8,20 +8,26 @@
 
 namespace {
 
-void give_back(void* context) {
-  ptx::allocations().remove(reinterpret_cast<uintptr_t>(static_cast<c10::DataPtr*>(context)->get()));
-  delete static_cast<c10::DataPtr*>(context);
+c10::DeleterFnPtr own_deleter = nullptr;
+
+void give_back(void* memory) {
+  ptx::allocations().remove(reinterpret_cast<uintptr_t>(memory));
+  own_deleter(memory);
 }
 
+// Torch keeps it for good, and asks it for raw memory too: what is given back is the address itself.
 class Watched final : public c10::Allocator {
  public:
-  explicit Watched(c10::Allocator* own) : own_(own) {}
+  explicit Watched(c10::Allocator* own) : own_(own) { own_deleter = own->raw_deleter(); }
 
   c10::DataPtr allocate(size_t bytes) override {
-    auto* memory = new c10::DataPtr(own_->allocate(bytes));
-    ptx::allocations().add(reinterpret_cast<uintptr_t>(memory->get()), bytes);
-    return {memory->get(), memory, give_back, memory->device()};
+    c10::DataPtr given = own_->allocate(bytes);
+    const c10::Device device = given.device();
+    void* const memory = given.release_context();
+    ptx::allocations().add(reinterpret_cast<uintptr_t>(memory), bytes);
+    return {memory, memory, give_back, device};
   }
+  c10::DeleterFnPtr raw_deleter() const override { return give_back; }
   void copy_data(void* to, const void* from, size_t bytes) const override { own_->copy_data(to, from, bytes); }
 
  private:

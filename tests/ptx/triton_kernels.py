@@ -1,10 +1,10 @@
 """The Triton kernels as a GPU has them: what Triton compiles for sm_80, run by the interpreter of PTX on CPU tensors.
 
-    python -m ptx.triton_kernels float32 ranked_list ranked_list:tiles ...
+    python -m ptx.triton_kernels float32 ranked_list ranked_list:tiles contrastive:duplicates ...
 
-compares value and gradients of these calls of cuda_host/smoke.py with the float64 reference, of pair losses by rows or
-by tiles, and prints the kernels that were executed. In a process of its own: where Triton's interpreter is on, nothing
-is compiled.
+compares value and gradients of these calls of cuda_host/smoke.py with the float64 reference, of pair losses by rows, by
+tiles or by tiles with copies among the rows, and prints the kernels that were executed. In a process of its own: where
+Triton's interpreter is on, nothing is compiled.
 """
 
 from __future__ import annotations
@@ -95,19 +95,19 @@ def load() -> None:
     interpreter.watch_torch()
 
 
-def _outcome(name: str, dtype: torch.dtype, exact: bool) -> Outcome:
+def _outcome(name: str, kind: str, dtype: torch.dtype, exact: bool) -> Outcome:
     call = smoke.CALLS[name]
-    x, y, g, h = make_pairs("random", smoke.M, smoke.N, 24 if call.wide else smoke.D, smoke.CLASSES, dtype)
+    x, y, g, h = make_pairs(kind, smoke.M, smoke.N, 24 if call.wide else smoke.D, smoke.CLASSES, dtype)
     tensors = [t.double() if exact else t for t in (x, g)]
     return evaluate(lambda x, g: call.function(x, y, g, h), tensors)
 
 
-def errors(name: str, dtype: torch.dtype) -> list[float]:
+def errors(name: str, kind: str, dtype: torch.dtype) -> list[float]:
     """Of value and gradients, relative to the largest entry of each."""
     with use_backend("reference"):
-        truth = _outcome(name, dtype, exact=True)
+        truth = _outcome(name, kind, dtype, exact=True)
     with use_backend("triton"):
-        got = _outcome(name, dtype, exact=False)
+        got = _outcome(name, kind, dtype, exact=False)
     return [
         float((a.double() - b).abs().max() / b.abs().max().clamp_min(1e-30))
         for a, b in zip((got.value, *got.grads), (truth.value, *truth.grads), strict=True)
@@ -122,8 +122,9 @@ def main() -> int:
     failed = 0
     for name in names:
         call, _, schedule = name.partition(":")
-        torch.use_deterministic_algorithms(schedule != "tiles")
-        found = errors(call, getattr(torch, dtype))
+        torch.use_deterministic_algorithms(schedule == "")
+        kind = "duplicates" if schedule == "duplicates" else "random"
+        found = errors(call, kind, getattr(torch, dtype))
         good = max(found) <= selfcheck.TOLERANCE[getattr(torch, dtype)]
         failed += not good
         print("ok  " if good else "FAIL", name, *(f"{error:.1e}" for error in found), flush=True)

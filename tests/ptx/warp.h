@@ -82,10 +82,33 @@ class Warp {
   unsigned index_ = 0;
   Extent last_;  // that an address lay in
 
+  // Calls back with an unsigned number of a register's size.
+  template <class Call>
+  void with_type(const Operand& operand, const Call& call) const;
   void hold_some_back();
   void choose_group();
   void set_places(Mask lanes, uint32_t place);
 };
+
+template <class Call>
+void Warp::with_type(const Operand& operand, const Call& call) const {
+  switch (operand.bytes) {
+    case 1:
+      call(uint8_t{});
+      break;
+    case 2:
+      call(uint16_t{});
+      break;
+    case 4:
+      call(uint32_t{});
+      break;
+    case 8:
+      call(uint64_t{});
+      break;
+    default:
+      fail("a predicate is no number");
+  }
+}
 
 template <class T>
 const T* Warp::get(const Operand& operand, T (&buffer)[kLanes]) const {
@@ -98,22 +121,7 @@ const T* Warp::get(const Operand& operand, T (&buffer)[kLanes]) const {
       memcpy(&buffer[l], &bits, sizeof(T));
     }
   };
-  switch (operand.bytes) {
-    case 1:
-      narrow(uint8_t{});
-      break;
-    case 2:
-      narrow(uint16_t{});
-      break;
-    case 4:
-      narrow(uint32_t{});
-      break;
-    case 8:
-      narrow(uint64_t{});
-      break;
-    default:
-      fail("a predicate is no number");
-  }
+  with_type(operand, narrow);
   return buffer;
 }
 
@@ -136,22 +144,7 @@ void Warp::put(const Operand& operand, const T (&values)[kLanes], Mask active) {
     }
   };
   if (!std::is_integral_v<T> && operand.bytes != sizeof(T)) fail("the register has another size");
-  switch (operand.bytes) {
-    case 1:
-      blend(uint8_t{});
-      break;
-    case 2:
-      blend(uint16_t{});
-      break;
-    case 4:
-      blend(uint32_t{});
-      break;
-    case 8:
-      blend(uint64_t{});
-      break;
-    default:
-      fail("a predicate is no number");
-  }
+  with_type(operand, blend);
 }
 
 inline Mask Warp::predicate(const Operand& operand) const {
