@@ -50,26 +50,24 @@ DML_DEVICE void subtract_rows(PairTile<P>& tile, const Operand<E>& a, int64_t ro
     stage_scaled<Side::left>(a, row0, a_inverse, k, shared);
     stage_scaled<Side::right>(b, col0, b_inverse, k, right);
     __syncthreads();
+    // One feature at a time: registers are short, and its reads meet every bank once.
 #pragma unroll 1
-    for (int piece = 0; piece < kPieces; ++piece) {
-      // Half of the rows at a time: registers are short.
+    for (int e = 0; e < kPieces * Piece<T>::kCount; ++e) {
+      // The rows of a thread have their pieces at one place, and so have its columns.
+      const int piece = e / Piece<T>::kCount, within = e % Piece<T>::kCount;
+      const unsigned char* const row = shared + piece_at<Side::left>(PairTile<P>::row(0), piece) + within * sizeof(T);
+      const unsigned char* const col = right + piece_at<Side::right>(PairTile<P>::col(0), piece) + within * sizeof(T);
+      T x[kRowSlots];
 #pragma unroll
-      for (int half = 0; half < kRowSlots; half += kRowSlots / 2) {
-        Piece<T> x[kRowSlots / 2];
+      for (int r = 0; r < kRowSlots; ++r)
+        x[r] = *reinterpret_cast<const T*>(row + (PairTile<P>::row(r) - PairTile<P>::row(0)) * kChunkBytes);
 #pragma unroll
-        for (int r = 0; r < kRowSlots / 2; ++r)
-          x[r] = *reinterpret_cast<const Piece<T>*>(shared + piece_at<Side::left>(PairTile<P>::row(half + r), piece));
+      for (int c = 0; c < kColSlots; ++c) {
+        const T y = *reinterpret_cast<const T*>(col + c * kChunkBytes);
 #pragma unroll
-        for (int c = 0; c < kColSlots; ++c) {
-          const Piece<T> y =
-              *reinterpret_cast<const Piece<T>*>(right + piece_at<Side::right>(PairTile<P>::col(c), piece));
-#pragma unroll
-          for (int r = 0; r < kRowSlots / 2; ++r)
-#pragma unroll
-            for (int e = 0; e < Piece<T>::kCount; ++e) {
-              const T difference = x[r].at[e] - y.at[e];
-              tile.at(half + r, c) = fma(difference, difference, tile.at(half + r, c));
-            }
+        for (int r = 0; r < kRowSlots; ++r) {
+          const T difference = x[r] - y;
+          tile.at(r, c) = fma(difference, difference, tile.at(r, c));
         }
       }
     }

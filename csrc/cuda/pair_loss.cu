@@ -150,12 +150,19 @@ statistics_kernel(PairProblem<P> p, PairLoss<typename ProductTypes<P>::Value> lo
   const PairValues<P> values{block, loss.values};
   const BlockSums<Term, P> sums(shared + kPairShared<P>, loss);
   // Of negatives while tiles are plain: the sums stay in the registers, and are put away before those of another tile.
+  // Three products, and float64, leave no registers for them.
+  constexpr bool kStay = P != Product::tf32x3 && P != Product::simt;
   RowSums<Term, T> rows(T(0));
   int plain_pairs = 0;  // of each row, that a thread has seen
   const auto put_away = [&](int which) {
     sums.add(which, rows);
     rows = RowSums<Term, T>(T(0));
     plain_pairs = 0;
+  };
+  const auto put_away_plain = [&] {
+    if (plain_pairs == 0) return;
+    rows.of_plain(loss.neg.shift, plain_pairs);
+    put_away(1);
   };
 #pragma unroll 1
   for (int step = walk.begin; step < walk.end; ++step) {
@@ -179,21 +186,17 @@ statistics_kernel(PairProblem<P> p, PairLoss<typename ProductTypes<P>::Value> lo
         if (plain) {
           plain_pairs += TileSlots<P>::kColumns;
           add(SideOfTile<Term, P, true>(block, loss, false, first, rows));
+          if (!kStay) put_away_plain();
           continue;
         }
-        const bool some[] = {contents.positives && loss.pos.present, contents.negatives && loss.neg.present};
+        put_away_plain();
 #pragma unroll 1
-        for (int pass = 0; pass < 3; ++pass) {  // what is in the registers; positives; negatives
-          const bool positive = pass == 1;
-          if (pass == 0) {
-            if (plain_pairs == 0) continue;
-            rows.of_plain(loss.neg.shift, plain_pairs);
-          } else {
-            if (!(positive ? some[0] : some[1])) continue;
-            rows = RowSums<Term, T>(loss.first_shift(positive));
-            add(SideOfTile<Term, P, false>(block, loss, positive, first, rows));
-          }
-          put_away(positive ? 0 : 1);
+        for (int which = 0; which < 2; ++which) {
+          const bool positive = which == 0;
+          if (!(positive ? contents.positives && loss.pos.present : contents.negatives && loss.neg.present)) continue;
+          rows = RowSums<Term, T>(loss.first_shift(positive));
+          add(SideOfTile<Term, P, false>(block, loss, positive, first, rows));
+          put_away(which);
         }
       }
       if (__syncthreads_or(any) != 0) flags |= kActive;
@@ -203,10 +206,7 @@ statistics_kernel(PairProblem<P> p, PairLoss<typename ProductTypes<P>::Value> lo
     mark(static_cast<int64_t>(walk.row_tile) * walk.tiles + col_tile);
     if (out.symmetric && col_tile != walk.row_tile) mark(static_cast<int64_t>(col_tile) * walk.tiles + walk.row_tile);
   }
-  if (plain_pairs > 0) {
-    rows.of_plain(loss.neg.shift, plain_pairs);
-    sums.add(1, rows);
-  }
+  put_away_plain();
   __syncthreads();
   if (out.of_pos) sums.write(0, out, block.row0);
   if (out.of_neg) sums.write(1, out, block.row0);

@@ -52,7 +52,8 @@ struct RowTotal {
     value[kSums + 1] = static_cast<T>(rows.members[r]);
     value[kSums + 2] = rows.shift[r];
   }
-  DML_DEVICE void merge(const RowTotal& other, bool running) {
+  DML_DEVICE void merge(const RowTotal& other, bool of_running) {
+    const bool running = Summand<Term>::kScored && of_running;
     const T shift = value[kSums + 2], top = running ? max(shift, other.value[kSums + 2]) : shift;
     const T own = running ? exp2_of(shift - top) : T(1),
             theirs = running ? exp2_of(other.value[kSums + 2] - top) : T(1);
