@@ -24,14 +24,15 @@ DML_DEVICE void load_neighbours(const T* from, T (&to)[N]) {
 
 // One chunk of the rows of a side, divided by their norms, as the stages of a product lie.
 template <Side S, class E, class T>
-DML_DEVICE void stage_scaled(const Operand<E>& side, int64_t first, const T* inverse, int64_t k, unsigned char* to) {
+DML_DEVICE void stage_scaled(const Operand<E>& side, int first, const T* inverse, int k, unsigned char* to) {
+#pragma unroll 1
   for (int at = static_cast<int>(threadIdx.x); at < kTile * kPieces; at += kThreads) {
     const int r = at / kPieces, piece = at % kPieces;
     const E* const row = side.row(first + r < side.count ? first + r : side.count - 1);
     Piece<T> scaled;
 #pragma unroll
     for (int e = 0; e < Piece<T>::kCount; ++e) {
-      const int64_t column = k + piece * Piece<T>::kCount + e;
+      const int column = k + piece * Piece<T>::kCount + e;
       scaled.at[e] = column < side.width ? product(static_cast<T>(row[column]), inverse[r]) : T(0);
     }
     *reinterpret_cast<Piece<T>*>(to + piece_at<S>(r, piece)) = scaled;
@@ -40,13 +41,13 @@ DML_DEVICE void stage_scaled(const Operand<E>& side, int64_t first, const T* inv
 
 // tile.at(r, c) = sum_k (f_rk - g_ck)^2. All threads of the block call this with kStageBytes of shared memory.
 template <Product P, class E, class T>
-DML_DEVICE void subtract_rows(PairTile<P>& tile, const Operand<E>& a, int64_t row0, const T* a_inverse,
-                              const Operand<E>& b, int64_t col0, const T* b_inverse, unsigned char* shared) {
+DML_DEVICE void subtract_rows(PairTile<P>& tile, const Operand<E>& a, int row0, const T* a_inverse,
+                              const Operand<E>& b, int col0, const T* b_inverse, unsigned char* shared) {
   unsigned char* const right = shared + kSideBytes;
   tile.clear();
   __syncthreads();  // the shared memory is free, and the norms are there
 #pragma unroll 1
-  for (int64_t k = 0; k < a.width; k += kPieces * Piece<T>::kCount) {
+  for (int k = 0; k < a.width; k += kPieces * Piece<T>::kCount) {
     stage_scaled<Side::left>(a, row0, a_inverse, k, shared);
     stage_scaled<Side::right>(b, col0, b_inverse, k, right);
     __syncthreads();

@@ -184,6 +184,7 @@ statistics_kernel(PairProblem<P> p, PairLoss<typename ProductTypes<P>::Value> lo
       for (int first = 0; first < kColSlots; first += TileSlots<P>::kColumns) {
         if (TileSlots<P>::kColumns < kColSlots) TileSlots<P>{shared}.put_tile(block.tile, first);
         if (plain) {
+          if (!kStay) rows = RowSums<Term, T>(T(0));
           plain_pairs += TileSlots<P>::kColumns;
           add(SideOfTile<Term, P, true>(block, loss, false, first, rows));
           if (!kStay) put_away_plain();

@@ -70,6 +70,7 @@ struct PairValues {
         differences = true;
         continue;
       }
+      if (squares && differences && options.normalize) set_apart_zero_rows();
       if (squares && (options.apart || (options.separating && differences))) coincident = coincident_pairs();
       if (!squares || !similarities) break;
       __syncthreads();  // everybody is done with his slots
@@ -103,6 +104,8 @@ struct PairValues {
   DML_DEVICE bool form(bool squares, bool differences, bool upper) const {
     const TileSide<T>&rows = block.facts.rows, &cols = block.facts.cols;
     const bool product = squares && !differences;
+    // Norms of normalised rows are 1 up to their rounding, or less.
+    const T near_by_norms = options.normalize ? T(0) : T(kNear), near_at = options.normalize ? T(2.001 * kNear) : T(0);
     T scale[kRowSlots], norm[kRowSlots];
     [[maybe_unused]] int64_t id[kRowSlots];
 #pragma unroll
@@ -113,24 +116,53 @@ struct PairValues {
       if constexpr (!Plain) id[r] = rows.id[row];
     }
     bool near = false;
+    const auto form_pair = [&](T& x, int r, T col_scale, T col_norm, bool excluded) {
+      const T both = norm[r] + col_norm;
+      x = fma(x * scale[r], col_scale, both);
+      if (excluded) x = not_a_number<T>();
+      near |= x <= fma(both, near_by_norms, near_at);
+    };
+    const T factor = product ? T(-2) : T(1);
+    if constexpr (Plain && Slots::kColumns == kColSlots) {
+      T col_scale[kColSlots], col_norm[kColSlots];
+      load_neighbours(cols.inverse + PairTile<P>::first_col(), col_scale);
+      load_neighbours(cols.norm + PairTile<P>::first_col(), col_norm);
+#pragma unroll
+      for (int c = 0; c < kColSlots; ++c) {
+        if (differences) col_scale[c] = T(1);
+        if (!product) col_norm[c] = T(0);
+#pragma unroll
+        for (int r = 0; r < kRowSlots; ++r) form_pair(block.tile.at(r, c), r, col_scale[c] * factor, col_norm[c], false);
+      }
+      Slots{block.shared}.put_tile(block.tile, 0);
+      return near;
+    }
     if (Slots::kColumns == kColSlots) Slots{block.shared}.put_tile(block.tile, 0);
     each_column([&](T(&x)[kRowSlots], int c) {
       const int col = PairTile<P>::col(c);
-      const T col_scale = differences ? T(1) : product ? T(-2) * cols.inverse[col] : cols.inverse[col];
+      const T col_scale = differences ? T(1) : factor * cols.inverse[col];
       const T col_norm = product ? cols.norm[col] : cols.norm[col] * T(0);
 #pragma unroll
       for (int r = 0; r < kRowSlots; ++r) {
-        const T both = norm[r] + col_norm;
-        x[r] = fma(x[r] * scale[r], col_scale, both);
-        if constexpr (!Plain)
-          if (id[r] == cols.id[col] || (upper && PairTile<P>::row(r) >= col)) x[r] = not_a_number<T>();
-        // Norms of normalised rows are 1 up to their rounding, or less.
-        near |= x[r] <= (options.normalize ? T(2.001 * kNear) : both * T(kNear));
+        bool excluded = false;
+        if constexpr (!Plain) excluded = id[r] == cols.id[col] || (upper && PairTile<P>::row(r) >= col);
+        form_pair(x[r], r, col_scale, col_norm, excluded);
       }
     });
     return near;
   }
 
+  // A row of zeros lies at distance 1 from all others, exactly as the product form has it.
+  DML_DEVICE void set_apart_zero_rows() const {
+    const TileSide<T>&rows = block.facts.rows, &cols = block.facts.cols;
+    each_column([&](T(&x)[kRowSlots], int c) {
+#pragma unroll
+      for (int r = 0; r < kRowSlots; ++r) {
+        const T row = rows.norm[PairTile<P>::row(r)], col = cols.norm[PairTile<P>::col(c)];
+        if (x[r] == x[r] && (row == T(0) || col == T(0))) x[r] = row + col;
+      }
+    });
+  }
   // Bit (column, row): the pair coincides, for what is asked.
   DML_DEVICE uint64_t coincident_pairs() const {
     uint64_t found = 0;

@@ -2,6 +2,7 @@
 
 #include "cuda/pair_engine.cuh"
 #include "cuda/pairwise.h"
+#include "cuda/tile_slots.cuh"
 
 namespace dml {
 namespace {
@@ -42,11 +43,21 @@ struct PairwiseLoss {
 
   DML_DEVICE void weigh(PairBlock<P>& block, int64_t col_tile, bool) const {
     block.enter(col_tile);
+    const TileSlots<P> slots{block.shared};
 #pragma unroll
-    for (int r = 0; r < kRowSlots; ++r)
+    for (int first = 0; first < kColSlots; first += TileSlots<P>::kColumns) {
+      slots.put_tile(block.tile, first);
+#pragma unroll 1
+      for (int c = 0; c < TileSlots<P>::kColumns; ++c) {
+        T x[kRowSlots];
+        slots.get(c, x);
 #pragma unroll
-      for (int c = 0; c < kColSlots; ++c)
-        block.tile.at(r, c) = weight(block, block.tile.at(r, c), PairTile<P>::row(r), PairTile<P>::col(c));
+        for (int r = 0; r < kRowSlots; ++r)
+          x[r] = weight(block, x[r], PairTile<P>::row(r), PairTile<P>::col(first + c));
+        slots.put(c, x);
+      }
+      slots.get_tile(block.tile, first);
+    }
   }
   DML_DEVICE T weight(const PairBlock<P>& block, T dot, int r, int c) const {
     const int64_t i = block.row0 + r, j = block.col0 + c;

@@ -144,10 +144,13 @@ def test_semihard_triplets_of_all_positives(backend, seed, normalize):
     assert float(loss) == pytest.approx(float(cost), rel=1e-5, abs=1e-4)
 
 
-def test_a_zero_row_lies_at_distance_1(backend):
-    """On the edge of the hinge of the negatives, which it does not cross."""
+@pytest.mark.parametrize("near", [False, True])
+def test_a_zero_row_lies_at_distance_1(backend, near):
+    """On the edge of the hinge of the negatives, which it does not cross; also if others of its tile are near."""
     x, y = torch.randn(40, 16, generator=torch.Generator().manual_seed(0)), torch.arange(40) // 4
     x[7] = 0
+    if near:
+        x[20] = x[3]
     assert torch.equal(F.pairwise_distance(x[7:8], x[8:], normalize=True), torch.ones(1, 32))
     f = torch.nn.functional.normalize(x.double(), dim=1)
     d = torch.cdist(f, f)
