@@ -61,7 +61,7 @@ DML_DEVICE void subtract_rows(PairTile<P>& tile, const Operand<E>& a, int row0, 
       T x[kRowSlots];
 #pragma unroll
       for (int r = 0; r < kRowSlots; ++r)
-        x[r] = *reinterpret_cast<const T*>(row + (PairTile<P>::row(r) - PairTile<P>::row(0)) * kChunkBytes);
+        x[r] = *reinterpret_cast<const T*>(row + r * kRowStep * kChunkBytes);
 #pragma unroll
       for (int c = 0; c < kColSlots; ++c) {
         const T y = *reinterpret_cast<const T*>(col + c * kChunkBytes);

@@ -33,17 +33,16 @@ DML_DEVICE T store_weight(T weight, const Stripe& stripe, int64_t row, int64_t a
   return rounded;
 }
 
-// The same of a thread's columns in a row, which are neighbours.
+// The same of a thread's columns in a row, which are neighbours; they begin at element `at` of the stripe.
 template <Product P, class T>
-DML_DEVICE void store_weights(const T (&weight)[kColSlots], const Stripe& stripe, int64_t row, int64_t at) {
-  if (row >= stripe.count) return;
+DML_DEVICE void store_weights(const T (&weight)[kColSlots], const Stripe& stripe, int64_t at) {
   if constexpr (P == Product::bf16) {
     Piece<uint32_t> packed;
 #pragma unroll
     for (int k = 0; k < kColSlots / 2; ++k) packed.at[k] = pack_bf16(weight[2 * k], weight[2 * k + 1]);
-    *reinterpret_cast<Piece<uint32_t>*>(static_cast<BFloat16*>(stripe.weights) + row * stripe.padded + at) = packed;
+    *reinterpret_cast<Piece<uint32_t>*>(static_cast<BFloat16*>(stripe.weights) + at) = packed;
   } else {
-    T* const to = static_cast<T*>(stripe.weights) + row * stripe.padded + at;
+    T* const to = static_cast<T*>(stripe.weights) + at;
 #pragma unroll
     for (int k = 0; k < kColSlots; k += Piece<T>::kCount) {
       Piece<T> piece;
@@ -71,6 +70,9 @@ weights_kernel(PairProblem<P> p, Loss loss, Stripe stripe, typename ProductTypes
     loss.weigh(block, step, (flags & kNearPairs) != 0);
     T inverse[kColSlots];
     load_neighbours(block.facts.cols.inverse + PairTile<P>::first_col(), inverse);
+    // From row to row by one step: eight places worked out would be kept in registers from tile to tile.
+    int64_t row = block.row0 - stripe.first + PairTile<P>::row(0);
+    int64_t at = row * stripe.padded + block.col0 + PairTile<P>::first_col();
 #pragma unroll
     for (int r = 0; r < kRowSlots; ++r) {
       T weight[kColSlots];
@@ -86,8 +88,8 @@ weights_kernel(PairProblem<P> p, Loss loss, Stripe stripe, typename ProductTypes
           if (!loss.normalize) total[r] += weight[c];
         }
       }
-      store_weights<P>(weight, stripe, block.row0 - stripe.first + PairTile<P>::row(r),
-                       block.col0 + PairTile<P>::first_col());
+      if (row < stripe.count) store_weights<P>(weight, stripe, at);
+      row += kRowStep, at += kRowStep * stripe.padded;
     }
   }
   // Over the four lanes and the four warps of a row, in their order.

@@ -57,6 +57,7 @@ struct Operand {
 constexpr int kThreads = 256, kWarps = kThreads / kWarp;
 constexpr int kWarpRows = 64, kWarpCols = 32;
 constexpr int kRowSlots = 8, kColSlots = 8;  // rows and columns of the tile that a thread has pairs of
+constexpr int kRowStep = 8;                  // from one of its rows to the next; its columns are neighbours
 // 64 bytes of each row per stage: two steps of an mma.
 constexpr int kChunkBytes = 64, kPieceBytes = 16, kPieces = kChunkBytes / kPieceBytes;
 constexpr int kSideBytes = kTile * kChunkBytes, kStageBytes = 2 * kSideBytes;
@@ -96,9 +97,9 @@ struct PairTile {
 
   T value[4][4][4];  // 16-row and 8-column fragments; in a fragment (row, column) (0, 0), (0, 1), (8, 0), (8, 1)
 
-  // Row and column in the tile of a thread's slots, and its pair of two slots. The columns are neighbours.
+  // Row and column in the tile of a thread's slots, and its pair of two slots.
   static DML_DEVICE int row(int slot) {
-    return warp_index() / 4 * kWarpRows + slot / 2 * 16 + slot % 2 * 8 + lane_index() / 4;
+    return warp_index() / 4 * kWarpRows + slot * kRowStep + lane_index() / 4;
   }
   static DML_DEVICE int first_col() { return warp_index() % 4 * kWarpCols + lane_index() % 4 * kColSlots; }
   static DML_DEVICE int col(int slot) { return first_col() + slot; }
