@@ -30,7 +30,7 @@ struct RelativeSum {
 
 // Four neighbouring lanes share a row of each half of the tile, as in the statistics of the losses.
 template <Product P>
-DML_KERNEL(kThreads, kBlocks<P>)
+DML_KERNEL(kThreads, kChoosingBlocks<P>)
 sums_kernel(PairProblem<P> p, DistanceDensity density, WeightSums<typename ProductTypes<P>::Value> out) {
   using T = typename ProductTypes<P>::Value;
   DML_SHARED(shared);

@@ -24,7 +24,7 @@ DML_DEVICE int64_t first_place(const int64_t* values, int64_t n, int64_t key, bo
 
 // Four neighbouring lanes share a row of each half of the tile, as in the statistics of the losses.
 template <Product P>
-DML_KERNEL(kThreads, kBlocks<P>)
+DML_KERNEL(kThreads, kChoosingBlocks<P>)
 select_kernel(PairProblem<P> p, Selection<typename ProductTypes<P>::Value> s,
               Contest<typename ProductTypes<P>::Element, typename ProductTypes<P>::Value> contest,
               typename ProductTypes<P>::Value* best, int64_t* best_index) {

@@ -68,6 +68,14 @@ constexpr int kTileShared = kStages * kStageBytes;
 // multiprocessor, three TF32 products and float64 would spill.
 template <Product P>
 constexpr int kBlocks = P == Product::tf32x3 || P == Product::simt ? 1 : 0;
+// Of kernels that keep what they chose or drew beside the product: for compute capability 8 they would spill as well.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+template <Product P>
+constexpr int kChoosingBlocks = 1;
+#else
+template <Product P>
+constexpr int kChoosingBlocks = kBlocks<P>;
+#endif
 
 enum class Side { left, right };
 
