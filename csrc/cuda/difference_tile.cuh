@@ -41,8 +41,8 @@ DML_DEVICE void stage_scaled(const Operand<E>& side, int first, const T* inverse
 
 // tile.at(r, c) = sum_k (f_rk - g_ck)^2. All threads of the block call this with kStageBytes of shared memory.
 template <Product P, class E, class T>
-DML_DEVICE void subtract_rows(PairTile<P>& tile, const Operand<E>& a, int row0, const T* a_inverse,
-                              const Operand<E>& b, int col0, const T* b_inverse, unsigned char* shared) {
+DML_DEVICE void subtract_rows(PairTile<P>& tile, const Operand<E>& a, int row0, const T* a_inverse, const Operand<E>& b,
+                              int col0, const T* b_inverse, unsigned char* shared) {
   unsigned char* const right = shared + kSideBytes;
   tile.clear();
   __syncthreads();  // the shared memory is free, and the norms are there
@@ -60,8 +60,7 @@ DML_DEVICE void subtract_rows(PairTile<P>& tile, const Operand<E>& a, int row0, 
       const unsigned char* const col = right + piece_at<Side::right>(PairTile<P>::col(0), piece) + within * sizeof(T);
       T x[kRowSlots];
 #pragma unroll
-      for (int r = 0; r < kRowSlots; ++r)
-        x[r] = *reinterpret_cast<const T*>(row + r * kRowStep * kChunkBytes);
+      for (int r = 0; r < kRowSlots; ++r) x[r] = *reinterpret_cast<const T*>(row + r * kRowStep * kChunkBytes);
 #pragma unroll
       for (int c = 0; c < kColSlots; ++c) {
         const T y = *reinterpret_cast<const T*>(col + c * kChunkBytes);

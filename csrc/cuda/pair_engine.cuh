@@ -71,7 +71,7 @@ weights_kernel(PairProblem<P> p, Loss loss, Stripe stripe, typename ProductTypes
     T inverse[kColSlots];
     load_neighbours(block.facts.cols.inverse + PairTile<P>::first_col(), inverse);
     // From row to row by one step: eight places worked out would be kept in registers from tile to tile.
-    int64_t row = block.row0 - stripe.first + PairTile<P>::row(0);
+    int row = block.row0 - static_cast<int>(stripe.first) + PairTile<P>::row(0);
     int64_t at = row * stripe.padded + block.col0 + PairTile<P>::first_col();
 #pragma unroll
     for (int r = 0; r < kRowSlots; ++r) {
@@ -88,7 +88,7 @@ weights_kernel(PairProblem<P> p, Loss loss, Stripe stripe, typename ProductTypes
           if (!loss.normalize) total[r] += weight[c];
         }
       }
-      if (row < stripe.count) store_weights<P>(weight, stripe, at);
+      if (row < static_cast<int>(stripe.count)) store_weights<P>(weight, stripe, at);
       row += kRowStep, at += kRowStep * stripe.padded;
     }
   }

@@ -132,7 +132,8 @@ struct PairValues {
         if (differences) col_scale[c] = T(1);
         if (!product) col_norm[c] = T(0);
 #pragma unroll
-        for (int r = 0; r < kRowSlots; ++r) form_pair(block.tile.at(r, c), r, col_scale[c] * factor, col_norm[c], false);
+        for (int r = 0; r < kRowSlots; ++r)
+          form_pair(block.tile.at(r, c), r, col_scale[c] * factor, col_norm[c], false);
       }
       Slots{block.shared}.put_tile(block.tile, 0);
       return near;

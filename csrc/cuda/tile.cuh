@@ -106,9 +106,7 @@ struct PairTile {
   T value[4][4][4];  // 16-row and 8-column fragments; in a fragment (row, column) (0, 0), (0, 1), (8, 0), (8, 1)
 
   // Row and column in the tile of a thread's slots, and its pair of two slots.
-  static DML_DEVICE int row(int slot) {
-    return warp_index() / 4 * kWarpRows + slot * kRowStep + lane_index() / 4;
-  }
+  static DML_DEVICE int row(int slot) { return warp_index() / 4 * kWarpRows + slot * kRowStep + lane_index() / 4; }
   static DML_DEVICE int first_col() { return warp_index() % 4 * kWarpCols + lane_index() % 4 * kColSlots; }
   static DML_DEVICE int col(int slot) { return first_col() + slot; }
   DML_DEVICE T& at(int row_slot, int col_slot) {
