@@ -75,7 +75,7 @@ def choose(kernel: str, dtype: torch.dtype, width: int, device: torch.device, sq
     if dtype == torch.float32 and capability(device) // 10 not in (9, 10):
         # mma.sync takes both operands from registers, three times as many where float32 is split; a contest of rows
         # that tie needs its own.
-        block_n = 16 if kernel in ("positives", "negatives") else 32
+        block_n = 16 if kernel in ("positives", "negatives", "triplet_fwd") else 32
         return Config(32, block_n, 16, 16 if kernel == "pairwise_bwd" else 32, 8, 2)
     if dtype == torch.float32 and square:
         return Config(32, 32, 32, 32, 8, 2)

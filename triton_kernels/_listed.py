@@ -45,7 +45,7 @@ def distances(queries: _rows.Rows, gallery: _rows.Rows, to: Tensor) -> tuple[Ten
         launch(_distances, (triton.cdiv(m, block_m),))(
             queries.x, queries.scale, queries.state, gallery.x, gallery.scale, gallery.state, to, squared, norms, m,
             gallery.count, D=queries.width, DTYPE=_rows.triton_dtype(queries.x.dtype), BLOCK_M=block_m,
-            BLOCK_K=power_of_two(queries.width, 16, 64), num_warps=4,
+            BLOCK_K=power_of_two(queries.width, 16, 32), num_warps=4,
         )  # fmt: skip
     return squared, norms
 

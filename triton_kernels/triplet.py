@@ -68,7 +68,7 @@ class Stripe(NamedTuple):
 
 def _stripes(p: Problem, o: Options, active: Tensor, only_active: bool) -> Iterator[Stripe]:
     m, n = p.queries.count, p.gallery.count
-    config = _configs.choose("pairwise_fwd", p.q.operand.dtype, p.queries.width, p.q.x.device)
+    config = _configs.choose("triplet_fwd", p.q.operand.dtype, p.queries.width, p.q.x.device)
     rows = min(m, max(STRIPE_BYTES // (n * p.q.scale.element_size()) // TILE, 1) * TILE)
     values = p.q.scale.new_empty(rows, n)
     for first in range(0, m, rows):

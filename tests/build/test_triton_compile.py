@@ -35,8 +35,27 @@ def test_no_product_is_fused_with_a_sum():
     assert done.stdout.startswith("5 kernels")
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("line", "count"),
+    [
+        ("\tmul.f32 \t%r1, %r2, %r3;", 1),
+        ("\t@%p3 add.ftz.f32 \t%r1, %r2, %r3;", 1),
+        ("\tfma.rn.f32 \t%r1, %r2, %r3, %r4;", 1),
+        ("\tmul.rn.f32 \t%r1, %r2, %r3;", 0),
+        ("\t@%p3 red.global.gpu.relaxed.add.f32 [ %rd1 + 0 ], %r2;", 0),
+        ("\t@!%p3 atom.global.gpu.acq_rel.add.f32 %r1, [ %rd1 + 0 ], %r2;", 0),
+    ],
+)
+def test_what_may_be_fused(line, count):
+    triton_resources = pytest.importorskip("bench.report.triton_resources")
+    assert len(triton_resources.FUSIBLE.findall(line)) == count
+
+
+# Two in CI; `make compat` compiles for all, with two versions of Triton.
+@pytest.mark.parametrize(
+    "architecture",
+    [pytest.param(a, marks=pytest.mark.full if a in ("80", "90") else pytest.mark.slow) for a in ARCHITECTURES],
+)
 def test_every_kernel_compiles(architecture, tmp_path):
     """One configuration of each, float32 rows of width 512."""
     figures = tmp_path / "figures.json"

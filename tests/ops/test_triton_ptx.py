@@ -22,7 +22,15 @@ BY_TILES = [f"{name}:tiles" for name in PAIR_LOSSES]
 BY_TILES += [f"{name}:duplicates" for name in ("ranked_list", "ranked_list_gallery", "contrastive", "mixed")]
 # Matrices of rounded entries are others in another dtype.
 ROUNDED = [name for name in smoke.CALLS if not name.startswith("cholesky")]
+# Of each schedule and each kind of tile, in a CI whose time is Triton's compiler's.
+CHOSEN_TILES = ["ranked_list:tiles", "ntxent:tiles", "ranked_list_gallery:duplicates"]
 CALLS = {
+    "float32": [*smoke.CALLS, *CHOSEN_TILES],
+    "bfloat16": [*FAMILIES[:5], "similarity_wide", *CHOSEN_TILES],
+    "float16": ["distance", "ranked_list", "nearest", "ranked_list:tiles"],
+    "float64": FAMILIES[:5],
+}
+EVERY_CALL = {
     "float32": [*smoke.CALLS, *BY_TILES],
     "bfloat16": [*ROUNDED, *BY_TILES],
     "float16": [*FAMILIES[:5], "ranked_list:tiles", "similarity_wide"],
@@ -58,7 +66,13 @@ def test_a_case_of_each_family():
 
 @pytest.mark.full
 @pytest.mark.parametrize("dtype", CALLS)
-def test_every_case(dtype):
+def test_every_kernel(dtype):
     kernels = executed(dtype, *CALLS[dtype])
     if dtype == "float32":
         assert kernels == launched_kernels()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", EVERY_CALL)
+def test_every_call(dtype):
+    executed(dtype, *EVERY_CALL[dtype])
