@@ -230,7 +230,7 @@ It runs the tests of every backend on CPU tensors, one program after another, wi
 def render_kernels(runs: Sequence[dict], results: Path) -> str:
     """What is known of each kernel; a column for each of the files that there are."""
     of_kernels, executed = _optional(results / "kernels.json"), _optional(results / "executed.json")
-    predicted = _optional(results / "predicted.json").get("kernels")
+    predicted = {name.partition("<")[0] for name in _optional(results / "predicted.json").get("kernels", ())}
     ways = [way for way in EXECUTED if way in executed]
     header = ["kernel", *(EXECUTED[way] for way in ways), "compiled for", *(["predicted"] if predicted else [])]
     tables = []

@@ -9,8 +9,6 @@
 
 namespace dml {
 
-constexpr double kLog2E = 1.4426950408889634, kLn2 = 0.6931471805599453;
-
 #if defined(DML_CUDA_HOST)
 
 // The bound on a device's error, always towards zero.

@@ -116,12 +116,12 @@ struct Summand<ExpTerm> {
   static constexpr int kSums = 2;  // of e^score, of the value
 
   template <class T>
-  static DML_DEVICE T slope_of(const SideOf<T>& side, T v) {
-    return side.score_slope * max(fma(side.ramp, v, side.ramp_offset), T(0));
+  static DML_DEVICE T ramp_of(const SideOf<T>& side, T v) {
+    return max(fma(side.ramp, v, side.ramp_offset), T(0));
   }
   template <class T>
   static DML_DEVICE T score(const SideOf<T>& side, T v) {
-    return slope_of(side, v) * (v - side.base);
+    return side.score_slope * (ramp_of(side, v) * (v - side.base));
   }
   template <class T>
   static DML_DEVICE T bound(const SideOf<T>& side) {
@@ -133,14 +133,16 @@ struct Summand<ExpTerm> {
   }
   template <bool Plain, class T>
   static DML_DEVICE bool add(const SideOf<T>& side, T v, T bound, T shift, T (&value)[kSums], T (&factor)[kSums]) {
-    value[0] = exp2_of(Plain ? fma(slope_of(side, v), v - side.base, -shift) : score(side, v) - shift), value[1] = v;
+    value[0] =
+        exp2_of(Plain ? fma(side.score_slope, ramp_of(side, v) * (v - side.base), -shift) : score(side, v) - shift);
+    value[1] = v;
     factor[0] = factor[1] = T(1);
     return takes_part(side, v, bound);
   }
   template <class T>
   static DML_DEVICE bool pull(const SideOf<T>& side, T v, const PairEnd<T>& end, T& slope) {
-    const T by_value = slope_of(side, v), e = exp2_of(fma(by_value, v - side.base, -end.shift));
-    slope = fma(end.of_term * by_value, e, end.of_value);
+    const T ramp = ramp_of(side, v), e = exp2_of(fma(side.score_slope, ramp * (v - side.base), -end.shift));
+    slope = fma(end.of_term * (side.score_slope * ramp), e, end.of_value);
     return takes_part(side, v, end.bound);
   }
 };

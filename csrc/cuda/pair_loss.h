@@ -6,10 +6,13 @@
 
 namespace dml {
 
+// Kernels take exponentials to the base 2. What a double leaves of log2 e is the second number.
+constexpr double kLog2E = 1.4426950408889634, kLog2ELow = 2.0355273740931033e-17, kLn2 = 0.6931471805599453;
+
 struct PairLossProblem {
   PairValue value;
   PairSide pos, neg;
-  double pos_shift, neg_shift;  // what is subtracted from every score, unless maxima are running
+  double pos_shift, neg_shift;  // what is subtracted from every score, unless maxima are running: floats over log2 e
   bool weight_grad, apart, running, normalize;
 
   // Sides of two different terms take a launch each.

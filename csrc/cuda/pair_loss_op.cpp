@@ -19,8 +19,17 @@ constexpr int64_t kLongGallery = 262144;
 PairLossProblem make_problem(const PairLossOptions& o, const PairArguments& a) {
   const auto shift = [&](const PairSide& side) { return score_shift(side, o.value, a.normalize, a.gallery()); };
   const ScoreShift pos = shift(o.pos), neg = shift(o.neg);
-  return PairLossProblem{
-      o.value, o.pos, o.neg, pos.shift, neg.shift, o.weight_grad, o.apart, pos.running || neg.running, a.normalize};
+  // What kernels subtract is known exactly.
+  const auto rounded = [](double of) { return static_cast<double>(static_cast<float>(of * kLog2E)) / kLog2E; };
+  return PairLossProblem{o.value,
+                         o.pos,
+                         o.neg,
+                         rounded(pos.shift),
+                         rounded(neg.shift),
+                         o.weight_grad,
+                         o.apart,
+                         pos.running || neg.running,
+                         a.normalize};
 }
 
 // Without negatives, tiles of rows in order meet few others at any size.

@@ -128,7 +128,7 @@ factors_kernel(PairLossProblem problem, int64_t count, int64_t padded, PairLossG
     const double grad = p.stats[from];
     // Without a pair, a row has no share to give, even if one is kept here by a rounding; and e^(score - inf) is 0,
     // where e^score could be infinite and 0 times it NaN.
-    double scale = grad * side.scale, linear = 0, log_sum = INFINITY;
+    double scale = grad * side.scale, linear = 0, log_sum = 0;
     bool gives = true;
     if (side.scored()) {
       const bool moment = side.term == PairTerm::moment;
@@ -144,10 +144,17 @@ factors_kernel(PairLossProblem problem, int64_t count, int64_t padded, PairLossG
       }
       if (!problem.running) log_sum = k == 0 ? problem.pos_shift : problem.neg_shift;
     }
+    // Scores are less a shift times log2 e that is rounded; what it lost is a factor of all their exponentials.
+    const double shift = log_sum * kLog2E;
+    if (gives) {
+      const double rest = (shift - static_cast<T>(shift)) + (fma(log_sum, kLog2E, -shift) + log_sum * kLog2ELow);
+      const double factor = side.scored() ? ::exp(-rest * kLn2) : 1;
+      scale *= factor, linear *= factor;
+    }
     T* const at = factors + k * kPairFactors * padded + row;
     at[0] = gives ? static_cast<T>(scale) : T(0);
     at[padded] = gives ? p.sums[from] : T(0);
-    at[2 * padded] = gives ? static_cast<T>(log_sum * kLog2E) : T(INFINITY);
+    at[2 * padded] = gives ? static_cast<T>(shift) : T(INFINITY);
     at[3 * padded] = gives ? static_cast<T>(linear) : T(0);
     at[4 * padded] = p.own_stats[from];
   }

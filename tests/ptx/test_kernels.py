@@ -12,6 +12,8 @@ from cuda_host import smoke
 from ptx import backend, interpreter
 from support.contract import assert_close, assert_identical
 
+from bench.report import resources
+from bench.report.tables import RESULTS, read_json
 from dmlkernels import _backend, set_float32_precision, use_backend
 from dmlkernels.testing import assert_matches, make_pairs
 
@@ -63,7 +65,8 @@ def check(name: str, kind: str) -> None:
         found = smoke.run(name, dtype)
     assert found.value.isfinite().all()
     if found.value.is_floating_point():
-        assert_close(found, expected)
+        # A weight between two numbers of TF32 may go to either, by the last bit of an exponential.
+        assert_close(found, expected, rounding=2.0**-11 if kind in ("tf32", "bf16") else 0.0)
     else:
         assert_identical(found, expected)
 
@@ -87,13 +90,12 @@ def test_every_kernel_is_launched_by_a_call():
         for name in smoke.CALLS:
             for kind in KINDS:
                 smoke.run(name, dtype_of(kind))
-    missing = {
-        f"{source}: {entry}"
-        for source, module in backend.modules().items()
-        for entry in module.entries
-        if not module.launches(entry)
-    }
-    assert not missing
+    entries = [entry for module in backend.modules().values() for entry in module.entries]
+    launched = [entry for module in backend.modules().values() for entry in module.entries if module.launches(entry)]
+    assert set(entries) == set(launched)
+    kernels = {name.partition("<")[0] for name in resources.plain(launched).values()}
+    for way in ("host", "ptx"):  # as docs/gpu-status.md has them
+        assert kernels == set(read_json(RESULTS / "executed.json")[way]["cuda"])
 
 
 @pytest.mark.full
@@ -114,10 +116,10 @@ SMOOTH: dict[str, dict[str, float]] = {
     "similarity_wide": {},
     "distance": {},
     "ntxent": {},
-    "circle": {"exponent": 40.0},
+    "circle": {"exponent": 225.0},  # the largest score of these rows
     "triplets": {},
     "soft_triple": {"exponent": 20.0},
-    "proxy_anchor": {},
+    "proxy_anchor": {"exponent": 35.2},  # as in tests/losses/test_proxy_anchor.py
     "rate": {},
 }
 

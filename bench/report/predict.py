@@ -1,0 +1,354 @@
+"""Predicts the times of the pair kernels on an H100 from their machine code: nothing here was measured.
+
+    python -m bench.report.predict build/wheel-cpython-311/libdmlkernels_cuda.so          the table, and what binds
+    python -m bench.report.predict ... --write     bench/results/predicted.json and the table of docs/performance.md
+
+Instructions are counted on the way that a tile of the common kind takes (machine_code.py): its own, those of a step of
+its product, and those of a round of the loop over its columns. From these and from what the tensor cores, the special
+functions, the shared memory and the memory have to do, each kernel gets the time of what takes longest, as if all else
+were hidden behind it; `phases` adds up what binds the product and what binds the rest, as if nothing overlapped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bench.report import machine_code, resources
+from bench.report.machine_code import Kernel, Loop, count
+from bench.report.tables import RESULTS, ROOT, filled, grid, write_json
+
+ARCHITECTURE = "90"
+DOCUMENT = ROOT / "docs" / "performance.md"
+
+# The H100 of the predictions. Of each multiprocessor and cycle: instructions of a warp, lanes of special functions and
+# bytes of shared memory; of the device: bytes a second of memory and of the second cache.
+MULTIPROCESSORS, CLOCK = 132, 1.7e9
+ISSUE, SPECIAL, SHARED = 4, 16, 128
+MEMORY, CACHE = 3.0e12, 5.5e12
+EFFICIENCIES = (0.6, 0.7, 0.8)  # of issue; the second is what goals are held against
+TENSOR = {"bf16": 989e12, "tf32": 494e12}  # peak, of which mma.sync reaches:
+MMA_SYNC = 0.62
+REFERENCE = {"bf16": 700e12, "tf32": 350e12}  # what a plain product of matrices reaches
+TILE, WARPS, PAIRS = 128, 8, 64  # of a tile: rows, warps, pairs of a thread
+N = 16384
+PRODUCTS = {"bf16": 4, "tf32": 3, "tf32x3": 1}  # their numbers in a kernel's name
+ELEMENT = {"bf16": 2, "tf32": 4, "tf32x3": 4}
+FLOAT = ("FADD", "FMUL", "FFMA", "FSETP", "FSEL", "FMNMX")
+DOUBLE = ("DADD", "DMUL", "DFMA", "DSETP", "DMNMX")
+
+
+class Spec(NamedTuple):
+    """How a hot kernel is read."""
+
+    pattern: str  # of its name, with the number of its product in place of {}
+    column_loop: tuple[str, ...]  # opcodes that tell its loop over columns: the shortest such is that of a plain tile
+    rounds: int  # of that loop in a tile
+    spans: bool = True  # its tiles are gone over in a loop
+
+
+SPECS = {
+    "statistics": Spec(r"pair_loss\.statistics_kernel<\(Product\){}, MomentTerm>", ("SHFL", "MUFU"), 4),
+    "statistics, log-sum-exp": Spec(r"pair_loss\.statistics_kernel<\(Product\){}, ExpTerm>", ("SHFL", "MUFU"), 4),
+    "weights": Spec(r"pair_loss_weights\.weights_kernel<\(Product\){}, PairWeights<MomentTerm", ("MUFU", "STS"), 8),
+    "weights, log-sum-exp": Spec(
+        r"pair_loss_weights\.weights_kernel<\(Product\){}, PairWeights<ExpTerm", ("MUFU", "STS"), 8
+    ),
+    "product": Spec(r"pair_rows\.product_kernel<\(Product\){}>", (), 0, spans=False),
+}
+BUDGETS = {"statistics": 30, "statistics, log-sum-exp": 30, "weights": 35, "weights, log-sum-exp": 35}
+STEP_BUDGET = 150  # instructions of a warp for 32 columns of 16 bits
+STEP = 64  # bytes of a row in a step of a product
+
+
+class Counts(NamedTuple):
+    """Instructions of a warp in a kernel, on the way of a plain tile."""
+
+    step: Counter[str]  # a step of the product
+    near_step: int  # one feature of the difference form
+    own: Counter[str]  # a tile, beside its loops
+    column: Counter[str]  # a round of the loop over its columns, of pairs that are active
+    inactive: int  # the same round, where none is
+    rounds: int
+
+    @property
+    def tile(self) -> Counter[str]:
+        total = Counter(self.own)
+        for opcode, number in self.column.items():
+            total[opcode] += number * self.rounds
+        return total
+
+    def pair(self, active: bool = True) -> float:
+        """Of a pair: its value, and what the loop over columns does with it."""
+        of_column = self.column.total() if active else self.inactive
+        return (of_column * self.rounds + count(self.own, *FLOAT)) / PAIRS
+
+
+def read(code: list[machine_code.Instruction], product: str, spec: Spec) -> Counts:
+    kernel = Kernel(code)
+    stage, step = _product(kernel, product)
+    near = machine_code.innermost(kernel, lambda o: count(o, "FADD") >= PAIRS and count(o, "FFMA") >= PAIRS)
+    near_step = min((kernel.instructions(loop.blocks).total() for loop in near), default=0)
+    if not spec.spans:
+        outside = set(range(len(kernel.code))).difference(*(loop.blocks for loop in kernel.loops))
+        return Counts(step, near_step, kernel.instructions(outside), Counter(), 0, 0)
+    around = next(loop for loop in kernel.loops if loop.blocks > stage.blocks)
+    columns = _columns(kernel, spec)
+    own = kernel.round(around, [stage, columns])
+    longest, shortest = kernel.round(columns, longest=True), kernel.round(columns)
+    assert own is not None, spec.pattern
+    assert longest is not None
+    assert shortest is not None
+    return Counts(step, near_step, own, longest, shortest.total(), spec.rounds)
+
+
+def _product(kernel: Kernel, product: str) -> tuple[Loop, Counter[str]]:
+    """The loop over the stages of a product, and the instructions of one of them."""
+    holding = [loop for loop in kernel.loops if count(kernel.instructions(loop.blocks), "HMMA")]
+    if product != "tf32x3":
+        stage, inner = holding[-1], None
+    else:  # which takes a stage in two
+        stage, inner = holding[-2], holding[-1]
+    step = kernel.round(stage, [inner] if inner else [], longest=True)
+    assert step is not None
+    if inner is not None:
+        half = kernel.round(inner)
+        assert half is not None
+        step = step + half + half
+    return stage, step
+
+
+def _columns(kernel: Kernel, spec: Spec) -> Loop:
+    found = machine_code.innermost(
+        kernel, lambda opcodes: count(opcodes, "HMMA") == 0 and all(count(opcodes, name) for name in spec.column_loop)
+    )
+    return min(found, key=lambda loop: kernel.instructions(loop.blocks).total())
+
+
+def shared_bytes(opcodes: Counter[str]) -> int:
+    """What the instructions of a warp move through shared memory; a shuffle takes its lanes once."""
+    total = 0
+    for opcode, number in opcodes.items():
+        name, *suffixes = opcode.split(".")
+        if name in ("LDS", "STS", "LDGSTS", "LDSM", "SHFL"):
+            lane = 16 if {"128", "M88"} & set(suffixes) else 8 if "64" in suffixes else 4
+            total += number * 32 * lane
+    return total
+
+
+class Work(NamedTuple):
+    """What a kernel does: instructions of warps outside and inside of its product, and what the other units have."""
+
+    rest: float
+    product: float
+    rest_shared: float
+    product_shared: float
+    special: float  # lanes
+    tensor: float  # seconds
+    memory: float  # seconds
+
+    def times(self, efficiency: float) -> dict[str, float]:
+        of_issue = MULTIPROCESSORS * CLOCK * ISSUE * efficiency
+        of_shared = MULTIPROCESSORS * CLOCK * SHARED
+        return {
+            "issue": (self.rest + self.product) / of_issue,
+            "shared memory": (self.rest_shared + self.product_shared) / of_shared,
+            "special functions": self.special / (MULTIPROCESSORS * CLOCK * SPECIAL),
+            "tensor cores": self.tensor,
+            "memory": self.memory,
+        }
+
+    def phases(self, efficiency: float) -> float:
+        """If no block computed pairs while another multiplies."""
+        of_issue = MULTIPROCESSORS * CLOCK * ISSUE * efficiency
+        of_shared = MULTIPROCESSORS * CLOCK * SHARED
+        product = max(self.product / of_issue, self.product_shared / of_shared, self.tensor)
+        special = self.special / (MULTIPROCESSORS * CLOCK * SPECIAL)
+        return max(product + max(self.rest / of_issue, self.rest_shared / of_shared, special), self.memory)
+
+
+def work(
+    counts: Counts, product: str, tiles: float, length: int, seconds_of_memory: float = 0, near: bool = False
+) -> Work:
+    """Of tiles whose products are over `length` terms; near: all of them in difference form as well."""
+    steps = length * ELEMENT[product] / STEP
+    kind = "bf16" if product == "bf16" else "tf32"
+    repeated = 3 if product == "tf32x3" else 1
+    warps = tiles * WARPS
+    flops = 2 * tiles * TILE * TILE * length * repeated
+    tile = counts.tile
+    return Work(
+        warps * (tile.total() + (counts.near_step * length if near else 0)),
+        warps * steps * counts.step.total(),
+        warps * shared_bytes(tile),
+        warps * steps * shared_bytes(counts.step),
+        warps * 32 * count(tile, "MUFU"),
+        flops / (MMA_SYNC * TENSOR[kind]),
+        seconds_of_memory,
+    )
+
+
+def reference(width: int, product: str, element: int) -> float:
+    """t_gemm: the product of the rows with themselves, written in their type."""
+    return max(2 * N * N * width / REFERENCE[product], (N * N + 2 * N * width) * element / MEMORY)
+
+
+class Row(NamedTuple):
+    name: str
+    must: float
+    strong: float
+    works: list[Work]
+    unit: float  # seconds
+
+    def predicted(self, efficiency: float) -> float:
+        return sum(max(work.times(efficiency).values()) for work in self.works) / self.unit
+
+    def phases(self) -> float:
+        return sum(work.phases(EFFICIENCIES[1]) for work in self.works) / self.unit
+
+    def figures(self) -> dict[str, Any]:
+        return {
+            "row": self.name,
+            "predicted": [round(self.predicted(efficiency), 2) for efficiency in EFFICIENCIES],
+            "phases": round(self.phases(), 2),
+            "must": self.must,
+            "strong": self.strong,
+            "binds": self.binding(),
+        }
+
+    def cells(self) -> list[str]:
+        low, middle, high = (self.predicted(efficiency) for efficiency in reversed(EFFICIENCIES))
+        missed = " (missed)" if middle > self.must else ""
+        goals = [f"{self.must:g}", f"{self.strong:g}"]
+        return [
+            self.name,
+            f"{middle:.2f}{missed}",
+            f"{low:.2f} to {high:.2f}",
+            f"{self.phases():.2f}",
+            *goals,
+            self.binding(),
+        ]
+
+    def binding(self) -> str:
+        times = [work.times(EFFICIENCIES[1]) for work in self.works]
+        return ", ".join(dict.fromkeys(max(of, key=of.__getitem__) for of in times))
+
+
+def rows(counts: dict[str, dict[str, Counts]]) -> Iterator[Row]:
+    """`counts`: of each product, the kernels of SPECS."""
+    side = N // TILE
+    halves, full = side * (side + 1) // 2, side * side
+
+    def forward(product: str, width: int, near: bool = False) -> Work:
+        return work(counts[product]["statistics"], product, halves, width, near=near)
+
+    def backward(product: str, width: int, share: float = 1, near: bool = False) -> list[Work]:
+        weights = N * N * ELEMENT[product] / CACHE * share
+        products = work(counts[product]["product"], product, side * -(-width // TILE), 1, weights * width / TILE)
+        of_product = work(counts[product]["product"], product, side * -(-width // TILE) * share, N)
+        of_product = of_product._replace(rest=products.rest, memory=products.memory)
+        return [work(counts[product]["weights"], product, full * share, width, weights, near), of_product]
+
+    for width, must, strong in ((512, 1.15, 0.8), (128, 1.0, 0.75)):
+        yield Row(
+            f"ranked list, forward, bf16, D {width}",
+            must,
+            strong,
+            [forward("bf16", width)],
+            reference(width, "bf16", 2),
+        )
+    yield Row("ranked list, forward, TF32, D 512", 1.15, 0.75, [forward("tf32", 512)], reference(512, "tf32", 4))
+    for width, strong in ((128, 3.5), (256, 3.5), (512, 3.6), (1024, 3.6)):
+        both = [forward("bf16", width), *backward("bf16", width)]
+        yield Row(f"ranked list, forward and backward, bf16, D {width}", 5, strong, both, reference(width, "bf16", 2))
+    sparse = [forward("bf16", 128), *backward("bf16", 128, share=0.05)]
+    yield Row("... one tile of twenty active, D 128", 2, 1.2, sparse, reference(128, "bf16", 2))
+    dense = Row("", 0, 0, [forward("bf16", 128), *backward("bf16", 128)], 1).predicted(EFFICIENCIES[1])
+    collapsed = [forward("bf16", 128, near=True), *backward("bf16", 128, near=True)]
+    yield Row("... all pairs near, over dense data, D 128", 14, 10, collapsed, dense)
+    exact = [forward("tf32x3", 512), *backward("tf32x3", 512)]
+    floor = 3 * 2.5 * 2 * N * N * 512 / REFERENCE["tf32"]
+    yield Row("... float32 as ieee, over its products, D 512", 2.5, 1.5, exact, floor)
+
+
+def of_library(files: list[Path]) -> tuple[dict[str, dict[str, Counts]], dict[str, Any]]:
+    code: dict[str, list[machine_code.Instruction]] = {}
+    usage: dict[str, dict[str, int]] = {}
+    for file in files:
+        option = ("-arch", f"sm_{ARCHITECTURE}")
+        code |= machine_code.read_instructions(resources._cuobjdump(file, *option, "-sass"))
+        usage |= resources.read_usage(resources._cuobjdump(file, *option, "-res-usage"))
+    names = resources.plain(code)
+    rules = resources.read_rules(resources.TABLE.read_text(encoding="utf-8"))
+    found: dict[str, dict[str, Counts]] = {}
+    kernels: dict[str, Any] = {}
+    for product, number in PRODUCTS.items():
+        for kind, spec in SPECS.items():
+            pattern = re.compile(spec.pattern.format(number))
+            mangled, name = next((m, n) for m, n in names.items() if pattern.match(n))
+            counts = found.setdefault(product, {})[kind] = read(code[mangled], product, spec)
+            rule = resources.rule_of(name, rules)
+            registers = usage[mangled]["registers"]
+            occupancy = resources.occupancy(ARCHITECTURE, registers, 32 * WARPS, rule.shared if rule else 0)
+            tile = counts.tile
+            kernels[name] = {
+                "step": counts.step.total(),
+                "pair": round(counts.pair(), 1),
+                "inactive pair": round(counts.pair(active=False), 1),
+                "tile": tile.total(),
+                "special functions a tile": count(tile, "MUFU"),
+                "shared bytes a tile": shared_bytes(tile),
+                "barriers a tile": count(tile, "BAR"),
+                "double precision a pair": count(counts.column, *DOUBLE),
+                "registers": registers,
+                "blocks a multiprocessor": round(occupancy * resources.MULTIPROCESSORS[ARCHITECTURE].warps / WARPS),
+            }
+    return found, kernels
+
+
+def over_budget(kernels: dict[str, Any]) -> list[str]:
+    """What of predicted.json is more than it may be."""
+    found = []
+    for kind, most in BUDGETS.items():
+        pattern = re.compile(SPECS[kind].pattern.format(PRODUCTS["bf16"]))
+        for name, kernel in kernels.items():
+            if pattern.match(name) and kernel["pair"] > most:
+                found.append(f"{name} takes {kernel['pair']} instructions a pair; {most} are allowed")
+    for name, kernel in kernels.items():
+        if f"(Product){PRODUCTS['bf16']}" in name and kernel["step"] > STEP_BUDGET:
+            found.append(f"{name} takes {kernel['step']} instructions a step; {STEP_BUDGET} are allowed")
+        if kernel["double precision a pair"]:
+            found.append(f"{name} computes in double precision for each pair")
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("libraries", nargs="+", type=Path, help="libdmlkernels_cuda.so, or cubins")
+    parser.add_argument("--write", action="store_true", help="keep the figures and the table")
+    arguments = parser.parse_args()
+    counts, kernels = of_library(arguments.libraries)
+    chosen = list(rows(counts))
+    table = grid(
+        ["in t_gemm, N 16,384", "predicted", "at 0.8 to 0.6", "nothing overlaps", "must", "strong", "binds"],
+        [row.cells() for row in chosen],
+    )
+    print(table)
+    if arguments.write:
+        write_json(
+            RESULTS / "predicted.json",
+            {"architecture": f"sm_{ARCHITECTURE}", "rows": [row.figures() for row in chosen], "kernels": kernels},
+        )
+        DOCUMENT.write_text(filled(DOCUMENT.read_text(encoding="utf-8"), "predicted", table), encoding="utf-8")
+    problems = over_budget(kernels)
+    for problem in problems:
+        print(problem)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
