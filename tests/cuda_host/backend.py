@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -96,6 +97,30 @@ def only_check_launches() -> Iterator[None]:
         yield
     finally:
         run(ctypes.c_bool(True))
+
+
+class Launch(ctypes.Structure):
+    """The head of the shim's Launch."""
+
+    _fields_ = [("kernel", ctypes.c_void_p), ("grid", ctypes.c_uint * 3), ("block", ctypes.c_uint * 3)]
+
+
+@contextmanager
+def recorded_launches() -> Iterator[list[tuple[int, tuple[int, ...], tuple[int, ...]]]]:
+    """Kernel, grid and block of every launch, of which none runs: what they leave in memory is anything."""
+    launches: list[tuple[int, tuple[int, ...], tuple[int, ...]]] = []
+
+    @ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.POINTER(Launch))
+    def note(launch: Any) -> bool:
+        launches.append((launch.contents.kernel, tuple(launch.contents.grid), tuple(launch.contents.block)))
+        return True
+
+    launch_by = ctypes.CDLL(build(LIBRARY)).dmlkernels_cuda_host_launch_by
+    launch_by(note)
+    try:
+        yield launches
+    finally:
+        launch_by(None)
 
 
 _library.add_backend("cuda-host", "dmlkernels_cuda_host")
