@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,6 +61,11 @@ SPECS = {
     "product": Spec(r"pair_rows\.product_kernel<\(Product\){}>", (), 0, spans=False),
 }
 BUDGETS = {"statistics": 30, "statistics, log-sum-exp": 30, "weights": 35, "weights, log-sum-exp": 35}
+MISSED = {  # rows whose "must" the design does not reach: why is in docs/performance.md
+    "ranked list, forward, bf16, D 128",
+    "ranked list, forward and backward, bf16, D 128",
+    "ranked list, forward and backward, bf16, D 256",
+}
 STEP_BUDGET = 150  # instructions of a warp for 32 columns of 16 bits
 STEP = 64  # bytes of a row in a step of a product
 
@@ -92,7 +97,7 @@ def read(code: list[machine_code.Instruction], product: str, spec: Spec) -> Coun
     kernel = Kernel(code)
     stage, step = _product(kernel, product)
     near = machine_code.innermost(kernel, lambda o: count(o, "FADD") >= PAIRS and count(o, "FFMA") >= PAIRS)
-    near_step = min((kernel.instructions(loop.blocks).total() for loop in near), default=0)
+    near_step = min(kernel.instructions(loop.blocks).total() for loop in near) if spec.spans else 0
     if not spec.spans:
         outside = set(range(len(kernel.code))).difference(*(loop.blocks for loop in kernel.loops))
         return Counts(step, near_step, kernel.instructions(outside), Counter(), 0, 0)
@@ -326,6 +331,15 @@ def over_budget(kernels: dict[str, Any]) -> list[str]:
     return found
 
 
+def misses(figures: Iterable[dict[str, Any]]) -> list[str]:
+    """Rows that miss what they must, and are not known to."""
+    return [
+        f"{row['row']}: {row['predicted'][1]} t_gemm are predicted, {row['must']} are allowed"
+        for row in figures
+        if row["predicted"][1] > row["must"] and row["row"] not in MISSED
+    ]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("libraries", nargs="+", type=Path, help="libdmlkernels_cuda.so, or cubins")
@@ -344,7 +358,7 @@ def main() -> int:
             {"architecture": f"sm_{ARCHITECTURE}", "rows": [row.figures() for row in chosen], "kernels": kernels},
         )
         DOCUMENT.write_text(filled(DOCUMENT.read_text(encoding="utf-8"), "predicted", table), encoding="utf-8")
-    problems = over_budget(kernels)
+    problems = [*over_budget(kernels), *misses(row.figures() for row in chosen)]
     for problem in problems:
         print(problem)
     return 1 if problems else 0

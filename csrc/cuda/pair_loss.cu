@@ -69,7 +69,7 @@ struct SideOfTile {
       }
 #pragma unroll
       for (int r = 0; r < kRowSlots; ++r) {
-        const T shrink = exp2_of(rows.shift[r] - top[r]);
+        const T shrink = exp2_of((rows.shift[r] - top[r]) * side.to_base_2);
         rows.shift[r] = top[r];
 #pragma unroll
         for (int k = 0; k < RowSums<Term, T>::kSums; ++k)
@@ -200,7 +200,7 @@ statistics_kernel(PairProblem<P> p, PairLoss<typename ProductTypes<P>::Value> lo
           put_away(which);
         }
       }
-      if (__syncthreads_or(any) != 0) flags |= kActive;
+      flags = __syncthreads_or(any) != 0 ? flags | kActive : 0;  // of near pairs nobody asks where none is active
     }
     if (threadIdx.x != 0) continue;
     const auto mark = [&](int64_t at) { active[at] = flags | (out.beside ? active[at] : 0); };
@@ -233,7 +233,7 @@ finish_kernel(PairLossProblem problem, PairLossRows<T> p) {
     for (int64_t split = 0; split < p.splits; ++split) {
       const T* const at = first + split * p.count;
       for (int value = 0; value < 4; ++value) sums[value] += at[value * step];
-      scores.add(at[0], problem.running ? static_cast<double>(at[(4 + has_moment) * step]) * kLn2 : shift,
+      scores.add(at[0], problem.running ? static_cast<double>(at[(4 + has_moment) * step]) : shift,
                  has_moment ? static_cast<double>(at[4 * step]) : 0);
     }
     const bool moment = side.term == PairTerm::moment;
@@ -262,7 +262,7 @@ void pair_loss_statistics(Precision precision, const PairSides<T>& sides, const 
       with_term(of_sides.term(), [&](auto term) {
         using Term = decltype(term);
         launch(statistics_kernel<P, Term>, grid, kThreads, kPairShared<P> + BlockSums<Term, P>::kBytes, stream,
-               make_problem<P>(sides), PairLoss<T>(of_sides, bounds, sides.a.count), out, active);
+               make_problem<P>(sides), PairLoss<T>(of_sides, of_sides.running, bounds, sides.a.count), out, active);
       });
     };
     if (!problem.mixed()) return run(problem);

@@ -35,19 +35,21 @@ template <class T>
 struct SideOf {
   bool present;
   T scale, base, offset;                          // x = scale (v - base) = scale v + offset
-  T score_slope, ramp, ramp_offset, temperature;  // of the scores, times log2 e
+  T score_slope, ramp, ramp_offset, temperature;  // of the scores, times log2 e unless they are natural
+  T to_base_2;                                    // of what is left of a score
   T shift;                                        // what is subtracted from them, unless maxima are running
   T direction, open;  // of pairs that a bound mines: towards which values they lie of it, and a bound that none meets
 
-  SideOf(const PairSide& side, double shift, bool bounded)
+  SideOf(const PairSide& side, double shift, bool natural, bool bounded)
       : present(side.present()),
         scale(static_cast<T>(side.scale)),
         base(static_cast<T>(side.base)),
         offset(static_cast<T>(-side.scale * side.base)),
-        score_slope(static_cast<T>(side.scale * kLog2E)),
+        score_slope(static_cast<T>(side.scale * (natural ? 1 : kLog2E))),
         ramp(static_cast<T>(side.ramp)),
         ramp_offset(static_cast<T>(side.ramp == 0 ? 1 : -side.ramp * side.origin)),
-        temperature(static_cast<T>(side.temperature * kLog2E)),
+        temperature(static_cast<T>(side.temperature * (natural ? 1 : kLog2E))),
+        to_base_2(static_cast<T>(natural ? kLog2E : 1)),
         shift(static_cast<T>(shift * kLog2E)),
         direction(static_cast<T>(!bounded || side.scale > 0 ? 1
                                  : side.scale < 0           ? -1
@@ -66,6 +68,7 @@ struct SideOf {
     DML_CHOOSE(ramp)
     DML_CHOOSE(ramp_offset)
     DML_CHOOSE(temperature)
+    DML_CHOOSE(to_base_2)
     DML_CHOOSE(shift)
     DML_CHOOSE(direction)
     DML_CHOOSE(open)
@@ -133,8 +136,8 @@ struct Summand<ExpTerm> {
   }
   template <bool Plain, class T>
   static DML_DEVICE bool add(const SideOf<T>& side, T v, T bound, T shift, T (&value)[kSums], T (&factor)[kSums]) {
-    value[0] =
-        exp2_of(Plain ? fma(side.score_slope, ramp_of(side, v) * (v - side.base), -shift) : score(side, v) - shift);
+    value[0] = exp2_of(Plain ? fma(side.score_slope, ramp_of(side, v) * (v - side.base), -shift)
+                             : (score(side, v) - shift) * side.to_base_2);
     value[1] = v;
     factor[0] = factor[1] = T(1);
     return takes_part(side, v, bound);
@@ -172,7 +175,7 @@ struct Summand<MomentTerm> {
   template <bool Plain, class T>
   static DML_DEVICE bool add(const SideOf<T>& side, T v, T, T shift, T (&value)[kSums], T (&factor)[kSums]) {
     const T x = argument(side, v);
-    const T e = exp2_of(Plain ? fma(side.temperature, x, -shift) : side.temperature * x - shift);
+    const T e = exp2_of(Plain ? fma(side.temperature, x, -shift) : (side.temperature * x - shift) * side.to_base_2);
     value[0] = value[2] = e, value[1] = v;
     factor[0] = factor[1] = T(1), factor[2] = x;
     return x > T(0);
@@ -194,11 +197,13 @@ struct PairLoss {
   const T* bounds;  // (2, queries) or null
   int64_t queries;
 
-  PairLoss(const PairLossProblem& problem, const T* bounds, int64_t queries)
+  // natural: maxima of scores are kept, and a score is then not multiplied by log2 e: the largest has no other
+  // rounding.
+  PairLoss(const PairLossProblem& problem, bool natural, const T* bounds, int64_t queries)
       : values{problem.value, problem.normalize, problem.apart, false},
         running(problem.running),
-        pos(problem.pos, problem.pos_shift, bounds != nullptr),
-        neg(problem.neg, problem.neg_shift, bounds != nullptr),
+        pos(problem.pos, problem.pos_shift, natural, bounds != nullptr),
+        neg(problem.neg, problem.neg_shift, natural, bounds != nullptr),
         bounds(bounds),
         queries(queries) {}
 

@@ -109,7 +109,7 @@ struct PairWeights : PairLoss<typename ProductTypes<P>::Value> {
         const T weight = this->values.value == PairValue::distance  ? slope * reciprocal_of(v)
                          : this->values.value == PairValue::squared ? T(2) * slope
                                                                     : slope;
-        x[r] = active && side.present ? weight : T(0);
+        x[r] = active && side.present && (this->values.value != PairValue::distance || v > T(0)) ? weight : T(0);
       }
       slots.put(c, x);
     }
@@ -173,7 +173,7 @@ template <class T>
 void pair_loss_weights(Precision precision, const PairSides<T>& sides, const PairLossProblem& problem, PairEnds ends,
                        const T* factors, int64_t padded, const T* bounds, int64_t queries, const Stripe& stripe,
                        int64_t splits, T* weight_sums, Stream stream) {
-  PairLoss<T> loss(problem, bounds, queries);
+  PairLoss<T> loss(problem, false, bounds, queries);
   loss.values.separating = problem.value == PairValue::distance;
   const bool alike = !problem.running && !problem.weight_grad && bounds == nullptr;
   with_product<T>(precision, [&](auto product) {

@@ -118,7 +118,7 @@ struct PairValues {
     bool near = false;
     const auto form_pair = [&](T& x, int r, T col_scale, T col_norm, bool excluded) {
       const T both = norm[r] + col_norm;
-      x = fma(x * scale[r], col_scale, both);
+      x = fma(x, scale[r] * col_scale, both);  // the factors first: (i, j) has the bits of (j, i)
       if (excluded) x = not_a_number<T>();
       near |= x <= fma(both, near_by_norms, near_at);
     };

@@ -7,7 +7,45 @@
 namespace dml {
 namespace {
 
-// One block a tile; a warp takes a row, so that neighbouring lanes write neighbouring values.
+// Whether 16 bytes of a matrix begin at the first of a thread's columns in every row.
+template <class E>
+DML_DEVICE bool in_pieces(const void* matrix, int64_t row_stride) {
+  return row_stride % Piece<E>::kCount == 0 && reinterpret_cast<uintptr_t>(matrix) % kPieceBytes == 0;
+}
+
+// The products of a tile as similarities, from their registers.
+template <Product P>
+DML_DEVICE void write_similarities(PairBlock<P>& block, typename ProductTypes<P>::Element* out) {
+  using E = typename ProductTypes<P>::Element;
+  using T = typename ProductTypes<P>::Value;
+  T inverse[kColSlots];
+  load_neighbours(block.facts.cols.inverse + PairTile<P>::first_col(), inverse);
+  const int64_t columns = block.p.b.count, col = block.col0 + PairTile<P>::first_col();
+  const bool whole = col + kColSlots <= columns && in_pieces<E>(out, columns);
+#pragma unroll
+  for (int r = 0; r < kRowSlots; ++r) {
+    const int64_t row = block.row0 + PairTile<P>::row(r);
+    const T scale = block.facts.rows.inverse[PairTile<P>::row(r)];
+    if (row >= block.p.a.count) continue;
+    E* const to = out + row * columns + col;
+#pragma unroll
+    for (int c = 0; c < kColSlots; c += Piece<E>::kCount) {
+      Piece<E> piece;
+#pragma unroll
+      for (int e = 0; e < Piece<E>::kCount; ++e)
+        piece.at[e] = static_cast<E>(block.tile.at(r, c + e) * (scale * inverse[c + e]));
+      if (whole) {
+        *reinterpret_cast<Piece<E>*>(to + c) = piece;
+        continue;
+      }
+#pragma unroll
+      for (int e = 0; e < Piece<E>::kCount; ++e)
+        if (col + c + e < columns) to[c + e] = piece.at[e];
+    }
+  }
+}
+
+// One block a tile. Of distances a warp takes a row, so that neighbouring lanes write neighbouring values.
 template <Product P>
 DML_KERNEL(kThreads, kBlocks<P>)
 values_kernel(PairProblem<P> p, Metric metric, typename ProductTypes<P>::Element* out) {
@@ -16,6 +54,7 @@ values_kernel(PairProblem<P> p, Metric metric, typename ProductTypes<P>::Element
   DML_SHARED(shared);
   PairBlock<P> block(p, shared, blockIdx.x);
   block.enter(block_col());
+  if (metric == Metric::dot) return write_similarities(block, out);
   for (int half = 0; half < 2; ++half) {
     const T* const scores = block.scores(half);
     for (int k = warp_index(); k < kHalf; k += kWarps) {
@@ -24,10 +63,8 @@ values_kernel(PairProblem<P> p, Metric metric, typename ProductTypes<P>::Element
       if (row >= p.a.count) break;
 #pragma unroll 1
       for (int c = lane_index(); c < kTile && block.col0 + c < p.b.count; c += kWarp) {
-        const T dot = scores[k * kScoreStride + c];
-        T value = metric == Metric::dot ? block.similarity(dot, r, c) : block.squared(dot, r, c);
-        if (metric == Metric::euclidean) value = sqrt(value);
-        out[row * p.b.count + block.col0 + c] = static_cast<E>(value);
+        const T value = block.squared(scores[k * kScoreStride + c], r, c);
+        out[row * p.b.count + block.col0 + c] = static_cast<E>(metric == Metric::euclidean ? sqrt(value) : value);
       }
     }
   }
@@ -42,6 +79,18 @@ struct PairwiseLoss {
   PairwiseGradient grad;
 
   DML_DEVICE void weigh(PairBlock<P>& block, int64_t col_tile, bool) const {
+    if (metric == Metric::dot) {  // the gradients themselves, whatever the products are
+      block.load_columns(col_tile);
+#pragma unroll
+      for (int r = 0; r < kRowSlots; ++r) {
+        T g[kColSlots];
+        gradients(block, r, g);
+#pragma unroll
+        for (int c = 0; c < kColSlots; ++c) block.tile.at(r, c) = g[c];
+      }
+      __syncthreads();
+      return;
+    }
     block.enter(col_tile);
     const TileSlots<P> slots{block.shared};
 #pragma unroll
@@ -59,13 +108,34 @@ struct PairwiseLoss {
       slots.get_tile(block.tile, first);
     }
   }
+
+ private:
+  DML_DEVICE T given(int64_t i, int64_t j) const {
+    return static_cast<T>(static_cast<const E*>(grad.values)[i * grad.row_stride + j * grad.col_stride]);
+  }
+  // Of a row and a thread's columns; 0 beyond the matrix.
+  DML_DEVICE void gradients(const PairBlock<P>& block, int r, T (&g)[kColSlots]) const {
+    const int64_t i = block.row0 + PairTile<P>::row(r), j = block.col0 + PairTile<P>::first_col();
+    const bool here = i < block.p.a.count;
+    if (here && grad.col_stride == 1 && j + kColSlots <= block.p.b.count &&
+        in_pieces<E>(grad.values, grad.row_stride)) {
+      E values[kColSlots];
+      load_neighbours(static_cast<const E*>(grad.values) + i * grad.row_stride + j, values);
+#pragma unroll
+      for (int c = 0; c < kColSlots; ++c) g[c] = static_cast<T>(values[c]);
+    } else {
+#pragma unroll
+      for (int c = 0; c < kColSlots; ++c) g[c] = here && j + c < block.p.b.count ? given(i, j + c) : T(0);
+    }
+    if (!grad.both) return;
+#pragma unroll
+    for (int c = 0; c < kColSlots; ++c)
+      if (here && j + c < block.p.b.count) g[c] += given(j + c, i);
+  }
   DML_DEVICE T weight(const PairBlock<P>& block, T dot, int r, int c) const {
     const int64_t i = block.row0 + r, j = block.col0 + c;
     if (i >= block.p.a.count || j >= block.p.b.count) return T(0);
-    const E* const values = static_cast<const E*>(grad.values);
-    T g = static_cast<T>(values[i * grad.row_stride + j * grad.col_stride]);
-    if (grad.both) g += static_cast<T>(values[j * grad.row_stride + i * grad.col_stride]);
-    if (metric == Metric::dot) return g;
+    const T g = grad.both ? given(i, j) + given(j, i) : given(i, j);
     const T scale = gradient_scale(block.squared(dot, r, c), block.norms(r, c), kEps<T>);
     if (metric == Metric::euclidean) return g * scale;
     // Coincident rows pull nowhere; in the product with the rows their parts would cancel to rounding only.

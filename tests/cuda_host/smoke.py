@@ -57,6 +57,12 @@ def _easy(positive: str, **options: object) -> Callable[..., Tensor]:
     )
 
 
+def _in_order(*parts: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows in the order of small classes: most of their sixteen tiles hold negatives alone, all of which count."""
+    rows = torch.cat([*parts, *(part.flip(1) for part in parts)])
+    return rows, torch.arange(len(rows), device=rows.device) // 4
+
+
 def _mixed(x: Tensor, y: Tensor, g: Tensor, h: Tensor) -> Tensor:
     options = Options("distance", Side("softplus", 2.0, 0.3), Side("moment", -1.0, 1.3, temperature=5.0), apart=True)
     found = statistics("smoke", _checks.pair_inputs("smoke", x, y, g, h), options)
@@ -88,6 +94,8 @@ CALLS = {
     "ranked_list_easy": Call(_easy("easy")),
     "ranked_list_query": Call(_easy("easy", grad="query", ignore_index=2)),
     "ranked_list_gallery": Call(lambda x, y, g, h: F.ranked_list_loss(x, y, g, h, normalize=False)),
+    "ranked_list_plain": Call(lambda x, y, g, h: F.ranked_list_loss(*_in_order(x, g))),
+    "ntxent_plain": Call(lambda x, y, g, h: F.ntxent_loss(*_in_order(x, g))),
     "nearest": Call(lambda x, y, g, h: _nearest(x, y, None, None)),
     "nearest_gallery": Call(_nearest, wide=True),
     "mine": Call(lambda x, y, g, h: _mined(x, y, None, None, "semihard")),
