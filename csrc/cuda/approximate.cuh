@@ -52,4 +52,11 @@ DML_DEVICE double exp2_of(double x) { return ::exp2(x); }
 DML_DEVICE double root_of(double x) { return ::sqrt(x); }
 DML_DEVICE double reciprocal_of(double x) { return 1 / x; }
 
+// To half of the last bit, for scores of hundreds: by a step of Newton.
+template <class T>
+DML_DEVICE T sharp_root_of(T x) {
+  const T root = root_of(x), sharp = fma(fma(-root, root, x) * T(0.5), reciprocal_of(root), root);
+  return root > T(0) && root < T(INFINITY) ? sharp : root;
+}
+
 }  // namespace dml

@@ -47,7 +47,7 @@ struct SideOfTile {
     slots.get(c, v);
     if (loss.values.value != PairValue::distance) return;
 #pragma unroll
-    for (int r = 0; r < kRowSlots; ++r) v[r] = root_of(v[r]);
+    for (int r = 0; r < kRowSlots; ++r) v[r] = Plain ? root_of(v[r]) : sharp_root_of(v[r]);
   }
 
   // Before the sums: the maximum of every row, which they are then relative to.
@@ -69,7 +69,7 @@ struct SideOfTile {
       }
 #pragma unroll
       for (int r = 0; r < kRowSlots; ++r) {
-        const T shrink = exp2_of((rows.shift[r] - top[r]) * side.to_base_2);
+        const T shrink = exp(rows.shift[r] - top[r]);
         rows.shift[r] = top[r];
 #pragma unroll
         for (int k = 0; k < RowSums<Term, T>::kSums; ++k)

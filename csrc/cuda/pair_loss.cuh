@@ -36,8 +36,8 @@ struct SideOf {
   bool present;
   T scale, base, offset;                          // x = scale (v - base) = scale v + offset
   T score_slope, ramp, ramp_offset, temperature;  // of the scores, times log2 e unless they are natural
-  T to_base_2;                                    // of what is left of a score
-  T shift;                                        // what is subtracted from them, unless maxima are running
+  bool natural;
+  T shift;            // what is subtracted from them, unless maxima are running
   T direction, open;  // of pairs that a bound mines: towards which values they lie of it, and a bound that none meets
 
   SideOf(const PairSide& side, double shift, bool natural, bool bounded)
@@ -49,7 +49,7 @@ struct SideOf {
         ramp(static_cast<T>(side.ramp)),
         ramp_offset(static_cast<T>(side.ramp == 0 ? 1 : -side.ramp * side.origin)),
         temperature(static_cast<T>(side.temperature * (natural ? 1 : kLog2E))),
-        to_base_2(static_cast<T>(natural ? kLog2E : 1)),
+        natural(natural),
         shift(static_cast<T>(shift * kLog2E)),
         direction(static_cast<T>(!bounded || side.scale > 0 ? 1
                                  : side.scale < 0           ? -1
@@ -68,7 +68,7 @@ struct SideOf {
     DML_CHOOSE(ramp)
     DML_CHOOSE(ramp_offset)
     DML_CHOOSE(temperature)
-    DML_CHOOSE(to_base_2)
+    DML_CHOOSE(natural)
     DML_CHOOSE(shift)
     DML_CHOOSE(direction)
     DML_CHOOSE(open)
@@ -84,6 +84,16 @@ struct PairEnd {
   T bound, shift, of_term, of_value, linear, level;
 };
 
+// e^(score - shift), score = factor times value. Where pairs are not alike a shift may have been a score: its own pair
+// has exactly 0 left of it, in the gradient as in the sums, however large scores are. Natural ones may be large, and
+// their exponentials are those of the library.
+template <bool Alike, class T>
+DML_DEVICE T exponential(const SideOf<T>& side, T factor, T value, T shift) {
+  if constexpr (Alike) return exp2_of(fma(factor, value, -shift));
+  const T rest = factor * value - shift;
+  return side.natural ? exp(rest) : exp2_of(rest);
+}
+
 // A term that is added up. Pairs take part where it is active; those of NaN never.
 template <class Term>
 struct Summand {
@@ -95,7 +105,6 @@ struct Summand {
     return side.base;
   }
   // Whether a pair takes part, and what it adds to the sums: value[k] times factor[k]. Plain: the shift is constant.
-  // One that was the score of a pair leaves exactly 0 of it, however large the scores are.
   template <bool Plain, class T>
   static DML_DEVICE bool add(const SideOf<T>& side, T v, T bound, T, T (&value)[kSums], T (&factor)[kSums]) {
     const T x = side.scale * (v - bound);
@@ -104,7 +113,7 @@ struct Summand {
     return Term::active(x);
   }
   // Whether a pair takes part, and dL/dv by an end of it.
-  template <class T>
+  template <bool Alike, class T>
   static DML_DEVICE bool pull(const SideOf<T>& side, T v, const PairEnd<T>& end, T& slope) {
     const T x = side.scale * (v - end.bound);
     slope = fma(end.of_term, Term::slope(x), end.of_value);
@@ -136,15 +145,14 @@ struct Summand<ExpTerm> {
   }
   template <bool Plain, class T>
   static DML_DEVICE bool add(const SideOf<T>& side, T v, T bound, T shift, T (&value)[kSums], T (&factor)[kSums]) {
-    value[0] = exp2_of(Plain ? fma(side.score_slope, ramp_of(side, v) * (v - side.base), -shift)
-                             : (score(side, v) - shift) * side.to_base_2);
+    value[0] = exponential<Plain>(side, side.score_slope, ramp_of(side, v) * (v - side.base), shift);
     value[1] = v;
     factor[0] = factor[1] = T(1);
     return takes_part(side, v, bound);
   }
-  template <class T>
+  template <bool Alike, class T>
   static DML_DEVICE bool pull(const SideOf<T>& side, T v, const PairEnd<T>& end, T& slope) {
-    const T ramp = ramp_of(side, v), e = exp2_of(fma(side.score_slope, ramp * (v - side.base), -end.shift));
+    const T ramp = ramp_of(side, v), e = exponential<Alike>(side, side.score_slope, ramp * (v - side.base), end.shift);
     slope = fma(end.of_term * (side.score_slope * ramp), e, end.of_value);
     return takes_part(side, v, end.bound);
   }
@@ -175,14 +183,14 @@ struct Summand<MomentTerm> {
   template <bool Plain, class T>
   static DML_DEVICE bool add(const SideOf<T>& side, T v, T, T shift, T (&value)[kSums], T (&factor)[kSums]) {
     const T x = argument(side, v);
-    const T e = exp2_of(Plain ? fma(side.temperature, x, -shift) : (side.temperature * x - shift) * side.to_base_2);
+    const T e = exponential<Plain>(side, side.temperature, x, shift);
     value[0] = value[2] = e, value[1] = v;
     factor[0] = factor[1] = T(1), factor[2] = x;
     return x > T(0);
   }
-  template <class T>
+  template <bool Alike, class T>
   static DML_DEVICE bool pull(const SideOf<T>& side, T v, const PairEnd<T>& end, T& slope) {
-    const T x = argument(side, v), e = exp2_of(fma(side.temperature, x, -end.shift));
+    const T x = argument(side, v), e = exponential<Alike>(side, side.temperature, x, end.shift);
     slope = fma(fma(end.linear, x - end.level, end.of_term), e, end.of_value);
     return x > T(0);
   }

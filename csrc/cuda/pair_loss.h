@@ -6,8 +6,7 @@
 
 namespace dml {
 
-// Kernels take exponentials to the base 2. What a double leaves of log2 e is the second number.
-constexpr double kLog2E = 1.4426950408889634, kLog2ELow = 2.0355273740931033e-17, kLn2 = 0.6931471805599453;
+constexpr double kLog2E = 1.4426950408889634, kLn2 = 0.6931471805599453;  // kernels take exponentials to the base 2
 
 struct PairLossProblem {
   PairValue value;

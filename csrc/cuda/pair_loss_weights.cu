@@ -92,17 +92,17 @@ struct PairWeights : PairLoss<typename ProductTypes<P>::Value> {
 #pragma unroll
       for (int r = 0; r < kRowSlots; ++r) {
         if (!Whole && (label[r] == of_column) != positive) continue;
-        const T v = this->values.value == PairValue::distance ? root_of(x[r]) : x[r];
+        const T v = this->values.value != PairValue::distance ? x[r] : Alike ? root_of(x[r]) : sharp_root_of(x[r]);
         T slope;
         bool active;
         if constexpr (Alike) {
           PairEnd<T> both = col_end;
           both.of_term += of_term[r], both.of_value += of_value[r];
-          active = Summand<Term>::pull(side, v, both, slope);
+          active = Summand<Term>::template pull<true>(side, v, both, slope);
         } else {
           T of_row, of_col;
-          const bool row_active = Summand<Term>::pull(side, v, row_end[r], of_row);
-          const bool col_active = Summand<Term>::pull(side, v, col_end, of_col);
+          const bool row_active = Summand<Term>::template pull<false>(side, v, row_end[r], of_row);
+          const bool col_active = Summand<Term>::template pull<false>(side, v, col_end, of_col);
           slope = (row_active ? of_row : T(0)) + (col_active ? of_col : T(0));
           active = row_active || col_active;
         }
@@ -135,26 +135,19 @@ factors_kernel(PairLossProblem problem, int64_t count, int64_t padded, PairLossG
       log_sum = (moment ? p.own_log_sums : p.own_stats)[from];
       gives = log_sum != -INFINITY;
       const double share = problem.running ? 1 : ::exp((k == 0 ? problem.pos_shift : problem.neg_shift) - log_sum);
-      scale = grad * share * kLn2;  // the slope of a score has the factor log2 e
+      scale = grad * share * (problem.running ? 1 : kLn2);  // scores to the base 2 have a slope of log2 e more
       if (moment) {
         const MomentGradient gradient =
             MomentGradient::make(side.temperature, problem.weight_grad, grad, p.log_sums[from]);
         scale = gradient.constant * share * side.scale;
         linear = gradient.linear * share * side.scale;
       }
-      if (!problem.running) log_sum = k == 0 ? problem.pos_shift : problem.neg_shift;
-    }
-    // Scores are less a shift times log2 e that is rounded; what it lost is a factor of all their exponentials.
-    const double shift = log_sum * kLog2E;
-    if (gives) {
-      const double rest = (shift - static_cast<T>(shift)) + (fma(log_sum, kLog2E, -shift) + log_sum * kLog2ELow);
-      const double factor = side.scored() ? ::exp(-rest * kLn2) : 1;
-      scale *= factor, linear *= factor;
+      if (!problem.running) log_sum = (k == 0 ? problem.pos_shift : problem.neg_shift) * kLog2E;
     }
     T* const at = factors + k * kPairFactors * padded + row;
     at[0] = gives ? static_cast<T>(scale) : T(0);
     at[padded] = gives ? p.sums[from] : T(0);
-    at[2 * padded] = gives ? static_cast<T>(shift) : T(INFINITY);
+    at[2 * padded] = gives ? static_cast<T>(log_sum) : T(INFINITY);
     at[3 * padded] = gives ? static_cast<T>(linear) : T(0);
     at[4 * padded] = p.own_stats[from];
   }
@@ -173,7 +166,7 @@ template <class T>
 void pair_loss_weights(Precision precision, const PairSides<T>& sides, const PairLossProblem& problem, PairEnds ends,
                        const T* factors, int64_t padded, const T* bounds, int64_t queries, const Stripe& stripe,
                        int64_t splits, T* weight_sums, Stream stream) {
-  PairLoss<T> loss(problem, false, bounds, queries);
+  PairLoss<T> loss(problem, problem.running, bounds, queries);
   loss.values.separating = problem.value == PairValue::distance;
   const bool alike = !problem.running && !problem.weight_grad && bounds == nullptr;
   with_product<T>(precision, [&](auto product) {

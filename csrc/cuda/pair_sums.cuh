@@ -55,8 +55,7 @@ struct RowTotal {
   DML_DEVICE void merge(const RowTotal& other, bool of_running) {
     const bool running = Summand<Term>::kScored && of_running;
     const T shift = value[kSums + 2], top = running ? max(shift, other.value[kSums + 2]) : shift;
-    const T own = running ? exp2_of((shift - top) * T(kLog2E)) : T(1),
-            theirs = running ? exp2_of((other.value[kSums + 2] - top) * T(kLog2E)) : T(1);
+    const T own = running ? exp(shift - top) : T(1), theirs = running ? exp(other.value[kSums + 2] - top) : T(1);
 #pragma unroll
     for (int k = 0; k < kSums + 2; ++k) {
       const bool relative = Summand<Term>::kScored && k < kSums && k != 1;

@@ -245,3 +245,11 @@ def test_messages(backend, device):
     with pytest.raises(ValueError, match="ContrastiveLoss: indices_tuple must be"):
         losses.ContrastiveLoss()(x, y, (y, y))
     assert "neg_margin=0.5" in repr(losses.ContrastiveLoss(neg_margin=0.5))
+
+
+@pytest.mark.parametrize("distance", [5e-20, 1e-19, 1e-30])
+def test_a_distance_whose_square_is_no_normal_number(backend, device, distance):
+    """The pair pulls as any other, or as one that coincides: not without bound."""
+    x = torch.tensor([[0.0], [distance]], device=device, requires_grad=True)
+    F.contrastive_loss(x, torch.arange(2, device=device), normalize=False).backward()
+    assert bool((x.grad.abs() <= 1 + 1e-5).all())

@@ -39,6 +39,15 @@ def test_extremes(backend, device, scale, lowest):
         torch.testing.assert_close(above, torch.where(~same | own, torch.inf, s).amin(1), rtol=0, atol=4 * eps)
 
 
+def test_a_negative_as_near_as_the_positive_is_not_mined(backend, device):
+    """Its similarity is the number that the margin begins at, to the last bit."""
+    x = torch.tensor([[1.0, 0.0], [1.0, 2.0], [1.0, 2.0]], device=device)
+    labels = torch.tensor([0, 0, 1], device=device)
+    inputs = _checks.pair_inputs("test", x, labels)
+    below, above = losses.MultiSimilarityLoss().bounds(Pairs("test", inputs, "all"), epsilon=0.0)
+    assert float(below[0]) == float(above[0])
+
+
 def test_mined_float32(kernel, device):
     """A margin of similarities that no pair is near: the same pairs are mined in both precisions."""
     pairs = make_pairs("clustered", 130, None, 16, dtype=torch.float32, seed=5, device=device)
