@@ -81,6 +81,8 @@ struct PairWeights : PairLoss<typename ProductTypes<P>::Value> {
       else
         row_end[r] = rows.template end<Term>(side, row);
     }
+    // A distance whose square is no normal number pulls nowhere: its reciprocal would not be finite.
+    const T above = !side.present ? T(INFINITY) : this->values.value == PairValue::distance ? T(0) : T(-INFINITY);
 #pragma unroll 1
     for (int c = 0; c < TileSlots<P>::kColumns; ++c) {
       const int64_t col = block.col0 + PairTile<P>::col(first + c);
@@ -109,7 +111,7 @@ struct PairWeights : PairLoss<typename ProductTypes<P>::Value> {
         const T weight = this->values.value == PairValue::distance  ? slope * reciprocal_of(v)
                          : this->values.value == PairValue::squared ? T(2) * slope
                                                                     : slope;
-        x[r] = active && side.present && (this->values.value != PairValue::distance || v > T(0)) ? weight : T(0);
+        x[r] = active && v > above ? weight : T(0);
       }
       slots.put(c, x);
     }
