@@ -79,31 +79,36 @@ struct PairwiseLoss {
   PairwiseGradient grad;
 
   DML_DEVICE void weigh(PairBlock<P>& block, int64_t col_tile, bool) const {
-    if (metric == Metric::dot) {  // the gradients themselves, whatever the products are
+    const bool pulls =
+        metric != Metric::dot;  // if not, weights are the gradients themselves, whatever the products are
+    if (pulls) {
+      block.enter(col_tile);
+    } else {
       block.load_columns(col_tile);
-#pragma unroll
-      for (int r = 0; r < kRowSlots; ++r) {
-        T g[kColSlots];
-        gradients(block, r, g);
-#pragma unroll
-        for (int c = 0; c < kColSlots; ++c) block.tile.at(r, c) = g[c];
-      }
       __syncthreads();
-      return;
     }
-    block.enter(col_tile);
     const TileSlots<P> slots{block.shared};
 #pragma unroll
     for (int first = 0; first < kColSlots; first += TileSlots<P>::kColumns) {
-      slots.put_tile(block.tile, first);
+      if (pulls) {
+        slots.put_tile(block.tile, first);
 #pragma unroll 1
-      for (int c = 0; c < TileSlots<P>::kColumns; ++c) {
-        T x[kRowSlots];
-        slots.get(c, x);
+        for (int c = 0; c < TileSlots<P>::kColumns; ++c) {
+          T x[kRowSlots];
+          slots.get(c, x);
 #pragma unroll
-        for (int r = 0; r < kRowSlots; ++r)
-          x[r] = weight(block, x[r], PairTile<P>::row(r), PairTile<P>::col(first + c));
-        slots.put(c, x);
+          for (int r = 0; r < kRowSlots; ++r)
+            x[r] = weight(block, x[r], PairTile<P>::row(r), PairTile<P>::col(first + c));
+          slots.put(c, x);
+        }
+      } else {
+#pragma unroll 1
+        for (int r = 0; r < kRowSlots; ++r) {
+          T g[kColSlots];
+          gradients(block, r, g);
+#pragma unroll
+          for (int c = 0; c < TileSlots<P>::kColumns; ++c) slots.set(c, r, g[first + c]);
+        }
       }
       slots.get_tile(block.tile, first);
     }

@@ -37,6 +37,7 @@ struct TileSlots {
       part(c, k) = values;
     }
   }
+  DML_DEVICE void set(int c, int r, T value) const { part(c, r / Rows::kCount).at[r % Rows::kCount] = value; }
   // Columns first.. of the tile.
   DML_DEVICE void put_tile(PairTile<P>& tile, int first) const {
 #pragma unroll
