@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from bench.report import faults, kernels, losses, methods
+from bench.report import faults, kernels, losses, methods, predict
 from bench.report.tables import ROOT, filled
 
 Blocks = dict[str, Callable[[], str]]  # name between the markers -> what stands there
@@ -25,7 +25,10 @@ def of(measured: Callable[[], Any], blocks: Mapping[str, Callable[[Any], str]]) 
 DOCUMENTS: dict[str, Blocks] = {
     "README.md": {"losses": losses.overview, **of(kernels.measured, {"bench:cpu": kernels.summaries})},
     "CONTRIBUTING.md": of(faults.measured, {"faults": faults.table}),
-    "docs/performance.md": of(kernels.measured, {"bench:cpu": kernels.everything}),
+    "docs/performance.md": {
+        **of(kernels.measured, {"bench:cpu": kernels.everything}),
+        **of(predict.measured, {"predicted": predict.table}),
+    },
     "docs/losses.md": {"losses:formulae": losses.formulae, **of(losses.measured, losses.BLOCKS)},
     "docs/methods.md": of(methods.measured, methods.BLOCKS),
 }

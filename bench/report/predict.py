@@ -1,7 +1,8 @@
 """Predicts the times of the pair kernels on an H100 from their machine code: nothing here was measured.
 
     python -m bench.report.predict build/wheel-cpython-311/libdmlkernels_cuda.so          the table, and what binds
-    python -m bench.report.predict ... --write     bench/results/predicted.json and the table of docs/performance.md
+    python -m bench.report.predict ... --write     keeps it in bench/results/predicted.json, of which
+    python -m bench.report                         makes the table of docs/performance.md
 
 Instructions are counted on the way that a tile of the common kind takes (machine_code.py): its own, those of a step of
 its product, and those of a round of the loop over its columns. From these and from what the tensor cores, the special
@@ -20,10 +21,9 @@ from typing import Any, NamedTuple
 
 from bench.report import machine_code, resources
 from bench.report.machine_code import Kernel, Loop, count
-from bench.report.tables import RESULTS, ROOT, filled, grid, write_json
+from bench.report.tables import RESULTS, grid, read_json, write_json
 
 ARCHITECTURE = "90"
-DOCUMENT = ROOT / "docs" / "performance.md"
 
 # The H100 of the predictions. Of each multiprocessor and cycle: instructions of a warp, lanes of special functions and
 # bytes of shared memory; of the device: bytes a second of memory and of the second cache.
@@ -225,19 +225,6 @@ class Row(NamedTuple):
             "binds": self.binding(),
         }
 
-    def cells(self) -> list[str]:
-        low, middle, high = (self.predicted(efficiency) for efficiency in reversed(EFFICIENCIES))
-        missed = " (missed)" if middle > self.must else ""
-        goals = [f"{self.must:g}", f"{self.strong:g}"]
-        return [
-            self.name,
-            f"{middle:.2f}{missed}",
-            f"{low:.2f} to {high:.2f}",
-            f"{self.phases():.2f}",
-            *goals,
-            self.binding(),
-        ]
-
     def binding(self) -> str:
         times = [work.times(EFFICIENCIES[1]) for work in self.works]
         return ", ".join(dict.fromkeys(max(of, key=of.__getitem__) for of in times))
@@ -340,25 +327,35 @@ def misses(figures: Iterable[dict[str, Any]]) -> list[str]:
     ]
 
 
+def measured() -> list[dict[str, Any]]:
+    """What was kept: of machine code, not of a run."""
+    return read_json(RESULTS / "predicted.json")["rows"]
+
+
+def table(figures: Iterable[dict[str, Any]]) -> str:
+    header = ["in t_gemm, N 16,384", "predicted", "at 0.8 to 0.6", "nothing overlaps", "must", "strong", "binds"]
+    cells = []
+    for row in figures:
+        low, middle, high = row["predicted"]
+        missed = " (missed)" if middle > row["must"] else ""
+        times = [f"{middle:.2f}{missed}", f"{high:.2f} to {low:.2f}", f"{row['phases']:.2f}"]
+        cells.append([row["row"], *times, f"{row['must']:g}", f"{row['strong']:g}", row["binds"]])
+    return grid(header, cells)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("libraries", nargs="+", type=Path, help="libdmlkernels_cuda.so, or cubins")
     parser.add_argument("--write", action="store_true", help="keep the figures and the table")
     arguments = parser.parse_args()
     counts, kernels = of_library(arguments.libraries)
-    chosen = list(rows(counts))
-    table = grid(
-        ["in t_gemm, N 16,384", "predicted", "at 0.8 to 0.6", "nothing overlaps", "must", "strong", "binds"],
-        [row.cells() for row in chosen],
-    )
-    print(table)
+    figures = [row.figures() for row in rows(counts)]
+    print(table(figures))
     if arguments.write:
         write_json(
-            RESULTS / "predicted.json",
-            {"architecture": f"sm_{ARCHITECTURE}", "rows": [row.figures() for row in chosen], "kernels": kernels},
+            RESULTS / "predicted.json", {"architecture": f"sm_{ARCHITECTURE}", "rows": figures, "kernels": kernels}
         )
-        DOCUMENT.write_text(filled(DOCUMENT.read_text(encoding="utf-8"), "predicted", table), encoding="utf-8")
-    problems = [*over_budget(kernels), *misses(row.figures() for row in chosen)]
+    problems = [*over_budget(kernels), *misses(figures)]
     for problem in problems:
         print(problem)
     return 1 if problems else 0

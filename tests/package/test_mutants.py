@@ -23,6 +23,14 @@ def test_what_is_right_stands_once_in_its_file(number, fault):
     assert changed.count(f"dml_fault({number})") == fault.compiled
 
 
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault.compiled], ids=lambda fault: fault.file)
+def test_what_is_compiled_is_code_either_way(fault):
+    for code in (fault.right, fault.wrong):
+        assert all(code.count(a) == code.count(b) for a, b in ("()", "[]", "{}"))
+        assert code.count(" ? ") == code.count(" : ")
+        assert not code.startswith("if (") or code.endswith(";")
+
+
 @pytest.mark.parametrize("pattern", sorted({pattern for fault in FAULTS for pattern in fault.tests.split()}))
 def test_its_tests_are_there(pattern):
     assert list((ROOT / "tests").glob(f"{pattern}.py"))
