@@ -67,7 +67,8 @@ float {0}_origin
 float {0}_temperature"""
 
 # weight_grad: the softmax weights of a moment are differentiated. grad: to both ends of a pair, or to the query only.
-# apart: coincident pairs are excluded.
+# apart: coincident pairs are excluded. neg_totals: of the negatives' sums and slopes only the totals over the queries
+# are asked for, so that a kernel may leave a pair's part with either end, and nothing of them is differentiated.
 _PAIR_LOSS = f"""
 Tensor? bounds (2, M) compute embeddings; not with pos_term or neg_term = moment
 int? classes; is C
@@ -75,6 +76,7 @@ str value; similarity|distance|squared{_SIDE.format("pos")}{_SIDE.format("neg")}
 bool weight_grad
 str grad; full|query
 bool apart
+bool neg_totals
 {_PRECISION}
 bool deterministic"""
 

@@ -21,7 +21,12 @@ class Instruction(NamedTuple):
 
     @property
     def name(self) -> str:
-        return self.opcode.partition(".")[0]
+        return _name(self.opcode)
+
+
+def _name(opcode: str) -> str:
+    # BRA.DIV is no branch: it goes to a copy of the shuffles for warps that have diverged, and ours never have.
+    return opcode if opcode.startswith("BRA.DIV") else opcode.partition(".")[0]
 
 
 def read_instructions(lines: Iterable[str]) -> dict[str, list[Instruction]]:
@@ -33,7 +38,7 @@ def read_instructions(lines: Iterable[str]) -> dict[str, list[Instruction]]:
             code = kernels[line.split()[-1]] = []
         elif found := LINE.match(line):
             address, guard, opcode, operands = found.groups()
-            branch = opcode.partition(".")[0] in ENDS
+            branch = _name(opcode) in ENDS
             target = re.search(r"0x([0-9a-f]+)\s*$", operands) if branch else None
             conditional = guard is not None or (branch and re.match(r"!?U?P\d", operands) is not None)
             code.append(Instruction(int(address, 16), opcode, conditional, int(target[1], 16) if target else None))
@@ -106,7 +111,7 @@ class Kernel:
         return Counter(instruction.opcode for block in blocks for instruction in self.code[block])
 
     def round(self, loop: Loop, through: Iterable[Loop] = (), longest: bool = False) -> Counter[str] | None:
-        """Opcodes of the shortest (or longest) way once around a loop, past each of the loops `through`.
+        """Opcodes of the shortest (or longest) way once around a loop, past each of the loops (or blocks) `through`.
 
         What these themselves cost is left out. A loop that has one of them inside is not gone around again; another is
         passed only where no way leads around it, and counts once.
@@ -116,6 +121,7 @@ class Kernel:
         closed = [
             other for other in self.inside(loop) if other not in once and not _within(other, self.inside(loop), once)
         ]
+        closed += [block for block in wanted if block not in self.loops]
         of_block = {block: other for other in closed for block in other.blocks}
         every = (1 << len(wanted)) - 1
         best = max if longest else min
@@ -162,6 +168,13 @@ def _within(loop: Loop, loops: list[Loop], once: list[Loop]) -> bool:
 def innermost(kernel: Kernel, holds: Callable[[Counter[str]], bool]) -> list[Loop]:
     """Loops without one inside, of the opcodes that are asked for."""
     return [loop for loop in kernel.loops if not kernel.inside(loop) and holds(kernel.instructions(loop.blocks))]
+
+
+def straight(kernel: Kernel, loop: Loop, holds: Callable[[Counter[str]], bool]) -> Loop:
+    """The longest block without a branch inside a loop, of the opcodes that are asked for."""
+    blocks = [block for block in loop.blocks if holds(kernel.instructions([block]))]
+    longest = max(blocks, key=lambda block: len(kernel.code[block]))
+    return Loop(longest, frozenset([longest]))
 
 
 def count(opcodes: Counter[str], *names: str) -> int:

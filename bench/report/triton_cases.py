@@ -48,7 +48,7 @@ def pair_loss(x: Tensor, precision: str, variant: dict[str, Any]) -> Iterator[Ca
     for side in ("pos", "neg"):
         term, *numbers = variant.get(side, ("none",))
         sides += [term, *numbers, *(0.0 for _ in NUMBERS[len(numbers) :])]
-    ends = (variant.get("weight_grad", False), variant.get("grad", "full"), variant.get("apart", False))
+    ends = (variant.get("weight_grad", False), variant.get("grad", "full"), variant.get("apart", False), False)
     options = (None, variant["value"], *sides, *ends, precision, variant["deterministic"])
     tiles = empty(-(-M // TILE), -(-n // TILE), dtype=torch.uint8)
     yield "pair_loss_fwd", (*start, bounds, *options, False)

@@ -28,7 +28,7 @@ inline PairTerm pair_term(const std::string& name) {
 struct PairLossOptions {
   PairValue value;
   PairSide pos, neg;
-  bool weight_grad, both_ends, apart;
+  bool weight_grad, both_ends, apart, neg_totals;
 
   template <class Taken>
   explicit PairLossOptions(const Taken& a)
@@ -37,7 +37,8 @@ struct PairLossOptions {
         neg{pair_term(a.neg_term), a.neg_scale, a.neg_base, a.neg_ramp, a.neg_origin, a.neg_temperature},
         weight_grad(a.weight_grad),
         both_ends(a.grad == "full"),
-        apart(a.apart) {}
+        apart(a.apart),
+        neg_totals(a.neg_totals) {}
   const PairSide& side(bool positive) const { return positive ? pos : neg; }
 };
 

@@ -28,7 +28,7 @@ DML_DEVICE void stage_scaled(const Operand<E>& side, int first, const T* inverse
 #pragma unroll 1
   for (int at = static_cast<int>(threadIdx.x); at < kTile * kPieces; at += kThreads) {
     const int r = at / kPieces, piece = at % kPieces;
-    const E* const row = side.row(first + r < side.count ? first + r : side.count - 1);
+    const E* const row = side.row(first + r);
     Piece<T> scaled;
 #pragma unroll
     for (int e = 0; e < Piece<T>::kCount; ++e) {

@@ -43,6 +43,8 @@ DML_DEVICE bool is_finite(float x) { return ::fabsf(x) <= 3.4028234663852886e38f
 DML_DEVICE bool is_finite(double x) { return ::fabs(x) <= 1.7976931348623157e308; }
 
 template <class T>
+constexpr T kSmallestNormal = sizeof(T) == 4 ? T(1.17549435e-38) : T(2.2250738585072014e-308);
+template <class T>
 constexpr double kEps = sizeof(T) == 4 ? 1.1920928955078125e-07 : 2.220446049250313e-16;
 
 }  // namespace DML_ISA

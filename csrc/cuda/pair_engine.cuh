@@ -1,9 +1,11 @@
 #pragma once
 // Weights of pairs, tile by tile, for the product with the rows (pair_rows.cu) that makes a gradient of them. A loss is
 // a struct with
-//   weigh(block, col_tile, near)  turns the values of a tile into the weight of (f_i - g_j), or of g_j, in the gradient
-//                                 of its row; 0 for a pair that does not count. near: some pairs are near-duplicates
-//   normalize                     whether the rows are normalised
+//   contents(p, row_tile, col_tile)  TileContents that it asks for, or 0
+//   weigh(block, col_tile, known)    turns the values of a tile into the weight of (f_i - g_j), or of g_j, in the
+//                                    gradient of its row; 0 for a pair that does not count. known: those contents, and
+//                                    the flags of the tile
+//   normalize                        whether the rows are normalised
 // uniform in its options, so that a launch never diverges on one.
 
 #include "cuda/difference_tile.cuh"
@@ -64,10 +66,17 @@ weights_kernel(PairProblem<P> p, Loss loss, Stripe stripe, typename ProductTypes
   const int64_t row_tile = stripe.first / kTile + walk.row_tile;
   PairBlock<P> block(p, shared, row_tile);
   T total[kRowSlots] = {};
+  unsigned char* const ahead = shared + kPairShared<P>;
+  const auto look = [&](int tile) -> unsigned char {
+    const unsigned char flags = stripe.active.of(row_tile, tile);
+    return flags == 0 ? 0 : flags | loss.contents(p, static_cast<int>(row_tile), tile);
+  };
+  walk.look_ahead(walk.begin, ahead, look);
   for (int step = walk.begin; step < walk.end; ++step) {
-    const unsigned char flags = stripe.active.of(row_tile, step);
-    if (flags == 0) continue;
-    loss.weigh(block, step, (flags & kNearPairs) != 0);
+    if (step % kThreads == 0) walk.look_ahead(step, ahead, look);
+    const unsigned char known = ahead[step % kThreads];
+    if (known == 0) continue;
+    loss.weigh(block, step, known);
     T inverse[kColSlots];
     load_neighbours(block.facts.cols.inverse + PairTile<P>::first_col(), inverse);
     // From row to row by one step: eight places worked out would be kept in registers from tile to tile.
@@ -113,7 +122,7 @@ template <Product P, class Loss>
 void launch_weights(const PairProblem<P>& p, const Loss& loss, const Stripe& stripe, int64_t splits,
                     typename ProductTypes<P>::Value* row_sums, int64_t rows, Stream stream) {
   launch(weights_kernel<P, Loss>, dim3(blocks_for(stripe.count, kTile), static_cast<unsigned>(splits)), kThreads,
-         kPairShared<P>, stream, p, loss, stripe, row_sums, rows);
+         kPairShared<P> + kThreads, stream, p, loss, stripe, row_sums, rows);
 }
 
 }  // namespace dml

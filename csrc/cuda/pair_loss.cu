@@ -1,4 +1,4 @@
-#include "cuda/pair_sums.cuh"
+#include "cuda/plain_tile.cuh"
 #include "cuda/tile_slots.cuh"
 
 namespace dml {
@@ -149,6 +149,7 @@ statistics_kernel(PairProblem<P> p, PairLoss<typename ProductTypes<P>::Value> lo
   PairBlock<P> block(p, shared, walk.row_tile);
   const PairValues<P> values{block, loss.values};
   const BlockSums<Term, P> sums(shared + kPairShared<P>, loss);
+  unsigned char* const ahead = shared + kPairShared<P> + BlockSums<Term, P>::kBytes;
   // Of negatives while tiles are plain: the sums stay in the registers, and are put away before those of another tile.
   // Three products, and float64, leave no registers for them.
   constexpr bool kStay = P != Product::tf32x3 && P != Product::simt;
@@ -164,14 +165,18 @@ statistics_kernel(PairProblem<P> p, PairLoss<typename ProductTypes<P>::Value> lo
     rows.of_plain(loss.neg.shift, plain_pairs);
     put_away(1);
   };
+  const auto look = [&](int tile) { return tile_contents(p, walk.row_tile, tile); };
+  walk.look_ahead(walk.begin, ahead, look);
 #pragma unroll 1
   for (int step = walk.begin; step < walk.end; ++step) {
     const int col_tile = walk.col_tile(step);
-    const TileContents contents = tile_contents(p, walk.row_tile, col_tile);
-    const bool plain = contents.plain && loss.is_plain();
+    if (step % kThreads == 0) walk.look_ahead(step, ahead, look);
+    const unsigned char& contents = ahead[step % kThreads];  // read again when asked for: registers are short
+    bool plain = (contents & kPlain) != 0 && loss.is_plain();
     unsigned char flags = 0;
     if (loss.meets(contents)) {
-      if (values.compute(col_tile, plain, out.symmetric && col_tile == walk.row_tile, false)) flags |= kNearPairs;
+      const bool upper = out.symmetric && col_tile == walk.row_tile;
+      if (values.compute(col_tile, plain, (contents & kUnit) != 0, upper, false)) flags |= kNearPairs;
       bool any = false;
       const auto add = [&](auto side) {
         if (sizeof(T) == 4 && out.symmetric)
@@ -180,9 +185,22 @@ statistics_kernel(PairProblem<P> p, PairLoss<typename ProductTypes<P>::Value> lo
           side.add_rows();
         any |= side.any;
       };
+      const bool unrolled = plain && loss.template is_unrolled<Term, P>();
+      if constexpr (kUnrolled<Term, P>) {
+        if (unrolled) {
+          if (!kStay) rows = RowSums<Term, T>(T(0));
+          const PlainTile<P, Term> tile{block, loss.neg};
+          if (loss.values.value == PairValue::distance) tile.take_roots();
+          T* const to = out.values + out.values_of_side * out.rows;
+          any = out.symmetric ? tile.template add<true>(rows, to, out.rows)
+                              : tile.template add<false>(rows, to, out.rows);
+          plain_pairs += kColSlots;
+          if (!kStay) put_away_plain();
+        }
+      }
 #pragma unroll 1
-      for (int first = 0; first < kColSlots; first += TileSlots<P>::kColumns) {
-        if (TileSlots<P>::kColumns < kColSlots) TileSlots<P>{shared}.put_tile(block.tile, first);
+      for (int first = unrolled ? kColSlots : 0; first < kColSlots; first += TileSlots<P>::kColumns) {
+        if (TileSlots<P>::kColumns < kColSlots || plain) TileSlots<P>{shared}.put_tile(block.tile, first);
         if (plain) {
           if (!kStay) rows = RowSums<Term, T>(T(0));
           plain_pairs += TileSlots<P>::kColumns;
@@ -194,7 +212,7 @@ statistics_kernel(PairProblem<P> p, PairLoss<typename ProductTypes<P>::Value> lo
 #pragma unroll 1
         for (int which = 0; which < 2; ++which) {
           const bool positive = which == 0;
-          if (!(positive ? contents.positives && loss.pos.present : contents.negatives && loss.neg.present)) continue;
+          if (!loss.meets(contents & (positive ? kPositives : kNegatives))) continue;
           rows = RowSums<Term, T>(loss.first_shift(positive));
           add(SideOfTile<Term, P, false>(block, loss, positive, first, rows));
           put_away(which);
@@ -261,8 +279,9 @@ void pair_loss_statistics(Precision precision, const PairSides<T>& sides, const 
     const auto run = [&](const PairLossProblem& of_sides) {
       with_term(of_sides.term(), [&](auto term) {
         using Term = decltype(term);
-        launch(statistics_kernel<P, Term>, grid, kThreads, kPairShared<P> + BlockSums<Term, P>::kBytes, stream,
-               make_problem<P>(sides), PairLoss<T>(of_sides, of_sides.running, bounds, sides.a.count), out, active);
+        launch(statistics_kernel<P, Term>, grid, kThreads, kPairShared<P> + BlockSums<Term, P>::kBytes + kThreads,
+               stream, make_problem<P>(sides), PairLoss<T>(of_sides, of_sides.running, bounds, sides.a.count), out,
+               active);
       });
     };
     if (!problem.mixed()) return run(problem);

@@ -38,6 +38,7 @@ struct SideOf {
   T score_slope, ramp, ramp_offset, temperature;  // of the scores, times log2 e unless they are natural
   bool natural;
   T shift;            // what is subtracted from them, unless maxima are running
+  T whole_shift;      // the same of score_slope v, without a ramp
   T direction, open;  // of pairs that a bound mines: towards which values they lie of it, and a bound that none meets
 
   SideOf(const PairSide& side, double shift, bool natural, bool bounded)
@@ -51,6 +52,7 @@ struct SideOf {
         temperature(static_cast<T>(side.temperature * (natural ? 1 : kLog2E))),
         natural(natural),
         shift(static_cast<T>(shift * kLog2E)),
+        whole_shift(static_cast<T>((shift + side.scale * side.base) * kLog2E)),
         direction(static_cast<T>(!bounded || side.scale > 0 ? 1
                                  : side.scale < 0           ? -1
                                                             : 0)),
@@ -70,6 +72,7 @@ struct SideOf {
     DML_CHOOSE(temperature)
     DML_CHOOSE(natural)
     DML_CHOOSE(shift)
+    DML_CHOOSE(whole_shift)
     DML_CHOOSE(direction)
     DML_CHOOSE(open)
 #undef DML_CHOOSE
@@ -97,7 +100,7 @@ DML_DEVICE T exponential(const SideOf<T>& side, T factor, T value, T shift) {
 // A term that is added up. Pairs take part where it is active; those of NaN never.
 template <class Term>
 struct Summand {
-  static constexpr bool kScored = false;
+  static constexpr bool kScored = false, kMoment = false, kUnrolled = std::is_same_v<Term, PairHinge>;
   static constexpr int kSums = 3;  // of the term, of the value, of the slope
 
   template <class T>
@@ -119,12 +122,23 @@ struct Summand {
     slope = fma(end.of_term, Term::slope(x), end.of_value);
     return Term::active(x);
   }
+  // Of a plain pair: whether it takes part, x, the term, and what of its slope is no constant (`constant_slope`).
+  template <class T>
+  static DML_DEVICE bool plain(const SideOf<T>& side, T v, T& x, T& term, T& slope) {
+    x = fma(side.scale, v, side.offset);
+    term = Term::term(x), slope = Term::slope(x);
+    return Term::active(x);
+  }
+  template <class T>
+  static DML_DEVICE T constant_slope(const SideOf<T>&) {
+    return T(1);
+  }
 };
 
 // e^score, score = scale max(ramp (v - origin), 0) (v - base); the ramp is a constant of the gradient.
 template <>
 struct Summand<ExpTerm> {
-  static constexpr bool kScored = true;
+  static constexpr bool kScored = true, kMoment = false, kUnrolled = true;
   static constexpr int kSums = 2;  // of e^score, of the value
 
   template <class T>
@@ -156,12 +170,22 @@ struct Summand<ExpTerm> {
     slope = fma(end.of_term * (side.score_slope * ramp), e, end.of_value);
     return takes_part(side, v, end.bound);
   }
+  // Without a ramp.
+  template <class T>
+  static DML_DEVICE bool plain(const SideOf<T>& side, T v, T&, T& term, T& slope) {
+    term = slope = exp2_of(fma(side.score_slope, v, -side.whole_shift));
+    return true;
+  }
+  template <class T>
+  static DML_DEVICE T constant_slope(const SideOf<T>& side) {
+    return side.score_slope;
+  }
 };
 
 // x > 0 under the weights e^(T x).
 template <>
 struct Summand<MomentTerm> {
-  static constexpr bool kScored = true;
+  static constexpr bool kScored = true, kMoment = true, kUnrolled = true;
   static constexpr int kSums = 3;  // of e^score, of the value, of e^score x
 
   template <class T>
@@ -194,13 +218,24 @@ struct Summand<MomentTerm> {
     slope = fma(fma(end.linear, x - end.level, end.of_term), e, end.of_value);
     return x > T(0);
   }
+  // Without a gradient of the weights.
+  template <class T>
+  static DML_DEVICE bool plain(const SideOf<T>& side, T v, T& x, T& term, T& slope) {
+    x = argument(side, v);
+    term = slope = exp2_of(fma(side.temperature, x, -side.shift));
+    return x > T(0);
+  }
+  template <class T>
+  static DML_DEVICE T constant_slope(const SideOf<T>&) {
+    return T(1);
+  }
 };
 
 // A pair loss as its kernels take it.
 template <class T>
 struct PairLoss {
   ValueOptions values;
-  bool running;
+  bool running, neg_totals;
   SideOf<T> pos, neg;
   const T* bounds;  // (2, queries) or null
   int64_t queries;
@@ -210,6 +245,7 @@ struct PairLoss {
   PairLoss(const PairLossProblem& problem, bool natural, const T* bounds, int64_t queries)
       : values{problem.value, problem.normalize, problem.apart, false},
         running(problem.running),
+        neg_totals(problem.neg_totals),
         pos(problem.pos, problem.pos_shift, natural, bounds != nullptr),
         neg(problem.neg, problem.neg_shift, natural, bounds != nullptr),
         bounds(bounds),
@@ -220,9 +256,14 @@ struct PairLoss {
   DML_DEVICE T first_shift(bool positive) const { return running ? T(kNoScore) : positive ? pos.shift : neg.shift; }
   // Whether all pairs of negatives are alike: a tile of them then needs no more than their values.
   DML_DEVICE bool is_plain() const { return !values.apart && !running && bounds == nullptr; }
+  // Whether plain tiles stay in registers, where their loops are unrolled.
+  template <class Term, Product P>
+  DML_DEVICE bool is_unrolled() const {
+    return kPlainInRegisters<P> && Summand<Term>::kUnrolled && neg_totals && neg.ramp == T(0);
+  }
   // Whether a tile may have a pair that counts, by what it holds.
-  DML_DEVICE bool meets(const TileContents& contents) const {
-    return (contents.positives && pos.present) || (contents.negatives && neg.present);
+  DML_DEVICE bool meets(unsigned char contents) const {
+    return ((contents & kPositives) != 0 && pos.present) || ((contents & kNegatives) != 0 && neg.present);
   }
 };
 

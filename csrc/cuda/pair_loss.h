@@ -12,7 +12,7 @@ struct PairLossProblem {
   PairValue value;
   PairSide pos, neg;
   double pos_shift, neg_shift;  // what is subtracted from every score, unless maxima are running: floats over log2 e
-  bool weight_grad, apart, running, normalize;
+  bool weight_grad, apart, neg_totals, running, normalize;
 
   // Sides of two different terms take a launch each.
   DML_HD bool mixed() const { return pos.present() && neg.present() && pos.term != neg.term; }

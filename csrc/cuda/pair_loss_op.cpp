@@ -28,6 +28,7 @@ PairLossProblem make_problem(const PairLossOptions& o, const PairArguments& a) {
                          rounded(neg.shift),
                          o.weight_grad,
                          o.apart,
+                         o.neg_totals,
                          pos.running || neg.running,
                          a.normalize};
 }

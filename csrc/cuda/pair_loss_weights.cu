@@ -1,4 +1,4 @@
-#include "cuda/pair_loss.cuh"
+#include "cuda/plain_tile.cuh"
 #include "cuda/tile_slots.cuh"
 
 namespace dml {
@@ -38,14 +38,22 @@ struct PairWeights : PairLoss<typename ProductTypes<P>::Value> {
   const T* factors;  // (2, kPairFactors, padded)
   int64_t padded;
 
-  DML_DEVICE void weigh(PairBlock<P>& block, int64_t col_tile, bool near) const {
-    const TileContents contents = tile_contents(block.p, block.row0 / kTile, col_tile);
-    PairValues<P>{block, this->values}.compute(col_tile, contents.plain && !this->values.apart, false, near);
+  DML_DEVICE unsigned char contents(const PairProblem<P>& p, int row_tile, int col_tile) const {
+    return tile_contents(p, row_tile, col_tile);
+  }
+  DML_DEVICE void weigh(PairBlock<P>& block, int col_tile, unsigned char known) const {
+    bool plain = (known & kPlain) != 0 && !this->values.apart;
+    PairValues<P>{block, this->values}.template compute<true>(col_tile, plain, (known & kUnit) != 0, false,
+                                                              (known & kNearPairs) != 0);
+    if constexpr (kUnrolled<Term, P>) {
+      if (plain && alike && this->template is_unrolled<Term, P>()) return pull_in_registers(block);
+    }
     const TileSlots<P> slots{block.shared};
+    if (kPlainInRegisters<P> && plain) slots.put_tile(block.tile, 0);
 #pragma unroll
     for (int first = 0; first < kColSlots; first += TileSlots<P>::kColumns) {
       if (TileSlots<P>::kColumns < kColSlots) slots.put_tile(block.tile, first);
-      if (!contents.positives) {
+      if ((known & kPositives) == 0) {
         alike ? pull<true, true>(block, false, first) : pull<true, false>(block, false, first);
       } else {
 #pragma unroll 1
@@ -61,6 +69,24 @@ struct PairWeights : PairLoss<typename ProductTypes<P>::Value> {
     return Ends<T>{there ? factors + (positive ? 0 : kPairFactors * padded) : nullptr,
                    this->bounds == nullptr ? nullptr : this->bounds + (positive ? 0 : this->queries), padded,
                    this->queries};
+  }
+
+  DML_DEVICE void pull_in_registers(PairBlock<P>& block) const {
+    const SideOf<T>& side = this->neg;
+    const Ends<T> rows = ends_of(false, ends.row), cols = ends_of(false, ends.col);
+    const T slope = !side.present                              ? T(0)
+                    : this->values.value == PairValue::squared ? T(2) * Summand<Term>::constant_slope(side)
+                                                               : Summand<Term>::constant_slope(side);
+    T of_row[kRowSlots], of_col[kColSlots];
+#pragma unroll
+    for (int r = 0; r < kRowSlots; ++r) of_row[r] = slope * rows.of_term(block.row0 + PairTile<P>::row(r));
+#pragma unroll
+    for (int c = 0; c < kColSlots; ++c) of_col[c] = slope * cols.of_term(block.col0 + PairTile<P>::col(c));
+    const PlainTile<P, Term> tile{block, side};
+    if (this->values.value == PairValue::distance)
+      tile.template pull<PairValue::distance>(of_row, of_col);
+    else
+      tile.template pull<PairValue::squared>(of_row, of_col);
   }
 
   // Turns the values of the side's pairs in the slots into weights. Whole: no pair of the tile is of the other side.

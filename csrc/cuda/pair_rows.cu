@@ -49,7 +49,7 @@ product_kernel(Stripe stripe, const typename ProductTypes<P>::Element* x_transpo
   using E = typename ProductTypes<P>::Element;
   DML_SHARED(shared);
   const int row_tile = static_cast<int>(blockIdx.x) / splits, split = static_cast<int>(blockIdx.x) % splits;
-  const int64_t row0 = static_cast<int64_t>(row_tile) * kTile, col0 = block_col() * kTile;
+  const int row0 = row_tile * kTile, col0 = static_cast<int>(block_col()) * kTile;
   const Operand<E> a{static_cast<const E*>(stripe.weights), stripe.padded, stripe.count, nullptr};
   const Operand<E> b{x_transposed, stripe.padded, width, nullptr};
   const int tiles = static_cast<int>(stripe.padded) / kTile, share = (tiles + splits - 1) / splits,

@@ -11,10 +11,9 @@
 
 namespace dml {
 
-// What pairs a tile may have. plain: all of them are negatives that count.
-struct TileContents {
-  bool positives, negatives, plain;
-};
+// What pairs a tile may have, beside TileFlags in a byte. Plain: all of them are negatives that count; unit: the norm
+// of every row is exactly 1.
+enum TileContent : unsigned char { kPositives = 4, kNegatives = 8, kPlain = 16, kUnit = 32 };
 
 template <class T>
 DML_DEVICE Range id_range(const RowFacts<T>& facts, int tile) {
@@ -24,12 +23,14 @@ DML_DEVICE Range id_range(const RowFacts<T>& facts, int tile) {
 }
 
 template <Product P>
-DML_DEVICE TileContents tile_contents(const PairProblem<P>& p, int row_tile, int col_tile) {
+DML_DEVICE unsigned char tile_contents(const PairProblem<P>& p, int row_tile, int col_tile) {
   const TileSummary &rows = p.a_facts.tiles[row_tile], &cols = p.b_facts.tiles[col_tile];
   const bool positives = rows.labels.meets(cols.labels);
   const bool one_class = rows.labels.first == cols.labels.last && rows.labels.last == cols.labels.first;
   const bool excluded = id_range(p.a_facts, row_tile).meets(id_range(p.b_facts, col_tile));
-  return TileContents{positives, !one_class, rows.full && cols.full && !positives && !excluded};
+  const bool plain = rows.full && cols.full && !positives && !excluded;
+  return static_cast<unsigned char>((positives ? kPositives : 0) | (one_class ? 0 : kNegatives) | (plain ? kPlain : 0) |
+                                    (rows.unit && cols.unit ? kUnit : 0));
 }
 
 // How values come about, uniform over a launch.
@@ -40,9 +41,14 @@ struct ValueOptions {
   bool separating;  // nor do they for the gradient of a distance
 };
 
+// Whether the values of a plain tile end in the registers. Three products, and float64, leave none for formulae of all
+// pairs.
+template <Product P>
+constexpr bool kPlainInRegisters = TileSlots<P>::kColumns == kColSlots;
+
 // Turns the dot products of a tile into similarities or squared distances, and into NaN those of pairs that do not
 // count: of rows that are not there, of equal ids and, if asked, below the diagonal. They end in the slots; those of
-// float64, for which there is no room, in the registers.
+// float64, for which there is no room, and of plain tiles in the registers.
 template <Product P>
 struct PairValues {
   using T = typename ProductTypes<P>::Value;
@@ -51,11 +57,14 @@ struct PairValues {
   ValueOptions options;
 
   // Enters a tile. Are the values in difference form? They are if it is known before, or if a pair is too near for the
-  // product form: then none of the tile's values holds.
-  DML_DEVICE bool compute(int col_tile, bool plain, bool upper, bool near) const {
+  // product form: then none of the tile's values holds, and in registers it is no longer plain. Known: whether there
+  // are such pairs is known before, as a backward does, and nobody looks for them in registers.
+  template <bool Known = false>
+  DML_DEVICE bool compute(int col_tile, bool& plain, bool unit, bool upper, bool near) const {
     bool differences = near;
     uint64_t coincident = 0;
     block.load_columns(col_tile);
+    if (kPlainInRegisters<P> && near) plain = false;
     // Similarities say which pairs coincide by way of the distances that they stand for.
     const bool similarities = options.value == PairValue::similarity;
 #pragma unroll 1
@@ -65,7 +74,16 @@ struct PairValues {
                       block.facts.cols.inverse, block.shared);
       else
         block.multiply();
-      const bool too_near = plain ? form<true>(squares, differences, upper) : form<false>(squares, differences, upper);
+      if constexpr (kPlainInRegisters<P>) {
+        if (plain) {
+          const bool too_near = unit ? form_in_registers<true>(squares) : form_in_registers<false>(squares);
+          if (Known || !squares || __syncthreads_or(too_near) == 0) return false;
+          plain = false, differences = true;
+          continue;
+        }
+      }
+      const bool too_near = !kPlainInRegisters<P> && plain ? form<true>(squares, differences, upper)
+                                                           : form<false>(squares, differences, upper);
       if (squares && !differences && __syncthreads_or(too_near) != 0) {
         differences = true;
         continue;
@@ -99,13 +117,49 @@ struct PairValues {
     }
   }
 
-  // x (f_i . g_j) + both norms, with the factors of each form: one code for all. Whether a pair of this thread is near.
+  // A pair whose squared distance is less than this times its norms, plus near_at(), is too near for the product form.
+  // Norms of normalised rows are 1 up to their rounding, or less; of others, what is no normal number is near as well.
+  DML_DEVICE T near_by_norms() const { return options.normalize ? T(0) : T(kNear); }
+  DML_DEVICE T near_at() const { return options.normalize ? T(2.001 * kNear) : kSmallestNormal<T>; }
+
+  // Of a plain tile, without differences: x (f_i . g_j) + both norms. Whether a pair of this thread is near.
+  template <bool Unit>
+  DML_DEVICE bool form_in_registers(bool squares) const {
+    const TileSide<T>&rows = block.facts.rows, &cols = block.facts.cols;
+    const T factor = squares ? T(-2) : T(1), of_units = squares ? T(2) : T(0), by_norms = near_by_norms(),
+            at = near_at();
+    T scale[kRowSlots], col_scale[kColSlots];
+    [[maybe_unused]] T norm[kRowSlots], col_norm[kColSlots];
+#pragma unroll
+    for (int r = 0; r < kRowSlots; ++r) {
+      const int row = PairTile<P>::row(r);
+      scale[r] = rows.inverse[row];
+      if constexpr (!Unit) norm[r] = squares ? rows.norm[row] : T(0);
+    }
+    load_neighbours(cols.inverse + PairTile<P>::first_col(), col_scale);
+    if constexpr (!Unit) load_neighbours(cols.norm + PairTile<P>::first_col(), col_norm);
+    bool near = false;
+#pragma unroll
+    for (int c = 0; c < kColSlots; ++c) {
+      col_scale[c] *= factor;
+      if (!Unit && !squares) col_norm[c] = T(0);
+#pragma unroll
+      for (int r = 0; r < kRowSlots; ++r) {
+        T& x = block.tile.at(r, c);
+        const T both = Unit ? of_units : norm[r] + col_norm[c];
+        x = fma(x, scale[r] * col_scale[c], both);  // the factors first: (i, j) has the bits of (j, i)
+        near |= x <= (Unit ? at : fma(both, by_norms, at));
+      }
+    }
+    return near;
+  }
+
+  // The same of any tile, in the slots: one code for both forms.
   template <bool Plain>
   DML_DEVICE bool form(bool squares, bool differences, bool upper) const {
     const TileSide<T>&rows = block.facts.rows, &cols = block.facts.cols;
     const bool product = squares && !differences;
-    // Norms of normalised rows are 1 up to their rounding, or less.
-    const T near_by_norms = options.normalize ? T(0) : T(kNear), near_at = options.normalize ? T(2.001 * kNear) : T(0);
+    const T factor = product ? T(-2) : T(1), by_norms = near_by_norms(), at = near_at();
     T scale[kRowSlots], norm[kRowSlots];
     [[maybe_unused]] int64_t id[kRowSlots];
 #pragma unroll
@@ -116,28 +170,6 @@ struct PairValues {
       if constexpr (!Plain) id[r] = rows.id[row];
     }
     bool near = false;
-    const auto form_pair = [&](T& x, int r, T col_scale, T col_norm, bool excluded) {
-      const T both = norm[r] + col_norm;
-      x = fma(x, scale[r] * col_scale, both);  // the factors first: (i, j) has the bits of (j, i)
-      if (excluded) x = not_a_number<T>();
-      near |= x <= fma(both, near_by_norms, near_at);
-    };
-    const T factor = product ? T(-2) : T(1);
-    if constexpr (Plain && Slots::kColumns == kColSlots) {
-      T col_scale[kColSlots], col_norm[kColSlots];
-      load_neighbours(cols.inverse + PairTile<P>::first_col(), col_scale);
-      load_neighbours(cols.norm + PairTile<P>::first_col(), col_norm);
-#pragma unroll
-      for (int c = 0; c < kColSlots; ++c) {
-        if (differences) col_scale[c] = T(1);
-        if (!product) col_norm[c] = T(0);
-#pragma unroll
-        for (int r = 0; r < kRowSlots; ++r)
-          form_pair(block.tile.at(r, c), r, col_scale[c] * factor, col_norm[c], false);
-      }
-      Slots{block.shared}.put_tile(block.tile, 0);
-      return near;
-    }
     if (Slots::kColumns == kColSlots) Slots{block.shared}.put_tile(block.tile, 0);
     each_column([&](T(&x)[kRowSlots], int c) {
       const int col = PairTile<P>::col(c);
@@ -145,9 +177,11 @@ struct PairValues {
       const T col_norm = product ? cols.norm[col] : cols.norm[col] * T(0);
 #pragma unroll
       for (int r = 0; r < kRowSlots; ++r) {
-        bool excluded = false;
-        if constexpr (!Plain) excluded = id[r] == cols.id[col] || (upper && PairTile<P>::row(r) >= col);
-        form_pair(x[r], r, col_scale, col_norm, excluded);
+        const T both = norm[r] + col_norm;
+        x[r] = fma(x[r], scale[r] * col_scale, both);
+        if constexpr (!Plain)
+          if (id[r] == cols.id[col] || (upper && PairTile<P>::row(r) >= col)) x[r] = not_a_number<T>();
+        near |= x[r] <= fma(both, by_norms, at);
       }
     });
     return near;

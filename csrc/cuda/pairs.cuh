@@ -206,6 +206,15 @@ struct TileWalk {
     if (!symmetric) return step;
     return row_tile + step < tiles ? row_tile + step : row_tile + step - tiles;
   }
+  // What is known of tiles before they are entered: a byte each in shared memory, which the threads work out for
+  // kThreads steps at once. Every thread calls this before the first step, and for every step.
+  template <class Look>
+  DML_DEVICE void look_ahead(int step, unsigned char* known, const Look& look) const {
+    __syncthreads();
+    const int own = step / kThreads * kThreads + static_cast<int>(threadIdx.x);
+    if (own < end) known[threadIdx.x] = look(col_tile(own));
+    __syncthreads();
+  }
 };
 
 }  // namespace dml

@@ -18,11 +18,11 @@ struct Range {
   DML_HD bool meets(const Range& other) const { return first <= other.last && other.first <= last; }
 };
 
-// Of the rows of a tile: where their labels lie, and their ids if they were given; and whether all 128 are there and
-// count.
+// Of the rows of a tile: where their labels lie, and their ids if they were given; whether all 128 are there and count;
+// and whether the norm of each is exactly 1.
 struct TileSummary {
   Range labels, ids;
-  bool full;
+  bool full, unit;
 };
 
 // By row of one side: 1/||x|| (1 without normalising, 0 for a zero row), ||f||^2 (NaN: the row does not count), label

@@ -78,7 +78,8 @@ struct PairwiseLoss {
   bool normalize;
   PairwiseGradient grad;
 
-  DML_DEVICE void weigh(PairBlock<P>& block, int64_t col_tile, bool) const {
+  DML_DEVICE unsigned char contents(const PairProblem<P>&, int, int) const { return 0; }
+  DML_DEVICE void weigh(PairBlock<P>& block, int64_t col_tile, unsigned char) const {
     const bool pulls =
         metric != Metric::dot;  // if not, weights are the gradients themselves, whatever the products are
     if (pulls) {

@@ -12,6 +12,7 @@ DML_DEVICE T add_lane_halves(T sum) {
 }
 
 constexpr int kFactThreads = 1024, kFactRows = kFactThreads / kPartialSums;
+constexpr int kSummaries = 6;  // numbers of a TileSummary
 
 template <class T>
 DML_DEVICE T lowest_of_warp(T value) {
@@ -24,26 +25,30 @@ DML_DEVICE T lowest_of_warp(T value) {
 }
 
 // Over the 128 rows of a tile, one to a thread; every thread of the block calls this, with room for them in shared.
-DML_DEVICE void summarize(Range labels, Range ids, bool counts, int64_t* shared, TileSummary* to) {
+DML_DEVICE void summarize(Range labels, Range ids, bool counts, bool unit, int64_t* shared, TileSummary* to) {
   constexpr int64_t kNone = INT64_MAX;
   constexpr int kTileWarps = kTile / kWarp;
   // The last of a range is the lowest of the complement.
-  const int64_t own[5] = {counts ? labels.first : kNone, counts ? ~labels.last : kNone, counts ? ids.first : kNone,
-                          counts ? ~ids.last : kNone, counts};
+  const int64_t own[kSummaries] = {counts ? labels.first : kNone,
+                                   counts ? ~labels.last : kNone,
+                                   counts ? ids.first : kNone,
+                                   counts ? ~ids.last : kNone,
+                                   counts,
+                                   counts && unit};
 #pragma unroll
-  for (int k = 0; k < 5; ++k) {
+  for (int k = 0; k < kSummaries; ++k) {
     const int64_t lowest = lowest_of_warp(own[k]);
     if (warp_index() < kTileWarps && lane_index() == 0) shared[k * kTileWarps + warp_index()] = lowest;
   }
   __syncthreads();
   if (threadIdx.x != 0) return;
-  int64_t lowest[5];
-  for (int k = 0; k < 5; ++k) {
+  int64_t lowest[kSummaries];
+  for (int k = 0; k < kSummaries; ++k) {
     lowest[k] = shared[k * kTileWarps];
     for (int w = 1; w < kTileWarps; ++w)
       lowest[k] = shared[k * kTileWarps + w] < lowest[k] ? shared[k * kTileWarps + w] : lowest[k];
   }
-  *to = TileSummary{Range{lowest[0], ~lowest[1]}, Range{lowest[2], ~lowest[3]}, lowest[4] != 0};
+  *to = TileSummary{Range{lowest[0], ~lowest[1]}, Range{lowest[2], ~lowest[3]}, lowest[4] != 0, lowest[5] != 0};
 }
 
 // A block reads the rows of a tile, 16 threads each.
@@ -94,7 +99,8 @@ facts_kernel(RowsToRead<T> p, bool rounded) {
   const int64_t own = first + threadIdx.x;
   const bool counts = threadIdx.x < kTile && own < p.count && p.state[own] == RowState::kept;
   const int64_t label = counts ? p.labels[own] : 0, id = counts && p.ids != nullptr ? p.ids[own] : 0;
-  summarize(Range{label, label}, Range{id, id}, counts, reinterpret_cast<int64_t*>(shared), p.tiles + blockIdx.x);
+  summarize(Range{label, label}, Range{id, id}, counts, counts && p.norm[own] == T(1),
+            reinterpret_cast<int64_t*>(shared), p.tiles + blockIdx.x);
 }
 
 template <class E>
@@ -118,7 +124,7 @@ template <class T>
 void row_facts(Precision precision, const RowsToRead<T>& rows, Stream stream) {
   with_element<T>(precision, [&](auto element) {
     launch(facts_kernel<decltype(element), T>, dim3(blocks_for(rows.count, kTile)), kFactThreads,
-           5 * kTile / kWarp * sizeof(int64_t), stream, rows, precision == Precision::tf32);
+           kSummaries * kTile / kWarp * sizeof(int64_t), stream, rows, precision == Precision::tf32);
   });
 }
 

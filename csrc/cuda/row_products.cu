@@ -12,7 +12,7 @@ row_products_kernel(Operand<float> a, Operand<float> b, unsigned splits, float* 
   using Tile = PairTile<kProduct>;
   DML_SHARED(shared);
   const unsigned split = blockIdx.x % splits;
-  const int64_t row0 = static_cast<int64_t>(blockIdx.x / splits) * kTile, col0 = block_col() * kTile;
+  const int row0 = static_cast<int>(blockIdx.x / splits) * kTile, col0 = static_cast<int>(block_col()) * kTile;
   const int width = static_cast<int>(a.width), parts = static_cast<int>(splits);
   const int chunks = (width + Tile::kChunk - 1) / Tile::kChunk;
   const int share = (chunks + parts - 1) / parts * Tile::kChunk, first = share * static_cast<int>(split);

@@ -50,7 +50,13 @@ struct Operand {
   int64_t width, count;
   const int64_t* order;
 
-  DML_DEVICE const E* row(int64_t r) const { return data + (order == nullptr ? r : order[r]) * width; }
+  // An element of a row, of the last one beyond it. Numbers of rows, and widths, are less than 2^31: one instruction
+  // multiplies them to 64 bits.
+  DML_DEVICE const E* row(int r, int element = 0) const {
+    const int last = static_cast<int>(count) - 1, here = r < last ? r : last;
+    const auto at = static_cast<uint32_t>(order == nullptr ? here : static_cast<int>(order[here]));
+    return data + element + static_cast<uint64_t>(at) * static_cast<uint32_t>(width);
+  }
 };
 
 // 8 warps as 2 x 4, each 64 x 32 pairs: 64 accumulators a thread, and two loads from shared memory per four products.
@@ -117,7 +123,7 @@ struct PairTile {
   // what is told of those pairs is not a number of the product. All threads of the block call this with kTileShared
   // bytes.
   template <class Chunks>
-  DML_DEVICE void multiply(const Operand<E>& a, int64_t row0, const Operand<E>& b, int64_t col0, Chunks chunks,
+  DML_DEVICE void multiply(const Operand<E>& a, int row0, const Operand<E>& b, int col0, Chunks chunks,
                            unsigned char* shared) {
     clear();
     const Source left = source<Side::left>(a, row0), right = source<Side::right>(b, col0);
@@ -163,14 +169,13 @@ struct PairTile {
     int to;                 // in the stage, for the first row
   };
   template <Side S>
-  static DML_DEVICE Source source(const Operand<E>& side, int64_t first) {
+  static DML_DEVICE Source source(const Operand<E>& side, int first) {
     const int r = static_cast<int>(threadIdx.x) / kPieces, piece = static_cast<int>(threadIdx.x) % kPieces;
     Source source;
     source.to = piece_at<S>(r, piece);
 #pragma unroll
     for (int c = 0; c < kCopies; ++c) {
-      const int64_t row = first + r + c * kRowsAtOnce;
-      source.row[c] = side.row(row < side.count ? row : side.count - 1) + piece * kPieceElements;
+      source.row[c] = side.row(first + r + c * kRowsAtOnce, piece * kPieceElements);
     }
     return source;
   }

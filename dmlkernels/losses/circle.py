@@ -26,7 +26,7 @@ class Circle(PairSettings):
         m, gamma = self.m, self.gamma
         pos = Side("exp", -gamma, base=1 - m, ramp=-1.0, origin=1 + m)
         neg = Side("exp", gamma, base=m, ramp=1.0, origin=-m)
-        stats = pairs.statistics("similarity", pos, neg)
+        stats = pairs.statistics("similarity", pos, neg, neg_totals=True)
         return nonzero_mean(softplus(stats.pos + stats.neg)), stats
 
 

@@ -32,7 +32,7 @@ class Contrastive(PairSettings):
         # [d − pos_margin]₊ and [neg_margin − d]₊; of a similarity the other way round.
         sign = 1.0 if self.metric == "euclidean" else -1.0
         pos, neg = Side("hinge", sign, self.pos_margin), Side("hinge", -sign, self.neg_margin)
-        stats = pairs.statistics(self.value, pos, neg)
+        stats = pairs.statistics(self.value, pos, neg, neg_totals=True)
         return self._reduce(stats), stats
 
     def _reduce(self, stats: Statistics) -> Tensor:

@@ -24,7 +24,8 @@ class Lifted(PairSettings):
     positive: str = choice("all", "all", "easy")
 
     def loss(self, pairs: Pairs) -> tuple[Tensor, Statistics]:
-        stats = pairs.statistics("distance", Side("exp", 1.0, self.pos_margin), Side("exp", -1.0, self.neg_margin))
+        pos, neg = Side("exp", 1.0, self.pos_margin), Side("exp", -1.0, self.neg_margin)
+        stats = pairs.statistics("distance", pos, neg, neg_totals=True)
         anchors = some(stats.pos)
         rows = torch.where(anchors, stats.pos, 0) + torch.where(some(stats.neg), stats.neg, 0)
         if self.positive == "easy":

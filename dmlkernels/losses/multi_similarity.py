@@ -49,7 +49,8 @@ class MultiSimilarity(PairSettings):
         """(2, M): positives below the first and negatives above the second are kept."""
         sharp = _sharp(pairs.inputs.embeddings.dtype)
         easy = self.positive == "easy"
-        extreme = pairs.statistics("similarity", Side("exp", -sharp), None if easy else Side("exp", sharp))
+        neg = None if easy else Side("exp", sharp)
+        extreme = pairs.statistics("similarity", Side("exp", -sharp), neg, neg_totals=True)
         # Of no positive the least is +inf and of no negative the largest −inf: then the other side keeps nothing.
         least, largest = extreme.pos / -sharp, extreme.neg / sharp
         return torch.stack([torch.full_like(least, torch.inf) if easy else largest + epsilon, least - epsilon])

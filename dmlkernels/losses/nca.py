@@ -44,7 +44,7 @@ class NCA(PairSettings):
     def _statistics(self, pairs: Pairs, side: Side) -> Statistics:
         """Log-sum-exps of −scale·d²."""
         if self.negative == "all":
-            return pairs.statistics("squared", side, side)
+            return pairs.statistics("squared", side, side, neg_totals=True)
         if pairs.indices_tuple is not None:
             expected = f"None with negative={self.negative!r}: a list has its negatives"
             _checks.fail(pairs.op, "indices_tuple", expected, "a list")

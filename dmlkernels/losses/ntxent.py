@@ -25,10 +25,10 @@ class NTXent(PairSettings):
     def loss(self, pairs: Pairs) -> tuple[Tensor, Statistics]:
         side = Side("exp", 1 / self.temperature)
         if self.positive == "easy":
-            stats = pairs.statistics("similarity", side, side)
+            stats = pairs.statistics("similarity", side, side, neg_totals=True)
             terms, anchors = softmax_cost(stats)
             return mean(terms, anchors.sum()), stats
-        negatives = pairs.statistics("similarity", None, side)
+        negatives = pairs.statistics("similarity", None, side, neg_totals=True)
         # −log e^{s_p/τ}/(e^{s_p/τ} + e^L) = log(1 + e^{L − s_p/τ}), L the log-sum-exp of the negatives.
         bound = self.temperature * negatives.neg
         bounds = torch.stack([bound, torch.zeros_like(bound)])

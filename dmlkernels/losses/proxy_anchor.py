@@ -22,7 +22,9 @@ def _terms(
     alpha, margin = _checks.positive(op, "alpha", alpha), _checks.number(op, "margin", margin)
     sides, classes = (Side("exp", -alpha, margin), Side("exp", alpha, -margin)), proxies.shape[0]
     # The batch is the gallery.
-    found = of_both_sides(op, inputs, Options("similarity", *sides, classes=classes), names={"ref_labels": "labels"})
+    found = of_both_sides(
+        op, inputs, Options("similarity", *sides, classes=classes, neg_totals=True), names={"ref_labels": "labels"}
+    )
     count = found.members.count_nonzero(1)
     count[1] = classes
     return softplus(found.stat) / count.clamp_min(1)[:, None]

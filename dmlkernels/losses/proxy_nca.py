@@ -19,7 +19,7 @@ def _loss_and_statistics(
 ) -> tuple[Tensor, Statistics]:
     inputs, _ = proxy_inputs(op, embeddings, labels, proxies, normalize)
     side = Side("exp", -_checks.positive(op, "softmax_scale", softmax_scale))
-    stats = statistics(op, inputs, Options("squared", side, side, classes=len(proxies)))
+    stats = statistics(op, inputs, Options("squared", side, side, classes=len(proxies), neg_totals=True))
     cost, _ = softmax_cost(stats)
     return cost.sum() / max(len(labels), 1), stats
 

@@ -42,6 +42,7 @@ class RankedList(PairSettings):
             weight_grad=self.weight_grad,
             grad=self.grad,
             apart=self.eps_mode == "pml",
+            neg_totals=True,
         )
         pos, neg = stats.pos, stats.neg
         if self.eps_mode == "pml":

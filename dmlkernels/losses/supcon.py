@@ -23,7 +23,7 @@ class SupCon(PairSettings):
 
     def loss(self, pairs: Pairs) -> tuple[Tensor, Statistics]:
         side = Side("exp", 1 / self.temperature)
-        stats = pairs.statistics("similarity", side, side)
+        stats = pairs.statistics("similarity", side, side, neg_totals=True)
         # log(e^{L_P} + e^{L_N}) − mean s_p/τ as two terms that are never negative. The second, L_P − mean s_p/τ, is at
         # least log K, and 0 for one positive: nothing cancels in a converged batch.
         terms, anchors = softmax_cost(stats)

@@ -28,6 +28,7 @@ class Options(NamedTuple):
     weight_grad: bool = False  # the weights of a moment are differentiated
     grad: str = "full"  # a pair's gradient goes to both ends; "query": to the query only
     apart: bool = False  # coincident pairs are excluded
+    neg_totals: bool = False  # of neg_sum and neg_slope only the totals over the queries are meant, without a gradient
 
     def sides(self) -> tuple[Side, Side]:
         """Both sides as the operator takes them."""
@@ -37,7 +38,7 @@ class Options(NamedTuple):
     def arguments(self) -> tuple[Any, ...]:
         """As the operator takes them."""
         pos, neg = self.sides()
-        return self.classes, self.value, *pos, *neg, self.weight_grad, self.grad, self.apart
+        return self.classes, self.value, *pos, *neg, self.weight_grad, self.grad, self.apart, self.neg_totals
 
 
 class Statistics(NamedTuple):
@@ -116,4 +117,5 @@ def statistics(
             replace. For "exp" they mine; a "moment" takes none.
     """
     both = of_both_sides(op, inputs, options, bounds, check_finite)
-    return Statistics(*(side for found in both for side in found.unbind(0)))
+    found = Statistics(*(side for of_both in both for side in of_both.unbind(0)))
+    return found._replace(neg_sum=found.neg_sum.detach()) if options.neg_totals else found

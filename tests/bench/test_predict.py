@@ -92,5 +92,5 @@ def test_what_is_over_budget(figures, sentence):
 def test_what_is_predicted_to_miss():
     """CI asks the same of the library that it built."""
     assert predict.misses(KEPT["rows"]) == []
-    row = next(row for row in KEPT["rows"] if row["row"] not in predict.MISSED)
+    row = KEPT["rows"][0]
     assert len(predict.misses([row | {"predicted": [row["must"] + 0.01] * 3}])) == 1

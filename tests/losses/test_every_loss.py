@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from support import oracles
-from support.every_loss import AROUND, PLAIN, ROWS, check_oracle, make, samples
+from support.every_loss import AROUND, PLAIN, ROWS, call, check_oracle, data, make, samples
 
 from dmlkernels import functional as F
 from dmlkernels import losses
 from dmlkernels._losses import TABLE
 from dmlkernels._options import options
+from dmlkernels.ops import pair_loss
 
 CASES = [
     pytest.param(name, chosen, kind, id="-".join([name, *chosen, kind]))
@@ -41,6 +43,37 @@ def test_every_option_is_in_a_sample(name):
 @pytest.mark.parametrize("name, chosen, kind", CASES)
 def test_value_and_gradient(backend, device, name, chosen, kind):
     check_oracle(name, chosen, kind, device)
+
+
+@pytest.mark.parametrize(
+    "name, chosen", [pytest.param(*sample, id="-".join([sample[0], *sample[1]])) for sample in samples()]
+)
+def test_of_totals_nothing_else_is_read(name, chosen, monkeypatch):
+    """A loss that asks for the negatives' totals alone is the same wherever a kernel leaves the parts of them."""
+    batch = data(name, "self")
+
+    def outcome():
+        torch.manual_seed(0)
+        loss, x = make(name, **chosen), batch.x.clone().requires_grad_()
+        value = call(loss, batch._replace(x=x))
+        value.backward()
+        return value.detach(), x.grad, loss.last_stats
+
+    def elsewhere(op, inputs, options, *arguments, **given):
+        found = of_both_sides(op, inputs, options, *arguments, **given)
+        if not options.neg_totals:
+            return found
+        moved = {}
+        for field in ("sum", "slope"):
+            both = getattr(found, field).clone()
+            both[1] = torch.cat([both[1].sum()[None], torch.zeros_like(both[1][1:])])
+            moved[field] = both
+        return found._replace(**moved)
+
+    whole = outcome()
+    of_both_sides = pair_loss.of_both_sides
+    monkeypatch.setattr(pair_loss, "of_both_sides", elsewhere)
+    torch.testing.assert_close(outcome(), whole, rtol=1e-12, atol=1e-12, equal_nan=True)
 
 
 def _lose_a_row(grad):

@@ -183,6 +183,49 @@ def test_tiles_in_any_order(kernel, device, m, normalize):
             assert float((count - true).abs().max()) <= 1
 
 
+PLAIN = ("softmax", "lifted", "nca", "contrastive", "cosine_hinge", "squared_hinge", "ranked", "softplus", "circle")
+
+
+@pytest.mark.parametrize("deterministic", [False, True], ids=["mirrored", "by_rows"])
+@pytest.mark.parametrize("data", thinned(["unit", "with_zeros", "unnormalized", "near"], "unit"))
+@pytest.mark.parametrize("name", thinned(PLAIN, "ranked"))
+@pytest.mark.parametrize("dtype", thinned([torch.float32, torch.bfloat16, torch.float16], torch.float32), ids=str)
+def test_tiles_of_negatives(kernel, device, dtype, name, data, deterministic):
+    """Of which only totals are asked for: a kernel may add up a pair's part in the row of either end."""
+    options = OPTIONS[name]._replace(neg_totals=True)
+    hinges = [s.base for s in (options.pos, options.neg) if s.term in ("hinge", "moment")]
+    normalize = data != "unnormalized"
+    avoid = hinges if options.value == "distance" else ()
+    x, labels, _, _ = make_pairs(
+        "random", 400, None, 6, 12, dtype, labels="sorted", avoid=avoid, normalize=normalize, device=device
+    )
+    if data == "with_zeros":
+        x[::90] = 0
+    elif data == "near":
+        x[390] = x[20]
+    case = Case(Pairs(x, labels, None, None), options, None, {"normalize": normalize})
+
+    def function(x: Tensor) -> Tensor:
+        s = call(case, x)
+        totals = torch.stack([s.neg_sum, s.neg_slope], 1).sum(0) / len(x)
+        kept = (s.pos, s.neg, s.pos_log_sum, s.neg_log_sum, s.pos_sum, s.pos_slope, s.neg_members)
+        return torch.cat([*(torch.where(t.isinf(), 0, t) for t in kept), totals])
+
+    with settings.deterministic(deterministic):
+        exponent = 200.0 if normalize else 4000.0  # of circle, whose scores are of the fourth order in the rows
+        assert_matches(function, [x], scale=400.0, exponent=exponent, normalize=normalize, max_quiet=1.0)
+
+
+def test_totals_have_no_gradient(backend, device):
+    pairs = make_pairs("random", 20, None, 6, 4, device=device)
+    x = pairs.embeddings.requires_grad_()
+    for name in ("ranked", "contrastive", "softmax"):
+        case = Case(pairs, OPTIONS[name]._replace(neg_totals=True), None, {})
+        found = call(case, x)
+        assert not found.neg_sum.requires_grad
+        assert found.pos_sum.requires_grad
+
+
 @pytest.mark.parametrize("kind", thinned(KINDS, "random", "duplicates"))
 @pytest.mark.parametrize("name", thinned(OPTIONS, "softmax", "contrastive"))
 def test_data(kernel, device, name, kind):
