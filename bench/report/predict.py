@@ -5,9 +5,10 @@
     python -m bench.report                         makes the table of docs/performance.md
 
 Instructions are counted on the way that a tile of the common kind takes (machine_code.py): its own, those of a step of
-its product, and those of a block without a branch in which all its pairs are. From these and from what the tensor cores, the special
-functions, the shared memory and the memory have to do, each kernel gets the time of what takes longest, as if all else
-were hidden behind it; `phases` adds up what binds the product and what binds the rest, as if nothing overlapped.
+its product, and those of the block, without a branch, that all its pairs go through. From these and from what the
+tensor cores, the special functions, the shared memory and the memory have to do, each kernel gets the time of what
+takes longest, as if all else were hidden behind it; `phases` adds up what binds the product and what binds the rest, as
+if nothing overlapped.
 """
 
 from __future__ import annotations
