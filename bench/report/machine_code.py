@@ -170,11 +170,11 @@ def innermost(kernel: Kernel, holds: Callable[[Counter[str]], bool]) -> list[Loo
     return [loop for loop in kernel.loops if not kernel.inside(loop) and holds(kernel.instructions(loop.blocks))]
 
 
-def straight(kernel: Kernel, loop: Loop, holds: Callable[[Counter[str]], bool]) -> Loop:
-    """The longest block without a branch inside a loop, of the opcodes that are asked for."""
+def straight(kernel: Kernel, loop: Loop, holds: Callable[[Counter[str]], bool]) -> list[Loop]:
+    """Blocks without a branch inside a loop, of opcodes that are asked for, as `round` takes them; longest first."""
     blocks = [block for block in loop.blocks if holds(kernel.instructions([block]))]
-    longest = max(blocks, key=lambda block: len(kernel.code[block]))
-    return Loop(longest, frozenset([longest]))
+    blocks.sort(key=lambda block: -len(kernel.code[block]))
+    return [Loop(block, frozenset([block])) for block in blocks]
 
 
 def count(opcodes: Counter[str], *names: str) -> int:

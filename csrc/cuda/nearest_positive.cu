@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "cuda/contest.cuh"
+#include "cuda/difference_tile.cuh"
 
 namespace dml {
 namespace {
@@ -22,46 +23,105 @@ DML_DEVICE int64_t first_place(const int64_t* values, int64_t n, int64_t key, bo
   return low;
 }
 
-// Four neighbouring lanes share a row of each half of the tile, as in the statistics of the losses.
+// How many times 128 columns a block takes at once.
 template <Product P>
-DML_KERNEL(kThreads, kChoosingBlocks<P>)
+constexpr int kSelectStrips = P == Product::simt || P == Product::tf32x3 ? 1 : 2;
+
+// Whether a pair of this thread in the strip may matter, as its product is in the registers: whether it is nearer (or
+// farther) than `limits`, the best of the rows so far, or worse by so little of its norms that ties and
+// near-duplicates, which the product cannot judge, are among them.
+template <Product P, int Strips>
+DML_DEVICE bool may_win(PairBlock<P, Strips>& block, int strip, const typename ProductTypes<P>::Value* limits,
+                        bool farthest) {
+  using T = typename ProductTypes<P>::Value;
+  const auto& rows = block.facts.rows;
+  const int first = strip * kTile + PairTile<P>::first_col();
+  const T sign = farthest ? T(-1) : T(1), of_norm = sign - T(2 * kNear);
+  T inverse[kColSlots], norm[kColSlots];
+  load_neighbours(block.facts.cols.inverse + first, inverse);
+  load_neighbours(block.facts.cols.norm + first, norm);
+#pragma unroll
+  for (int c = 0; c < kColSlots; ++c) inverse[c] *= T(-2) * sign, norm[c] *= of_norm;
+  bool found = false;
+#pragma unroll
+  for (int r = 0; r < kRowSlots; ++r) {
+    const int row = PairTile<P>::row(r);
+    const T row_inverse = rows.inverse[row], row_norm = rows.norm[row] * of_norm, limit = limits[row] * sign;
+#pragma unroll
+    for (int c = 0; c < kColSlots; ++c) {
+      const T dot = block.tile.at(r, strip * kColSlots + c);
+      found |= fma(dot, row_inverse * inverse[c], row_norm + norm[c]) <= limit;
+    }
+  }
+  return found;
+}
+
+// Four neighbouring lanes share a row of each half of the tile, as in the statistics of the losses.
+template <Product P, int Strips>
+DML_KERNEL(kThreads, Strips == 1 ? kChoosingBlocks<P> : 1)
 select_kernel(PairProblem<P> p, Selection<typename ProductTypes<P>::Value> s,
               Contest<typename ProductTypes<P>::Element, typename ProductTypes<P>::Value> contest,
               typename ProductTypes<P>::Value* best, int64_t* best_index) {
   using T = typename ProductTypes<P>::Value;
+  constexpr int kColumns = Strips * kTile;
   DML_SHARED(shared);
+  T* const limits = reinterpret_cast<T*>(shared + kPairShared<P, Strips>);
   const int64_t row_tile = blockIdx.x;
-  int64_t first_tile = 0, end_tile = (p.b.count + kTile - 1) / kTile;
+  int64_t first_tile = 0, end_tile = (p.b.count + kColumns - 1) / kColumns;
   if (s.positives) {
     const int64_t last_row = (row_tile + 1) * kTile < p.a.count ? (row_tile + 1) * kTile - 1 : p.a.count - 1;
-    first_tile = first_place(s.col_labels, p.b.count, s.row_labels[row_tile * kTile], false) / kTile;
-    end_tile = (first_place(s.col_labels, p.b.count, s.row_labels[last_row], true) + kTile - 1) / kTile;
+    first_tile = first_place(s.col_labels, p.b.count, s.row_labels[row_tile * kTile], false) / kColumns;
+    end_tile = (first_place(s.col_labels, p.b.count, s.row_labels[last_row], true) + kColumns - 1) / kColumns;
   }
   // Numbers of tiles fit in 32 bits, and registers are short.
   const int share = static_cast<int>((end_tile - first_tile + gridDim.y - 1) / gridDim.y);
   const int begin = static_cast<int>(first_tile) + share * static_cast<int>(blockIdx.y);
   const int end = begin + share < end_tile ? begin + share : static_cast<int>(end_tile);
-  PairBlock<P> block(p, shared, row_tile);
+  PairBlock<P, Strips> block(p, shared, row_tile);
   const int thread = static_cast<int>(threadIdx.x), own_row = thread / 4;
   Best<T> found[2] = {nothing<T>(s.farthest), nothing<T>(s.farthest)};
+  if (thread < kTile) limits[thread] = found[0].squared;
   for (int tile = begin; tile < end; ++tile) {
     block.enter(tile);
+    // Among negatives the pairs of a row's own class are the nearest ones, and hardly a strip has none of them.
+    bool wanted[Strips];
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const T* const scores = block.scores(half);
-      const int r = half * kHalf + own_row;
+    for (int strip = 0; strip < Strips; ++strip)
+      wanted[strip] = !s.positives || __syncthreads_or(may_win(block, strip, limits, s.farthest)) != 0;
+    if (!wanted[0] && !wanted[Strips - 1]) continue;
 #pragma unroll 1
-      for (int c = thread % 4; c < kTile; c += 4) {
-        const T both = block.norms(r, c);
-        T squared = product_form(block.similarity(scores[own_row * kScoreStride + c], r, c), both);
-        const bool near = is_near(squared, both);
-        if (!near && !can_win(squared, found[half].squared, contest.share * both, s.farthest)) continue;
-        if (block.same_class(r, c) != s.positives || block.excluded(r, c)) continue;
-        if (near) squared = block.difference_form(r, c);
-        const int64_t i = block.facts.rows.index[r], j = block.facts.cols.index[c];
-        if (s.beyond == nullptr || contest.beyond(i, j, squared, s.beyond_index[i], s.beyond[i]))
-          contest.offer(i, found[half], squared, j);
+    for (int strip = 0; strip < Strips; ++strip) {
+      if (!(strip == 0 ? wanted[0] : wanted[Strips - 1])) continue;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const T* const scores = block.scores(half, strip);
+        const int r = half * kHalf + own_row;
+#pragma unroll 1
+        for (int c = thread % 4; c < kTile; c += 4) {
+          const int col = strip * kTile + c;
+          const T both = block.norms(r, col);
+          T squared = product_form(block.similarity(scores[own_row * kScoreStride + c], r, col), both);
+          const bool near = is_near(squared, both);
+          if (!near && !can_win(squared, found[half].squared, contest.share * both, s.farthest)) continue;
+          if (block.same_class(r, col) != s.positives || block.excluded(r, col)) continue;
+          if (near) squared = block.difference_form(r, col);
+          const int64_t i = block.facts.rows.index[r], j = block.facts.cols.index[col];
+          if (s.beyond == nullptr || contest.beyond(i, j, squared, s.beyond_index[i], s.beyond[i]))
+            contest.offer(i, found[half], squared, j);
+        }
       }
+      // What is clearly worse than the best of a row's lanes is not its best.
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        T limit = found[half].squared;
+#pragma unroll
+        for (int bits = 2; bits > 0; bits /= 2) {
+          const T other = __shfl_xor_sync(kAllLanes, limit, bits);
+          limit = s.farthest ? max(limit, other) : min(limit, other);
+        }
+        if (thread % 4 == 0) limits[half * kHalf + own_row] = limit;
+      }
+      __syncthreads();
     }
   }
 #pragma unroll
@@ -156,8 +216,9 @@ void select_pairs(Precision precision, const PairSides<T>& sides, const Selectio
                   T* best, int64_t* best_index, Stream stream) {
   with_product<T>(precision, [&](auto product) {
     constexpr Product P = decltype(product)::value;
-    launch(select_kernel<P>, dim3(blocks_for(sides.a.count, kTile), static_cast<unsigned>(splits)), kThreads,
-           kPairShared<P>, stream, make_problem<P>(sides), selection,
+    constexpr int kStrips = kSelectStrips<P>;
+    launch(select_kernel<P, kStrips>, dim3(blocks_for(sides.a.count, kTile), static_cast<unsigned>(splits)), kThreads,
+           kPairShared<P, kStrips> + kTile * sizeof(T), stream, make_problem<P>(sides), selection,
            make_contest<typename ProductTypes<P>::Element, T>(sides, selection.farthest), best, best_index);
   });
 }

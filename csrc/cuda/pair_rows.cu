@@ -42,14 +42,14 @@ struct ActiveChunks {
   }
 };
 
-template <Product P>
-DML_KERNEL(kThreads, kBlocks<P>)
+template <Product P, int Strips>
+DML_KERNEL(kThreads, Strips == 1 ? kBlocks<P> : 1)
 product_kernel(Stripe stripe, const typename ProductTypes<P>::Element* x_transposed, int64_t width, int splits,
                typename ProductTypes<P>::Value* sums) {
   using E = typename ProductTypes<P>::Element;
   DML_SHARED(shared);
   const int row_tile = static_cast<int>(blockIdx.x) / splits, split = static_cast<int>(blockIdx.x) % splits;
-  const int row0 = row_tile * kTile, col0 = static_cast<int>(block_col()) * kTile;
+  const int row0 = row_tile * kTile, col0 = static_cast<int>(block_col()) * Strips * kTile;
   const Operand<E> a{static_cast<const E*>(stripe.weights), stripe.padded, stripe.count, nullptr};
   const Operand<E> b{x_transposed, stripe.padded, width, nullptr};
   const int tiles = static_cast<int>(stripe.padded) / kTile, share = (tiles + splits - 1) / splits,
@@ -57,14 +57,14 @@ product_kernel(Stripe stripe, const typename ProductTypes<P>::Element* x_transpo
   ActiveChunks<E> chunks{first * kTile, (first + share < tiles ? first + share : tiles) * kTile, stripe.active,
                          stripe.first / kTile + row_tile};
   chunks.skip();
-  PairTile<P> tile;
+  PairTile<P, Strips> tile;
   tile.multiply(a, row0, b, col0, chunks, shared);
   typename ProductTypes<P>::Value* const own = sums + split * stripe.count * width;
 #pragma unroll
   for (int r = 0; r < kRowSlots; ++r)
 #pragma unroll
-    for (int c = 0; c < kColSlots; ++c) {
-      const int64_t row = row0 + PairTile<P>::row(r), col = col0 + PairTile<P>::col(c);
+    for (int c = 0; c < tile.kColumns; ++c) {
+      const int64_t row = row0 + tile.row(r), col = col0 + tile.col(c);
       if (row < stripe.count && col < width) own[row * width + col] = tile.at(r, c);
     }
 }
@@ -132,12 +132,18 @@ void transpose_rows(Precision precision, const void* x, const RowState* state, i
 template <class T>
 void weighted_rows(const Stripe& stripe, const void* x_transposed, int64_t width, int64_t splits, T* sums,
                    Stream stream) {
-  const dim3 grid =
-      block_matrix(blocks_for(stripe.count, kTile) * static_cast<unsigned>(splits), blocks_for(width, kTile));
-  const auto call = [&](auto product) {
+  const auto run = [&](auto product, auto strips) {
     constexpr Product P = decltype(product)::value;
-    launch(product_kernel<P>, grid, kThreads, kTileShared, stream, stripe,
+    constexpr int kStrips = decltype(strips)::value;
+    const dim3 grid = block_matrix(blocks_for(stripe.count, kTile) * static_cast<unsigned>(splits),
+                                   blocks_for(width, kStrips * kTile));
+    launch(product_kernel<P, kStrips>, grid, kThreads, kStagesBytes<kStrips>, stream, stripe,
            static_cast<const typename ProductTypes<P>::Element*>(x_transposed), width, static_cast<int>(splits), sums);
+  };
+  const auto call = [&](auto product) {
+    if constexpr (decltype(product)::value == Product::bf16 || decltype(product)::value == Product::tf32)
+      if (strips_of(stripe.precision, width) == 2) return run(product, std::integral_constant<int, 2>());
+    run(product, std::integral_constant<int, 1>());
   };
   if constexpr (sizeof(T) == 8) {
     call(ProductIs<Product::simt>());

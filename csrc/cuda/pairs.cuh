@@ -9,17 +9,17 @@
 
 namespace dml {
 
-// Facts of the 128 rows of one side of a tile, in shared memory. A row that is not there or does not count has the norm
+// Facts of the rows of one side of a tile, in shared memory. A row that is not there or does not count has the norm
 // NaN: every comparison of its distances is false.
-template <class T>
+template <class T, int Rows = kTile>
 struct TileSide {
-  T inverse[kTile], norm[kTile];
-  int64_t label[kTile], id[kTile], index[kTile];  // index: the caller's row
+  T inverse[Rows], norm[Rows];
+  int64_t label[Rows], id[Rows], index[Rows];  // index: the caller's row
 
   // All threads of the block; a barrier follows before it is read.
   DML_DEVICE void load(const RowFacts<T>& facts, const int64_t* order, int64_t first, int64_t count) {
     const int r = static_cast<int>(threadIdx.x);
-    if (r >= kTile) return;
+    if (r >= Rows) return;
     const bool here = first + r < count;
     const int64_t row = here && order != nullptr ? order[first + r] : first + r;
     inverse[r] = here ? facts.inverse[row] : T(0);
@@ -109,9 +109,10 @@ DML_DEVICE T difference_form(const E* x, T x_inverse, const E* y, T y_inverse, i
   return difference_form<1>(x, x_inverse, y, y_inverse, width, 0);
 }
 
-template <class T>
+template <class T, int Strips>
 struct TileFacts {
-  TileSide<T> rows, cols;
+  TileSide<T> rows;
+  TileSide<T, Strips * kTile> cols;
 };
 
 // Of kernels that select, the dot products of half a tile go through shared memory to the formulae of the pairs. Quads
@@ -119,31 +120,31 @@ struct TileFacts {
 constexpr int kHalf = kTile / 2, kScoreStride = kTile + 4;
 template <class T>
 constexpr size_t kScoreBytes = kHalf * kScoreStride * sizeof(T);
-template <class T>
-constexpr size_t kWorkBytes = kTileShared > kScoreBytes<T> ? kTileShared : kScoreBytes<T>;
+template <class T, int Strips>
+constexpr size_t kWorkBytes = kStagesBytes<Strips> > kScoreBytes<T> ? kStagesBytes<Strips> : kScoreBytes<T>;
 
 // One tile of a block: its product, and what the pairs need. Shared memory: the stages of the product, or the scores of
-// half a tile; then TileFacts.
-template <Product P>
+// half a tile; then TileFacts. Strips: of 128 columns in a tile.
+template <Product P, int Strips = 1>
 struct PairBlock {
   using T = typename ProductTypes<P>::Value;
   const PairProblem<P>& p;
   unsigned char* shared;
-  TileFacts<T>& facts;
+  TileFacts<T, Strips>& facts;
   int row0, col0;  // 32 bits: registers are short
-  PairTile<P> tile;
+  PairTile<P, Strips> tile;
 
   DML_DEVICE PairBlock(const PairProblem<P>& p, unsigned char* shared, int64_t row_tile)
       : p(p),
         shared(shared),
-        facts(*reinterpret_cast<TileFacts<T>*>(shared + kWorkBytes<T>)),
+        facts(*reinterpret_cast<TileFacts<T, Strips>*>(shared + kWorkBytes<T, Strips>)),
         row0(static_cast<int>(row_tile) * kTile) {
     facts.rows.load(p.a_facts, p.a.order, row0, p.a.count);
   }
 
   DML_DEVICE void load_columns(int64_t col_tile) {
     __syncthreads();  // everybody is done with the columns of the last tile
-    col0 = static_cast<int>(col_tile) * kTile;
+    col0 = static_cast<int>(col_tile) * Strips * kTile;
     facts.cols.load(p.b_facts, p.b.order, col0, p.b.count);
   }
   DML_DEVICE void multiply() { tile.multiply(p.a, row0, p.b, col0, chunks(), shared); }
@@ -153,16 +154,19 @@ struct PairBlock {
   }
   DML_DEVICE auto chunks() const { return DenseChunks<typename PairProblem<P>::E>{0, static_cast<int>(p.a.width)}; }
 
-  // Dot products of rows half * 64.. of the tile, (64, kScoreStride); every thread calls this, and may then read.
-  DML_DEVICE const T* scores(int half) {
+  // Dot products of rows half * 64.. of a strip of the tile, (64, kScoreStride); every thread calls this, and may then
+  // read.
+  DML_DEVICE const T* scores(int half, int strip = 0) {
     T* const out = reinterpret_cast<T*>(shared);
     __syncthreads();  // the other half has been read, or the stages of the product
-    if (warp_index() / 4 == half) {
+#pragma unroll
+    for (int s = 0; s < Strips; ++s) {
+      if (s != strip || warp_index() / 4 != half) continue;
 #pragma unroll
       for (int r = 0; r < kRowSlots; ++r)
 #pragma unroll
         for (int c = 0; c < kColSlots; ++c)
-          out[PairTile<P>::row(r) % kHalf * kScoreStride + PairTile<P>::col(c)] = tile.at(r, c);
+          out[tile.row(r) % kHalf * kScoreStride + tile.col(c)] = tile.at(r, s * kColSlots + c);
     }
     __syncthreads();
     return out;
@@ -184,9 +188,9 @@ struct PairBlock {
   }
 };
 
-template <Product P>
+template <Product P, int Strips = 1>
 constexpr size_t kPairShared =
-    kWorkBytes<typename ProductTypes<P>::Value> + sizeof(TileFacts<typename ProductTypes<P>::Value>);
+    kWorkBytes<typename ProductTypes<P>::Value, Strips> + sizeof(TileFacts<typename ProductTypes<P>::Value, Strips>);
 
 // The column tiles that block (row tile, split) of a grid visits. Symmetric: each unordered pair of tiles once, row
 // tile a meeting a, a + 1, ... a + L/2 around the ring, which gives every row tile the same work.

@@ -111,6 +111,11 @@ struct Stripe {
 void transpose_rows(Precision precision, const void* x, const RowState* state, int64_t count, int64_t width,
                     int64_t padded, void* out, Stream stream);
 
+// How many times 128 columns of its product a block takes: other products than these have no registers for two.
+constexpr int strips_of(Precision precision, int64_t width) {
+  return (precision == Precision::bfloat16 || precision == Precision::tf32) && width > 128 ? 2 : 1;
+}
+
 // sums (splits, stripe.count, width): weights (stripe.count, padded) x (padded, width), each split a share of the
 // padded.
 template <class T>

@@ -13,14 +13,15 @@ DML_DEVICE bool in_pieces(const void* matrix, int64_t row_stride) {
   return row_stride % Piece<E>::kCount == 0 && reinterpret_cast<uintptr_t>(matrix) % kPieceBytes == 0;
 }
 
-// The products of a tile as similarities, from their registers.
-template <Product P>
-DML_DEVICE void write_similarities(PairBlock<P>& block, typename ProductTypes<P>::Element* out) {
+// The products of a strip of a tile as similarities, from their registers.
+template <Product P, int Strips>
+DML_DEVICE void write_similarities(PairBlock<P, Strips>& block, int strip, typename ProductTypes<P>::Element* out) {
   using E = typename ProductTypes<P>::Element;
   using T = typename ProductTypes<P>::Value;
+  const int first = strip * kTile + PairTile<P>::first_col();
   T inverse[kColSlots];
-  load_neighbours(block.facts.cols.inverse + PairTile<P>::first_col(), inverse);
-  const int64_t columns = block.p.b.count, col = block.col0 + PairTile<P>::first_col();
+  load_neighbours(block.facts.cols.inverse + first, inverse);
+  const int64_t columns = block.p.b.count, col = block.col0 + first;
   const bool whole = col + kColSlots <= columns && in_pieces<E>(out, columns);
 #pragma unroll
   for (int r = 0; r < kRowSlots; ++r) {
@@ -33,7 +34,7 @@ DML_DEVICE void write_similarities(PairBlock<P>& block, typename ProductTypes<P>
       Piece<E> piece;
 #pragma unroll
       for (int e = 0; e < Piece<E>::kCount; ++e)
-        piece.at[e] = static_cast<E>(block.tile.at(r, c + e) * (scale * inverse[c + e]));
+        piece.at[e] = static_cast<E>(block.tile.at(r, strip * kColSlots + c + e) * (scale * inverse[c + e]));
       if (whole) {
         *reinterpret_cast<Piece<E>*>(to + c) = piece;
         continue;
@@ -45,16 +46,30 @@ DML_DEVICE void write_similarities(PairBlock<P>& block, typename ProductTypes<P>
   }
 }
 
-// One block a tile. Of distances a warp takes a row, so that neighbouring lanes write neighbouring values.
+// How many times 128 columns a block takes of similarities.
+template <Product P>
+constexpr int kSimilarityStrips = P == Product::simt || P == Product::tf32x3 ? 1 : 2;
+
+// One block a tile.
+template <Product P, int Strips>
+DML_KERNEL(kThreads, Strips == 1 ? kBlocks<P> : 1)
+similarities_kernel(PairProblem<P> p, typename ProductTypes<P>::Element* out) {
+  DML_SHARED(shared);
+  PairBlock<P, Strips> block(p, shared, blockIdx.x);
+  block.enter(block_col());
+#pragma unroll
+  for (int strip = 0; strip < Strips; ++strip) write_similarities(block, strip, out);
+}
+
+// One block a tile, of which a warp takes a row, so that neighbouring lanes write neighbouring values.
 template <Product P>
 DML_KERNEL(kThreads, kBlocks<P>)
-values_kernel(PairProblem<P> p, Metric metric, typename ProductTypes<P>::Element* out) {
+distances_kernel(PairProblem<P> p, Metric metric, typename ProductTypes<P>::Element* out) {
   using E = typename ProductTypes<P>::Element;
   using T = typename ProductTypes<P>::Value;
   DML_SHARED(shared);
   PairBlock<P> block(p, shared, blockIdx.x);
   block.enter(block_col());
-  if (metric == Metric::dot) return write_similarities(block, out);
   for (int half = 0; half < 2; ++half) {
     const T* const scores = block.scores(half);
     for (int k = warp_index(); k < kHalf; k += kWarps) {
@@ -156,8 +171,16 @@ void pairwise_values(Precision precision, const PairSides<T>& sides, Metric metr
   with_product<T>(precision, [&](auto product) {
     constexpr Product P = decltype(product)::value;
     using E = typename ProductTypes<P>::Element;
-    launch(values_kernel<P>, block_matrix(blocks_for(sides.a.count, kTile), blocks_for(sides.b.count, kTile)), kThreads,
-           kPairShared<P>, stream, make_problem<P>(sides), metric, static_cast<E*>(out));
+    const auto grid = [&](int strips) {
+      return block_matrix(blocks_for(sides.a.count, kTile), blocks_for(sides.b.count, strips * kTile));
+    };
+    constexpr int kStrips = kSimilarityStrips<P>;
+    if (metric == Metric::dot)
+      launch(similarities_kernel<P, kStrips>, grid(kStrips), kThreads, kPairShared<P, kStrips>, stream,
+             make_problem<P>(sides), static_cast<E*>(out));
+    else
+      launch(distances_kernel<P>, grid(1), kThreads, kPairShared<P>, stream, make_problem<P>(sides), metric,
+             static_cast<E*>(out));
   });
 }
 

@@ -66,9 +66,14 @@ constexpr int kRowSlots = 8, kColSlots = 8;  // rows and columns of the tile tha
 constexpr int kRowStep = 8;                  // from one of its rows to the next; its columns are neighbours
 // 64 bytes of each row per stage: two steps of an mma.
 constexpr int kChunkBytes = 64, kPieceBytes = 16, kPieces = kChunkBytes / kPieceBytes;
-constexpr int kSideBytes = kTile * kChunkBytes, kStageBytes = 2 * kSideBytes;
-constexpr int kStages = 4;  // one in use, three on their way; 64 KB, so that an A100 or H100 holds two blocks
-constexpr int kTileShared = kStages * kStageBytes;
+constexpr int kSideBytes = kTile * kChunkBytes;
+// Stages of a tile of Strips times 128 columns: one in use, the others on their way; 64 or 72 KB. More columns want
+// less of the shared memory for a product: each piece of the rows that a warp loads meets twice as many.
+template <int Strips>
+constexpr int kStages = Strips == 1 ? 4 : 3;
+template <int Strips>
+constexpr int kStagesBytes = kStages<Strips> * (1 + Strips) * kSideBytes;
+constexpr int kTileShared = kStagesBytes<1>;
 
 // Blocks that a multiprocessor must have room for; 0 leaves it to the compiler. In the registers of half a
 // multiprocessor, three TF32 products and float64 would spill.
@@ -103,49 +108,59 @@ struct DenseChunks {
   DML_DEVICE void advance() { k += kStep; }
 };
 
-template <Product P>
+// A tile of 128 rows and Strips times 128 columns.
+template <Product P, int Strips = 1>
 struct PairTile {
   using E = typename ProductTypes<P>::Element;
   using T = typename ProductTypes<P>::Value;
   static constexpr int kChunk = kChunkBytes / sizeof(E), kPieceElements = kPieceBytes / sizeof(E);
 
-  T value[4][4][4];  // 16-row and 8-column fragments; in a fragment (row, column) (0, 0), (0, 1), (8, 0), (8, 1)
+  static constexpr int kStageBytes = (1 + Strips) * kSideBytes, kColumns = Strips * kColSlots;
+
+  // Of each strip 16-row and 8-column fragments; in a fragment (row, column) (0, 0), (0, 1), (8, 0), (8, 1).
+  T value[Strips][4][4][4];
 
   // Row and column in the tile of a thread's slots, and its pair of two slots.
   static DML_DEVICE int row(int slot) { return warp_index() / 4 * kWarpRows + slot * kRowStep + lane_index() / 4; }
   static DML_DEVICE int first_col() { return warp_index() % 4 * kWarpCols + lane_index() % 4 * kColSlots; }
-  static DML_DEVICE int col(int slot) { return first_col() + slot; }
+  static DML_DEVICE int col(int slot) { return slot / kColSlots * kTile + first_col() + slot % kColSlots; }
   DML_DEVICE T& at(int row_slot, int col_slot) {
-    return value[row_slot / 2][col_slot / 2][row_slot % 2 * 2 + col_slot % 2];
+    const int col = col_slot % kColSlots;
+    return value[col_slot / kColSlots][row_slot / 2][col / 2][row_slot % 2 * 2 + col % 2];
   }
 
   // Dot products of rows row0.. of a with rows col0.. of b over the chunks. Beyond the last row of a side it repeats:
-  // what is told of those pairs is not a number of the product. All threads of the block call this with kTileShared
-  // bytes.
+  // what is told of those pairs is not a number of the product. All threads of the block call this with
+  // kStagesBytes<Strips> bytes.
   template <class Chunks>
   DML_DEVICE void multiply(const Operand<E>& a, int row0, const Operand<E>& b, int col0, Chunks chunks,
                            unsigned char* shared) {
     clear();
-    const Source left = source<Side::left>(a, row0), right = source<Side::right>(b, col0);
+    const Source left = source<Side::left>(a, row0);
+    Source right[Strips];
+#pragma unroll
+    for (int s = 0; s < Strips; ++s) right[s] = source<Side::right>(b, col0 + s * kTile);
     const int width = static_cast<int>(a.width);
     Chunks ahead = chunks;
     const auto fetch = [&](unsigned char* stage) {
       if (ahead.valid()) {
         fetch_side(left, ahead.k, width, stage);
-        fetch_side(right, ahead.k, width, stage + kSideBytes);
+#pragma unroll
+        for (int s = 0; s < Strips; ++s) fetch_side(right[s], ahead.k, width, stage + (1 + s) * kSideBytes);
         ahead.advance();
       }
       copy_commit();
     };
+    constexpr int kLast = kStages<Strips> - 1;
 #pragma unroll
-    for (int s = 0; s < kStages - 1; ++s) fetch(shared + s * kStageBytes);
+    for (int s = 0; s < kLast; ++s) fetch(shared + s * kStageBytes);
 #pragma unroll 1
     for (int stage = 0; chunks.valid(); chunks.advance()) {
-      copy_wait<kStages - 2>();
+      copy_wait<kLast - 1>();
       __syncthreads();  // the stage is complete, and everybody is done with the one before it
-      fetch(shared + (stage == 0 ? kStages - 1 : stage - 1) * kStageBytes);
-      accumulate(shared + stage * kStageBytes, shared + stage * kStageBytes + kSideBytes);
-      stage = stage == kStages - 1 ? 0 : stage + 1;
+      fetch(shared + (stage == 0 ? kLast : stage - 1) * kStageBytes);
+      accumulate(shared + stage * kStageBytes);
+      stage = stage == kLast ? 0 : stage + 1;
     }
     copy_wait<0>();
     __syncthreads();
@@ -153,11 +168,9 @@ struct PairTile {
 
   DML_DEVICE void clear() {
 #pragma unroll
-    for (int m = 0; m < 4; ++m)
+    for (int r = 0; r < kRowSlots; ++r)
 #pragma unroll
-      for (int n = 0; n < 4; ++n)
-#pragma unroll
-        for (int k = 0; k < 4; ++k) value[m][n][k] = T(0);
+      for (int c = 0; c < kColumns; ++c) at(r, c) = T(0);
   }
 
  private:
@@ -186,7 +199,8 @@ struct PairTile {
       copy16_async(stage + source.to + c * kRowsAtOnce * kChunkBytes, source.row[c] + k, valid);
   }
 
-  DML_DEVICE void accumulate(const unsigned char* a, const unsigned char* b) {
+  DML_DEVICE void accumulate(const unsigned char* stage) {
+    const unsigned char *const a = stage, *const b = stage + kSideBytes;
     if constexpr (P == Product::simt) {
       const auto entry = [](const unsigned char* side, int at, int k) {
         return reinterpret_cast<const double*>(side + at)[k % kPieceElements];
@@ -215,11 +229,11 @@ struct PairTile {
       for (int step = 0; step < kPieces; step += 2) {
         const unsigned char* const a_piece = a + piece_at<Side::left>(a_row, step + lane / 16);
         const unsigned char* const b_piece = b + piece_at<Side::right>(b_row, step + lane / 8 % 2);
-        uint32_t right[4][2];
+        uint32_t right[4 * Strips][2];
 #pragma unroll
-        for (int n = 0; n < 4; n += 2) {
+        for (int n = 0; n < 4 * Strips; n += 2) {
           uint32_t pair[4];
-          load_matrices(pair, b_piece + n * 2 * kChunkBytes);
+          load_matrices(pair, b_piece + n / 4 * kSideBytes + n % 4 * 2 * kChunkBytes);
           right[n][0] = pair[0], right[n][1] = pair[1], right[n + 1][0] = pair[2], right[n + 1][1] = pair[3];
         }
         products(a_piece, right);
@@ -227,10 +241,10 @@ struct PairTile {
     }
   }
 
-  DML_DEVICE void products(const unsigned char* a_row, uint32_t (&right)[4][2]) {
-    [[maybe_unused]] uint32_t right_low[4][2];
+  DML_DEVICE void products(const unsigned char* a_row, uint32_t (&right)[4 * Strips][2]) {
+    [[maybe_unused]] uint32_t right_low[4 * Strips][2];
 #pragma unroll
-    for (int n = 0; n < 4; ++n)
+    for (int n = 0; n < 4 * Strips; ++n)
 #pragma unroll
       for (int k = 0; k < 2; ++k) {
         if constexpr (P == Product::tf32) right[n][k] = round_to_tf32(__uint_as_float(right[n][k]));
@@ -247,7 +261,8 @@ struct PairTile {
         if constexpr (P == Product::tf32x3 || P == Product::tf32x2) split_tf32(left[k], left[k], left_low[k]);
       }
 #pragma unroll
-      for (int n = 0; n < 4; ++n) {
+      for (int n = 0; n < 4 * Strips; ++n) {
+        T(&sum)[4] = value[n / 4][m][n % 4];
         if constexpr (P == Product::tf32x3 || P == Product::tf32x2) {
           // A tensor core cuts sums off, which over many steps is a drift: those of a step are added up in registers.
           // The small terms come first, and apart, so that (i, j) has the bits of (j, i).
@@ -258,9 +273,9 @@ struct PairTile {
           for (int k = 0; k < 4; ++k) sums[k] += small_right[k];
           mma<Mma::tf32>(sums, left, right[n]);
 #pragma unroll
-          for (int k = 0; k < 4; ++k) value[m][n][k] += sums[k];
+          for (int k = 0; k < 4; ++k) sum[k] += sums[k];
         } else {
-          mma<ProductTypes<P>::kind>(value[m][n], left, right[n]);
+          mma<ProductTypes<P>::kind>(sum, left, right[n]);
         }
       }
     }

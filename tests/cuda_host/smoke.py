@@ -87,6 +87,7 @@ def _drawn(x: Tensor, y: Tensor, g: Tensor | None, h: Tensor | None) -> Tensor:
 CALLS = {
     "similarity": Call(lambda x, y, g, h: F.pairwise_similarity(x, g)),
     "similarity_wide": Call(lambda x, y, g, h: F.pairwise_similarity(x, g, metric="dot"), wide=True),
+    "similarity_of_long_rows": Call(lambda x, y, g, h: F.pairwise_similarity(x.repeat(1, 7), g.repeat(1, 7))),
     "distance": Call(lambda x, y, g, h: F.pairwise_distance(x)),
     "squared": Call(lambda x, y, g, h: F.pairwise_distance(x, g, squared=True, normalize=True)),
     "ranked_list": Call(_easy("all")),

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import brute_force
 from support.contract import assert_close, assert_identical, thinned
-from support.nearest_positive import CHOICES, distances, exact_distances, masks, match, select
+from support.nearest_positive import CHOICES, check_selection, distances, exact_distances, masks, match, select
 from support.pairs import tensors
 
 from dmlkernels import functional as F
@@ -89,6 +89,21 @@ def test_every_dtype(kernel, device, dtype, choice, kind, n):
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_labelling(kernel, device, choice, labels, n):
     match(choice, make_pairs("random", 200, n, 8, 11, labels=labels, seed=2, device=device))
+
+
+@pytest.mark.parametrize("data", thinned(["random", "clustered", "with_zeros", "nearest_last"], "random"))
+@pytest.mark.parametrize("n", [None, 530], ids=["self", "reference"])
+@pytest.mark.parametrize("choice", thinned(CHOICES, "nearest", "hard_semihard"))
+def test_a_class_of_many_tiles(kernel, device, dtype, choice, n, data):
+    """Of which most tiles hold nothing better than what was found before."""
+    kind = data if data in KINDS else "random"
+    pairs = make_pairs(kind, 700, n, 12, 2, dtype, labels="sorted", device=device)
+    gallery = pairs.embeddings if n is None else pairs.ref_emb
+    if data == "with_zeros":
+        gallery[::97] = 0
+    elif data == "nearest_last":
+        gallery[-1] = gallery[0] + 1e-3 * gallery[1]
+    check_selection(choice, pairs)
 
 
 @pytest.mark.parametrize("extra", ["ids", "ignore_index"])

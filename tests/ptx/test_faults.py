@@ -45,14 +45,16 @@ class Fault(NamedTuple):
     count: int = 0  # how many places, 0: all
 
 
-VALUES = ("pairwise", "values_kernel")
+VALUES = ("pairwise", "similarities_kernelILNS_7ProductE1")  # what float32 takes
 FIRST = "{{ .reg .pred %few; .reg .b32 %own; mov.u32 %own, %tid.x; setp.lt.u32 %few, %own, {}; @%few bar.sync 0; }}"
 FAULTS = {
     # Copies that go on.
     "no_wait": Fault(*VALUES, r"cp\.async\.wait_group[^;]*;", ""),
-    "waits_are_too_short": Fault(*VALUES, r"cp\.async\.wait_group +1;", "cp.async.wait_group 2;"),
+    "waits_are_too_short": Fault(*VALUES, r"cp\.async\.wait_group +2;", "cp.async.wait_group 3;"),
     "no_group": Fault(*VALUES, r"cp\.async\.commit_group;", ""),
-    "copies_of_half": Fault(*VALUES, r"(cp\.async\.cg[^;]*\], 16), %r\d+;", r"\1, 8;"),
+    "copies_of_half": Fault(
+        *VALUES, r"(cp\.async\.cg[^;]*\], 16), %r\d+;", r"\1, 8;", words="outside of every allocation"
+    ),
     "copy_from_a_misaligned_row": Fault(
         *VALUES, r"(cp\.async\.cg\S* \[%r\d+\], \[%rd\d+)\]", r"\1+4]", words="not a multiple of 16"
     ),
@@ -85,8 +87,8 @@ FAULTS = {
     "barrier_of_one_warp": Fault(*VALUES, r"bar\.sync\s+0;", FIRST.format(32), words="divergent barrier", count=1),
     # Shared and global memory.
     "shared_memory_is_not_written": Fault(*VALUES, r"st\.shared\.f32[^;]*;", "", count=1),
-    "results_of_a_neighbour": Fault(
-        *VALUES, r"(st\.global\.f32\s+\[%rd\d+)\]", r"\1+4]", words="outside of every allocation"
+    "results_beyond_the_last": Fault(
+        *VALUES, r"(st\.global\.f32\s+\[%rd\d+)\]", rf"\1+{M * N * 4}]", words="outside of every allocation"
     ),
     "misaligned_results": Fault(*VALUES, r"(st\.global\.f32\s+\[%rd\d+)\]", r"\1+2]", words="not a multiple of 4"),
     "labels_beyond_the_last": Fault(
