@@ -71,10 +71,9 @@ weights_kernel(PairProblem<P> p, Loss loss, Stripe stripe, typename ProductTypes
     const unsigned char flags = stripe.active.of(row_tile, tile);
     return flags == 0 ? 0 : flags | loss.contents(p, static_cast<int>(row_tile), tile);
   };
-  walk.look_ahead(walk.begin, ahead, look);
+  walk.template begin_with<kLooksAhead<P>>(ahead, look);
   for (int step = walk.begin; step < walk.end; ++step) {
-    if (step % kThreads == 0) walk.look_ahead(step, ahead, look);
-    const unsigned char known = ahead[step % kThreads];
+    const unsigned char known = walk.template known<kLooksAhead<P>>(step, ahead, look);
     if (known == 0) continue;
     loss.weigh(block, step, known);
     T inverse[kColSlots];

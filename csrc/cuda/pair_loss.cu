@@ -19,6 +19,7 @@ statistics_kernel(PairProblem<P> p, PairLoss<typename ProductTypes<P>::Value> lo
   // Of negatives while tiles are plain: the sums stay in the registers, and are put away before those of another tile.
   // Three products, and float64, leave no registers for them.
   constexpr bool kStay = P != Product::tf32x3 && P != Product::simt;
+  constexpr bool kUnroll = kUnrolled<Term, P> && (P != Product::tf32x3 || Summand<Term>::kMoment);
   RowSums<Term, T> rows(T(0));
   int plain_pairs = 0;  // of each row, that a thread has seen
   const auto put_away = [&](int which) {
@@ -32,12 +33,11 @@ statistics_kernel(PairProblem<P> p, PairLoss<typename ProductTypes<P>::Value> lo
     put_away(1);
   };
   const auto look = [&](int tile) { return tile_contents(p, walk.row_tile, tile); };
-  walk.look_ahead(walk.begin, ahead, look);
+  walk.template begin_with<kLooksAhead<P>>(ahead, look);
 #pragma unroll 1
   for (int step = walk.begin; step < walk.end; ++step) {
     const int col_tile = walk.col_tile(step);
-    if (step % kThreads == 0) walk.look_ahead(step, ahead, look);
-    const unsigned char& contents = ahead[step % kThreads];  // read again when asked for: registers are short
+    const unsigned char contents = walk.template known<kLooksAhead<P>>(step, ahead, look);
     bool plain = (contents & kPlain) != 0 && loss.is_plain();
     unsigned char flags = 0;
     if (loss.meets(contents)) {
@@ -51,8 +51,8 @@ statistics_kernel(PairProblem<P> p, PairLoss<typename ProductTypes<P>::Value> lo
           side.add_rows();
         any |= side.any;
       };
-      const bool unrolled = plain && loss.template is_unrolled<Term, P>();
-      if constexpr (kUnrolled<Term, P>) {
+      const bool unrolled = kUnroll && plain && loss.is_short();
+      if constexpr (kUnroll) {
         if (unrolled) {
           if (!kStay) rows = RowSums<Term, T>(T(0));
           const PlainTile<P, Term> tile{block, loss.neg};

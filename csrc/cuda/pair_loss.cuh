@@ -256,11 +256,8 @@ struct PairLoss {
   DML_DEVICE T first_shift(bool positive) const { return running ? T(kNoScore) : positive ? pos.shift : neg.shift; }
   // Whether all pairs of negatives are alike: a tile of them then needs no more than their values.
   DML_DEVICE bool is_plain() const { return !values.apart && !running && bounds == nullptr; }
-  // Whether plain tiles stay in registers, where their loops are unrolled.
-  template <class Term, Product P>
-  DML_DEVICE bool is_unrolled() const {
-    return kPlainInRegisters<P> && Summand<Term>::kUnrolled && neg_totals && neg.ramp == T(0);
-  }
+  // Whether the pairs of plain tiles have a formula that is short enough to be unrolled.
+  DML_DEVICE bool is_short() const { return neg_totals && neg.ramp == T(0); }
   // Whether a tile may have a pair that counts, by what it holds.
   DML_DEVICE bool meets(unsigned char contents) const {
     return ((contents & kPositives) != 0 && pos.present) || ((contents & kNegatives) != 0 && neg.present);

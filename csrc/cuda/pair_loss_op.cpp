@@ -21,16 +21,8 @@ PairLossProblem make_problem(const PairLossOptions& o, const PairArguments& a) {
   const ScoreShift pos = shift(o.pos), neg = shift(o.neg);
   // What kernels subtract is known exactly.
   const auto rounded = [](double of) { return static_cast<double>(static_cast<float>(of * kLog2E)) / kLog2E; };
-  return PairLossProblem{o.value,
-                         o.pos,
-                         o.neg,
-                         rounded(pos.shift),
-                         rounded(neg.shift),
-                         o.weight_grad,
-                         o.apart,
-                         o.neg_totals,
-                         pos.running || neg.running,
-                         a.normalize};
+  return PairLossProblem{o.value,       o.pos,   o.neg,        rounded(pos.shift),         rounded(neg.shift),
+                         o.weight_grad, o.apart, o.neg_totals, pos.running || neg.running, a.normalize};
 }
 
 // Without negatives, tiles of rows in order meet few others at any size.

@@ -46,7 +46,7 @@ struct PairWeights : PairLoss<typename ProductTypes<P>::Value> {
     PairValues<P>{block, this->values}.template compute<true>(col_tile, plain, (known & kUnit) != 0, false,
                                                               (known & kNearPairs) != 0);
     if constexpr (kUnrolled<Term, P>) {
-      if (plain && alike && this->template is_unrolled<Term, P>()) return pull_in_registers(block);
+      if (plain && alike && this->is_short()) return pull_in_registers(block);
     }
     const TileSlots<P> slots{block.shared};
     if (kPlainInRegisters<P> && plain) slots.put_tile(block.tile, 0);

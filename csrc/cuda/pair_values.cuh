@@ -53,6 +53,8 @@ template <Product P>
 struct PairValues {
   using T = typename ProductTypes<P>::Value;
   using Slots = TileSlots<P>;
+  static constexpr bool kUnits =
+      P != Product::tf32x3;  // norms of 1 are not read; three products have no registers to know
   PairBlock<P>& block;
   ValueOptions options;
 
@@ -76,7 +78,7 @@ struct PairValues {
         block.multiply();
       if constexpr (kPlainInRegisters<P>) {
         if (plain) {
-          const bool too_near = unit ? form_in_registers<true>(squares) : form_in_registers<false>(squares);
+          const bool too_near = unit && kUnits ? form_in_registers<true>(squares) : form_in_registers<false>(squares);
           if (Known || !squares || __syncthreads_or(too_near) == 0) return false;
           plain = false, differences = true;
           continue;

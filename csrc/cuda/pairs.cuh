@@ -192,6 +192,10 @@ template <Product P, int Strips = 1>
 constexpr size_t kPairShared =
     kWorkBytes<typename ProductTypes<P>::Value, Strips> + sizeof(TileFacts<typename ProductTypes<P>::Value, Strips>);
 
+// Whether a walk looks ahead: three products have no register for it.
+template <Product P>
+constexpr bool kLooksAhead = P != Product::tf32x3;
+
 // The column tiles that block (row tile, split) of a grid visits. Symmetric: each unordered pair of tiles once, row
 // tile a meeting a, a + 1, ... a + L/2 around the ring, which gives every row tile the same work.
 struct TileWalk {
@@ -210,13 +214,25 @@ struct TileWalk {
     if (!symmetric) return step;
     return row_tile + step < tiles ? row_tile + step : row_tile + step - tiles;
   }
-  // What is known of tiles before they are entered: a byte each in shared memory, which the threads work out for
-  // kThreads steps at once. Every thread calls this before the first step, and for every step.
+  // What is known of the tile of a step before it is entered: a byte, of which the threads work out those of kThreads
+  // steps at once, in shared memory. Every thread calls begin_with, then `known` for every step.
+  template <bool Ahead, class Look>
+  DML_DEVICE void begin_with(unsigned char* shared, const Look& look) const {
+    if constexpr (Ahead) look_ahead(begin, shared, look);
+  }
+  template <bool Ahead, class Look>
+  DML_DEVICE unsigned char known(int step, unsigned char* shared, const Look& look) const {
+    if constexpr (!Ahead) return look(col_tile(step));
+    if (step % kThreads == 0) look_ahead(step, shared, look);
+    return shared[step % kThreads];
+  }
+
+ private:
   template <class Look>
-  DML_DEVICE void look_ahead(int step, unsigned char* known, const Look& look) const {
+  DML_DEVICE void look_ahead(int step, unsigned char* shared, const Look& look) const {
     __syncthreads();
     const int own = step / kThreads * kThreads + static_cast<int>(threadIdx.x);
-    if (own < end) known[threadIdx.x] = look(col_tile(own));
+    if (own < end) shared[threadIdx.x] = look(col_tile(own));
     __syncthreads();
   }
 };
