@@ -122,8 +122,7 @@ void add_pair_gradient(Precision precision, const RowsOnDevice<T>& rows, const R
   const int64_t stripe_rows = rows_of_stripe(m, std::max<int64_t>(padded, kTile) * bytes);
   const int64_t row_tiles = tiles_of(stripe_rows), col_tiles = padded / kTile;
   const int64_t splits = column_splits(row_tiles, col_tiles),
-                col_blocks = (d - 1) / (strips_of(precision, d) * kTile) + 1,
-                sum_splits = column_splits(row_tiles * col_blocks, col_tiles);
+                sum_splits = column_splits(row_tiles * tiles_of(d), col_tiles);
   const Tensor transposed = empty(rows.x, {d, padded}, element),
                weights = empty(rows.x, {stripe_rows, padded}, element);
   const Tensor sums = empty(rows.x, {sum_splits, stripe_rows, d}, value),

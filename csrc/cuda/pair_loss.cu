@@ -19,6 +19,7 @@ statistics_kernel(PairProblem<P> p, PairLoss<typename ProductTypes<P>::Value> lo
   // Of negatives while tiles are plain: the sums stay in the registers, and are put away before those of another tile.
   // Three products, and float64, leave no registers for them.
   constexpr bool kStay = P != Product::tf32x3 && P != Product::simt;
+  // Of three products the forward unrolls the moment alone: others would spill on sm_100 and sm_120.
   constexpr bool kUnroll = kUnrolled<Term, P> && (P != Product::tf32x3 || Summand<Term>::kMoment);
   RowSums<Term, T> rows(T(0));
   int plain_pairs = 0;  // of each row, that a thread has seen

@@ -46,7 +46,7 @@ struct PairWeights : PairLoss<typename ProductTypes<P>::Value> {
     PairValues<P>{block, this->values}.template compute<true>(col_tile, plain, (known & kUnit) != 0, false,
                                                               (known & kNearPairs) != 0);
     if constexpr (kUnrolled<Term, P>) {
-      if (plain && alike && this->is_short()) return pull_in_registers(block);
+      if (plain && alike && this->neg.present && this->is_short()) return pull_in_registers(block);
     }
     const TileSlots<P> slots{block.shared};
     if (kPlainInRegisters<P> && plain) slots.put_tile(block.tile, 0);
@@ -74,9 +74,7 @@ struct PairWeights : PairLoss<typename ProductTypes<P>::Value> {
   DML_DEVICE void pull_in_registers(PairBlock<P>& block) const {
     const SideOf<T>& side = this->neg;
     const Ends<T> rows = ends_of(false, ends.row), cols = ends_of(false, ends.col);
-    const T slope = !side.present                              ? T(0)
-                    : this->values.value == PairValue::squared ? T(2) * Summand<Term>::constant_slope(side)
-                                                               : Summand<Term>::constant_slope(side);
+    const T slope = (this->values.value == PairValue::squared ? T(2) : T(1)) * Summand<Term>::constant_slope(side);
     T of_row[kRowSlots], of_col[kColSlots];
 #pragma unroll
     for (int r = 0; r < kRowSlots; ++r) of_row[r] = slope * rows.of_term(block.row0 + PairTile<P>::row(r));
@@ -84,9 +82,9 @@ struct PairWeights : PairLoss<typename ProductTypes<P>::Value> {
     for (int c = 0; c < kColSlots; ++c) of_col[c] = slope * cols.of_term(block.col0 + PairTile<P>::col(c));
     const PlainTile<P, Term> tile{block, side};
     if (this->values.value == PairValue::distance)
-      tile.template pull<PairValue::distance>(of_row, of_col);
+      tile.template pull<true>(of_row, of_col);
     else
-      tile.template pull<PairValue::squared>(of_row, of_col);
+      tile.template pull<false>(of_row, of_col);
   }
 
   // Turns the values of the side's pairs in the slots into weights. Whole: no pair of the tile is of the other side.

@@ -78,7 +78,7 @@ struct PairValues {
         block.multiply();
       if constexpr (kPlainInRegisters<P>) {
         if (plain) {
-          const bool too_near = unit && kUnits ? form_in_registers<true>(squares) : form_in_registers<false>(squares);
+          const bool too_near = kUnits && unit ? form_in_registers<kUnits>(squares) : form_in_registers<false>(squares);
           if (Known || !squares || __syncthreads_or(too_near) == 0) return false;
           plain = false, differences = true;
           continue;
@@ -129,7 +129,7 @@ struct PairValues {
   DML_DEVICE bool form_in_registers(bool squares) const {
     const TileSide<T>&rows = block.facts.rows, &cols = block.facts.cols;
     const T factor = squares ? T(-2) : T(1), of_units = squares ? T(2) : T(0), by_norms = near_by_norms(),
-            at = near_at();
+            at = near_at(), at_units = fma(of_units, by_norms, at);
     T scale[kRowSlots], col_scale[kColSlots];
     [[maybe_unused]] T norm[kRowSlots], col_norm[kColSlots];
 #pragma unroll
@@ -150,7 +150,7 @@ struct PairValues {
         T& x = block.tile.at(r, c);
         const T both = Unit ? of_units : norm[r] + col_norm[c];
         x = fma(x, scale[r] * col_scale[c], both);  // the factors first: (i, j) has the bits of (j, i)
-        near |= x <= (Unit ? at : fma(both, by_norms, at));
+        near |= x <= (Unit ? at_units : fma(both, by_norms, at));
       }
     }
     return near;

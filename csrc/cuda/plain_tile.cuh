@@ -42,7 +42,7 @@ struct PlainTile {
   DML_DEVICE bool add(RowSums<Term, T>& rows, T* to, int64_t stride) const {
     constexpr int kEnds = Mirrored ? 2 : 1;
     Column column[kColSlots];
-    const int before = total(rows.count);
+    bool any = false;
 #pragma unroll
     for (int c = 0; c < kColSlots; ++c) {
 #pragma unroll
@@ -57,6 +57,7 @@ struct PlainTile {
           rows.sum[2][r] = fma(here, x, rows.sum[2][r]);
           if constexpr (Mirrored) column[c].sum[1] = fma(here, x, column[c].sum[1]);
         }
+        if constexpr (!Mirrored) any |= active;
         if (!active) continue;
         rows.count[r] += kEnds;
         rows.sum[1][r] = fma(T(kEnds), v, rows.sum[1][r]);
@@ -73,23 +74,25 @@ struct PlainTile {
       atomicAdd(to + row, column[0].sum[0]);
       atomicAdd(to + 2 * stride + row, T(kWarpRows));
       if constexpr (Summand<Term>::kMoment) atomicAdd(to + 4 * stride + row, column[0].sum[1]);
+      any = column[0].sum[0] > T(0);  // a term is above 0 where it takes part
     }
-    return total(rows.count) != before;
+    return any;
   }
 
-  // Turns values into weights; of_row and of_col: what the gradient takes the slope of the term times.
-  template <PairValue Value>
+  // Turns values into weights; of_row and of_col: what the gradient takes the slope of the term times. Rooted: they are
+  // squared distances, of which the loss takes the roots.
+  template <bool Rooted>
   DML_DEVICE void pull(const T (&of_row)[kRowSlots], const T (&of_col)[kColSlots]) const {
 #pragma unroll
     for (int c = 0; c < kColSlots; ++c) {
 #pragma unroll
       for (int r = 0; r < kRowSlots; ++r) {
         T& at = block.tile.at(r, c);
-        const T v = Value == PairValue::distance ? root_of(at) : at;
+        const T v = Rooted ? root_of(at) : at;
         T x, term, slope;
         const bool active = Summand<Term>::plain(side, v, x, term, slope);
         const T weight = (of_row[r] + of_col[c]) * slope;
-        at = !active ? T(0) : Value == PairValue::distance ? weight * reciprocal_of(v) : weight;
+        at = !active ? T(0) : Rooted ? weight * reciprocal_of(v) : weight;
       }
     }
   }
@@ -99,14 +102,6 @@ struct PlainTile {
     for (int c = 0; c < kColSlots; ++c)
 #pragma unroll
       for (int r = 0; r < kRowSlots; ++r) block.tile.at(r, c) = root_of(block.tile.at(r, c));
-  }
-
- private:
-  static DML_DEVICE int total(const int (&count)[kRowSlots]) {
-    int sum = 0;
-#pragma unroll
-    for (int r = 0; r < kRowSlots; ++r) sum += count[r];
-    return sum;
   }
 };
 

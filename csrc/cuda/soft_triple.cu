@@ -166,7 +166,7 @@ DML_DEVICE void weigh(const ClassBlock<P>& block, int half, typename ProductType
 
 // One TF32 product spills beside the sums of classes, too, in the registers of half a multiprocessor.
 template <Product P>
-DML_KERNEL(kThreads, P == Product::tf32 ? 1 : kBlocks<P>)
+DML_KERNEL(kThreads, P == Product::tf32 ? 1 : kChoosingBlocks<P>)
 embedding_weights_kernel(PairProblem<P> p, SoftTriple loss, const typename ProductTypes<P>::Value* grad_loss,
                          const typename ProductTypes<P>::Value* row_stats, Stripe stripe) {
   using T = typename ProductTypes<P>::Value;

@@ -79,8 +79,9 @@ constexpr int kTileShared = kStagesBytes<1>;
 // multiprocessor, three TF32 products and float64 would spill.
 template <Product P>
 constexpr int kBlocks = P == Product::tf32x3 || P == Product::simt ? 1 : 0;
-// Of kernels that keep what they chose or drew beside the product: for compute capability 8 they would spill as well.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+// Of kernels that keep what they chose or drew beside the product: for compute capabilities 8 and 12 they would spill
+// as well.
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ < 900 || __CUDA_ARCH__ >= 1200)
 template <Product P>
 constexpr int kChoosingBlocks = 1;
 #else

@@ -37,7 +37,7 @@ class MultiSimilarity(PairSettings):
     def loss(self, pairs: Pairs) -> tuple[Tensor, Statistics]:
         bounds = None if self.epsilon is None else self.bounds(pairs, self.epsilon)
         pos, neg = Side("exp", -self.alpha, self.base), Side("exp", self.beta, self.base)
-        stats = pairs.statistics("similarity", pos, neg, bounds)
+        stats = pairs.statistics("similarity", pos, neg, bounds, neg_totals=True)
         rows = softplus(stats.pos) / self.alpha + softplus(stats.neg) / self.beta
         if self.positive == "easy":
             anchors = some(stats.pos)
@@ -49,8 +49,7 @@ class MultiSimilarity(PairSettings):
         """(2, M): positives below the first and negatives above the second are kept."""
         sharp = _sharp(pairs.inputs.embeddings.dtype)
         easy = self.positive == "easy"
-        neg = None if easy else Side("exp", sharp)
-        extreme = pairs.statistics("similarity", Side("exp", -sharp), neg, neg_totals=True)
+        extreme = pairs.statistics("similarity", Side("exp", -sharp), None if easy else Side("exp", sharp))
         # Of no positive the least is +inf and of no negative the largest −inf: then the other side keeps nothing.
         least, largest = extreme.pos / -sharp, extreme.neg / sharp
         return torch.stack([torch.full_like(least, torch.inf) if easy else largest + epsilon, least - epsilon])

@@ -183,11 +183,14 @@ def test_tiles_in_any_order(kernel, device, m, normalize):
             assert float((count - true).abs().max()) <= 1
 
 
-PLAIN = ("softmax", "lifted", "nca", "contrastive", "cosine_hinge", "squared_hinge", "ranked", "softplus", "circle")
+PLAIN = (
+    *("softmax", "lifted", "nca", "contrastive", "cosine_hinge", "squared_hinge", "ranked", "softplus", "circle"),
+    *("hinge_and_exp", "softplus_and_moment", "exp_and_softplus"),
+)
 
 
 @pytest.mark.parametrize("deterministic", [False, True], ids=["mirrored", "by_rows"])
-@pytest.mark.parametrize("data", thinned(["unit", "with_zeros", "unnormalized", "near"], "unit"))
+@pytest.mark.parametrize("data", thinned(["unit", "with_zeros", "unnormalized", "exactly_unit", "near"], "unit"))
 @pytest.mark.parametrize("name", thinned(PLAIN, "ranked"))
 @pytest.mark.parametrize("dtype", thinned([torch.float32, torch.bfloat16, torch.float16], torch.float32), ids=str)
 def test_tiles_of_negatives(kernel, device, dtype, name, data, deterministic):
@@ -195,8 +198,9 @@ def test_tiles_of_negatives(kernel, device, dtype, name, data, deterministic):
     if (name, data) == ("circle", "unnormalized"):
         pytest.skip("scores of thousands, whose exponentials float32 cannot judge")
     options = OPTIONS[name]._replace(neg_totals=True)
+    options = options._replace(weight_grad=False, grad="full")
     hinges = [s.base for s in (options.pos, options.neg) if s.term in ("hinge", "moment")]
-    normalize = data != "unnormalized"
+    normalize = data not in ("unnormalized", "exactly_unit")
     avoid = hinges if options.value == "distance" else ()
     x, labels, _, _ = make_pairs(
         "random", 400, None, 6, 12, dtype, labels="sorted", avoid=avoid, normalize=normalize, device=device
@@ -204,7 +208,9 @@ def test_tiles_of_negatives(kernel, device, dtype, name, data, deterministic):
     if data == "with_zeros":
         x[::90] = 0
     elif data == "near":
-        x[390] = x[20]
+        x[300] = x[20]
+    elif data == "exactly_unit":  # up to rounding, and near each other
+        x[:, 0], x[:, 1:] = 1.0, x[:, 1:] * 5e-5
     case = Case(Pairs(x, labels, None, None), options, None, {"normalize": normalize})
 
     def function(x: Tensor) -> Tensor:
@@ -213,8 +219,9 @@ def test_tiles_of_negatives(kernel, device, dtype, name, data, deterministic):
         kept = (s.pos, s.neg, s.pos_log_sum, s.neg_log_sum, s.pos_sum, s.pos_slope, s.neg_members)
         return torch.cat([*(torch.where(t.isinf(), 0, t) for t in kept), totals])
 
+    pull = 2e4 if data == "exactly_unit" else 1.0  # one over a distance
     with settings.deterministic(deterministic):
-        assert_matches(function, [x], scale=400.0, exponent=200.0, normalize=normalize, max_quiet=1.0)
+        assert_matches(function, [x], scale=400.0, exponent=200.0, normalize=normalize, pull=pull, max_quiet=1.0)
 
 
 @pytest.mark.parametrize("m, n, d", thinned([(140, None, 129), (130, 300, 300), (260, None, 256)], (140, None, 129)))
