@@ -6,6 +6,7 @@ namespace dml {
 namespace {
 
 constexpr int kRowsPerBlock = kThreads / kWarp;  // a warp reads a row
+constexpr size_t kMostKept = 32 * 1024;          // bytes of sums that a block keeps, so that several blocks have room
 
 // 32 x 32 elements through shared memory, one column of padding against bank conflicts.
 template <class E, class W>
@@ -71,7 +72,8 @@ product_kernel(Stripe stripe, const typename ProductTypes<P>::Element* x_transpo
 
 template <class E, class T>
 DML_KERNEL(kThreads)
-finish_kernel(FinishGradient<T> p) {
+finish_kernel(FinishGradient<T> p, bool keeps) {
+  DML_SHARED(shared);
   const int64_t local = static_cast<int64_t>(blockIdx.x) * kRowsPerBlock + warp_index(), row = p.first + local;
   if (local >= p.count) return;
   const E* const x = static_cast<const E*>(p.x) + row * p.width;
@@ -94,13 +96,18 @@ finish_kernel(FinishGradient<T> p) {
   // A row that was not divided by its norm gets no gradient.
   const T outer = inverse < T(1) / T(kShortest) ? inverse : T(0);
   T radial = T(0);
+  // The sums are read once, where a row of them has room.
+  T* const kept = keeps ? reinterpret_cast<T*>(shared) + warp_index() * p.width : nullptr;
   if (p.normalize) {
-    for (int64_t k = lane_index(); k < p.width; k += kWarp)
-      radial = fma(entry(k), static_cast<T>(x[k]) * inverse, radial);
+    for (int64_t k = lane_index(); k < p.width; k += kWarp) {
+      const T own = entry(k);
+      if (keeps) kept[k] = own;
+      radial = fma(own, static_cast<T>(x[k]) * inverse, radial);
+    }
     radial = warp_sum(radial);
   }
   for (int64_t k = lane_index(); k < p.width; k += kWarp) {
-    const T tangential = entry(k) - radial * (static_cast<T>(x[k]) * inverse);
+    const T tangential = (keeps ? kept[k] : entry(k)) - radial * (static_cast<T>(x[k]) * inverse);
     const T before = p.adds ? static_cast<T>(out[k]) : T(0);
     out[k] = static_cast<E>(before + (p.normalize ? tangential * outer : tangential));
   }
@@ -164,8 +171,11 @@ void weighted_rows(const Stripe& stripe, const void* x_transposed, int64_t width
 template <class T>
 void finish_gradient(Precision precision, const FinishGradient<T>& p, Stream stream) {
   const dim3 grid(blocks_for(p.count, kRowsPerBlock));
-  with_element<T>(precision,
-                  [&](auto element) { launch(finish_kernel<decltype(element), T>, grid, kThreads, 0, stream, p); });
+  const size_t bytes = kRowsPerBlock * static_cast<size_t>(p.width) * sizeof(T);
+  const bool keeps = p.normalize && bytes <= kMostKept;
+  with_element<T>(precision, [&](auto element) {
+    launch(finish_kernel<decltype(element), T>, grid, kThreads, keeps ? bytes : 0, stream, p, keeps);
+  });
 }
 
 #define DML_INSTANTIATE(T)                                                                  \

@@ -79,7 +79,7 @@ def test_budgets():
 @pytest.mark.parametrize(
     ("figures", "sentence"),
     [
-        ({"pair": 30.1}, "instructions a pair"),
+        ({"pair": 20.1}, "instructions a pair"),
         ({"step": 151}, "instructions a step"),
         ({"double precision a pair": 1}, "double precision"),
     ],
@@ -93,5 +93,6 @@ def test_what_is_over_budget(figures, sentence):
 def test_what_is_predicted_to_miss():
     """CI asks the same of the library that it built."""
     assert predict.misses(KEPT["rows"]) == []
-    row = KEPT["rows"][0]
+    row = next(row for row in KEPT["rows"] if row["row"] not in predict.MISSED)
+    assert {row["row"] for row in KEPT["rows"]} >= predict.MISSED
     assert len(predict.misses([row | {"predicted": [row["must"] + 0.01] * 3}])) == 1
