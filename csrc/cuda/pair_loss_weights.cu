@@ -42,11 +42,11 @@ struct PairWeights : PairLoss<typename ProductTypes<P>::Value> {
     return tile_contents(p, row_tile, col_tile);
   }
   DML_DEVICE void weigh(PairBlock<P>& block, int col_tile, unsigned char known) const {
-    bool plain = (known & kPlain) != 0 && !this->values.apart;
+    bool plain = (known & kPlain) != 0 && !this->values.apart && this->neg.present;
     PairValues<P>{block, this->values}.template compute<true>(col_tile, plain, (known & kUnit) != 0, false,
                                                               (known & kNearPairs) != 0);
     if constexpr (kUnrolled<Term, P>) {
-      if (plain && alike && this->neg.present && this->is_short()) return pull_in_registers(block);
+      if (plain && alike && this->is_short()) return pull_in_registers(block);
     }
     const TileSlots<P> slots{block.shared};
     if (kPlainInRegisters<P> && plain) slots.put_tile(block.tile, 0);
@@ -74,7 +74,10 @@ struct PairWeights : PairLoss<typename ProductTypes<P>::Value> {
   DML_DEVICE void pull_in_registers(PairBlock<P>& block) const {
     const SideOf<T>& side = this->neg;
     const Ends<T> rows = ends_of(false, ends.row), cols = ends_of(false, ends.col);
-    const T slope = (this->values.value == PairValue::squared ? T(2) : T(1)) * Summand<Term>::constant_slope(side);
+    // A side that is not there never comes here; without the choice registers spill on sm_120.
+    const T slope = !side.present                              ? T(0)
+                    : this->values.value == PairValue::squared ? T(2) * Summand<Term>::constant_slope(side)
+                                                               : Summand<Term>::constant_slope(side);
     T of_row[kRowSlots], of_col[kColSlots];
 #pragma unroll
     for (int r = 0; r < kRowSlots; ++r) of_row[r] = slope * rows.of_term(block.row0 + PairTile<P>::row(r));
