@@ -162,7 +162,7 @@ FAULTS = [
     Fault("csrc/cuda/tile.cuh", "row / 8 % kPieces", "row / 4 % kPieces", PAIR_LOSS),
     Fault("csrc/cuda/pairs.cuh", "is_near(product, both) ? difference_form(r, c) : product", "product", PAIRWISE),
     Fault("csrc/cuda/pairs.cuh", "row_tile < tiles / 2 ? 1 : 0", "row_tile < tiles / 2 ? 0 : 0", PAIR_LOSS),
-    Fault("csrc/cuda/pair_rows.cu", "entry(k) - radial * (static_cast<T>(x[k]) * inverse)", "entry(k)", PAIRWISE),
+    Fault("csrc/cuda/pair_rows.cu", "radial * (static_cast<T>(x[k]) * inverse)", "T(0)", PAIRWISE),
     Fault("csrc/cuda/pair_rows.cu", "p.sign * sum", "sum", PAIRWISE),
     Fault("csrc/cuda/nearest_positive.cu", "bits < 4", "bits < 2", NEAREST),
     Fault("csrc/cuda/nearest_positive.cu", "max(limit, other)", "min(limit, other)", NEAREST),
