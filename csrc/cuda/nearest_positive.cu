@@ -23,10 +23,6 @@ DML_DEVICE int64_t first_place(const int64_t* values, int64_t n, int64_t key, bo
   return low;
 }
 
-// How many times 128 columns a block takes at once.
-template <Product P>
-constexpr int kSelectStrips = P == Product::simt || P == Product::tf32x3 ? 1 : 2;
-
 // Whether a pair of this thread in the strip may matter, as its product is in the registers: whether it is nearer (or
 // farther) than `limits`, the best of the rows so far, or worse by so little of its norms that ties and
 // near-duplicates, which the product cannot judge, are among them.
@@ -216,7 +212,7 @@ void select_pairs(Precision precision, const PairSides<T>& sides, const Selectio
                   T* best, int64_t* best_index, Stream stream) {
   with_product<T>(precision, [&](auto product) {
     constexpr Product P = decltype(product)::value;
-    constexpr int kStrips = kSelectStrips<P>;
+    constexpr int kStrips = kWideStrips<P>;
     launch(select_kernel<P, kStrips>, dim3(blocks_for(sides.a.count, kTile), static_cast<unsigned>(splits)), kThreads,
            kPairShared<P, kStrips> + kTile * sizeof(T), stream, make_problem<P>(sides), selection,
            make_contest<typename ProductTypes<P>::Element, T>(sides, selection.farthest), best, best_index);

@@ -41,8 +41,7 @@ struct ValueOptions {
   bool separating;  // nor do they for the gradient of a distance
 };
 
-// Whether the values of a plain tile end in the registers. Three products, and float64, leave none for formulae of all
-// pairs.
+// Whether the values of a plain tile end in the registers. Float64 leaves none for formulae of all pairs.
 template <Product P>
 constexpr bool kPlainInRegisters = TileSlots<P>::kColumns == kColSlots;
 

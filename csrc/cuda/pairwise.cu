@@ -46,10 +46,6 @@ DML_DEVICE void write_similarities(PairBlock<P, Strips>& block, int strip, typen
   }
 }
 
-// How many times 128 columns a block takes of similarities.
-template <Product P>
-constexpr int kSimilarityStrips = P == Product::simt || P == Product::tf32x3 ? 1 : 2;
-
 // One block a tile.
 template <Product P, int Strips>
 DML_KERNEL(kThreads, Strips == 1 ? kBlocks<P> : 1)
@@ -174,7 +170,7 @@ void pairwise_values(Precision precision, const PairSides<T>& sides, Metric metr
     const auto grid = [&](int strips) {
       return block_matrix(blocks_for(sides.a.count, kTile), blocks_for(sides.b.count, strips * kTile));
     };
-    constexpr int kStrips = kSimilarityStrips<P>;
+    constexpr int kStrips = kWideStrips<P>;
     if (metric == Metric::dot)
       launch(similarities_kernel<P, kStrips>, grid(kStrips), kThreads, kPairShared<P, kStrips>, stream,
              make_problem<P>(sides), static_cast<E*>(out));

@@ -89,6 +89,10 @@ template <Product P>
 constexpr int kChoosingBlocks = kBlocks<P>;
 #endif
 
+// Strips of a block that has one tile at a time; other products leave no registers for two.
+template <Product P>
+constexpr int kWideStrips = P == Product::tf32x3 || P == Product::simt ? 1 : 2;
+
 enum class Side { left, right };
 
 // Where piece `piece` of a row of a side lies in a stage. The pieces of a row change places so that the eight rows
