@@ -52,8 +52,9 @@ template <Product P>
 struct PairValues {
   using T = typename ProductTypes<P>::Value;
   using Slots = TileSlots<P>;
-  static constexpr bool kUnits =
-      P != Product::tf32x3;  // norms of 1 are not read; three products have no registers to know
+  // Whether norms of 1 are not read. TF32 rounds rows, whose norms are hardly ever 1; three products have no registers
+  // to know.
+  static constexpr bool kUnits = P != Product::tf32 && P != Product::tf32x3;
   PairBlock<P>& block;
   ValueOptions options;
 
