@@ -250,6 +250,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 from dmlkernels._contract import OPERATORS
+from dmlkernels.ops.pair_loss import Options, Side
 from dmlkernels.triton_kernels import nearest_positive, pair_loss, pairwise
 
 binders, found, label = {}, {}, ""
@@ -266,8 +267,8 @@ JITFunction.run = note
 def call(module, operator, *values):
     module.OPERATORS[operator](**OPERATORS[operator].named(values))
 
-lifted = ("exp", 10.0, 0.5, 0.0, 0.0, 0.0, "exp", -10.0, 1.0, 0.0, 0.0, 0.0)
-ranked = ("moment", 1.0, 0.8, 0.0, 0.0, 0.0, "moment", -1.0, 1.2, 0.0, 0.0, 10.0)
+lifted = Options("distance", Side("exp", 10.0, 0.5), Side("exp", -10.0, 1.0))
+ranked = Options("distance", Side("moment", 1.0, 0.8), Side("moment", -1.0, 1.2, temperature=10.0))
 for m in (*range(2, 40), 64, 100, 127, 128, 129, 256, 1000, 4096, 5000, 8192):
     x, y = torch.randn(m, 32), torch.arange(m) % 4
     pair = (x, y, None, None, None, None, None, True)
@@ -276,9 +277,9 @@ for m in (*range(2, 40), 64, 100, 127, 128, 129, 256, 1000, 4096, 5000, 8192):
     for inputs in (pair, reference):
         n = m if inputs is pair else m + 3
         tiles = torch.ones(-(-m // 128), -(-n // 128), dtype=torch.uint8)
-        for label, sides, bounds in (("lifted: ", lifted, per_row), ("ranked: ", ranked, None)):
+        for label, loss, bounds in (("lifted: ", lifted, per_row), ("ranked: ", ranked, None)):
             for deterministic in (False, True):
-                options = (None, "distance", *sides, False, "full", False, "ieee", deterministic)
+                options = (*loss.arguments(), "ieee", deterministic)
                 call(pair_loss, "pair_loss_fwd", *inputs, bounds, *options, False)
                 call(
                     pair_loss, "pair_loss_bwd",
