@@ -177,12 +177,15 @@ def rates_and_gradients(arguments: tuple, constants: dict, slots: int, largest_s
     need_grad, d = constants.pop("NEED_GRAD"), constants["D"]
     work = torch.empty(2, m, d, dtype=rates.dtype, device=x.device)
     blocks = triton.cdiv(largest_side, BLOCK)
+    others_stages = (
+        2 if work.dtype == torch.float64 else 1
+    )  # a second one spills float32 on sm_120, none float64 on sm_80
     launch(_gram, (slots, blocks))(x, scale, order, begin, end, work[0], m, gain, **constants)
     for step in range(blocks):
         spaces = (begin, end, work[step % 2], work[(step + 1) % 2])
         launch(_pivots, (slots,))(*spaces, rates, m, step, D=d, T=constants["T"], BLOCK=BLOCK, num_warps=8)
         launch(_beside_pivots, (slots, blocks))(*spaces, m, step, **constants)
-        launch(_others, (slots, blocks))(*spaces, m, step, **constants)
+        launch(_others, (slots, blocks))(*spaces, m, step, **{**constants, "num_stages": others_stages})
     if need_grad:
         chunk = _configs.power_of_two(d, 16, 64)
         launch(_gradient, (triton.cdiv(m, BLOCK), triton.cdiv(d, chunk)))(

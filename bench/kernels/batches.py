@@ -15,7 +15,7 @@ from dmlkernels.losses import RankedListLoss
 
 PER_CLASS = 8
 # Share of the ordered pairs that the Ranked List Loss must find active for the data to deserve its name.
-SHARE = {"dense": (0.6, 1.0), "sparse": (0.0, 0.05), "spread": (0.02, 0.05)}
+SHARE = {"dense": (0.6, 1.0), "sparse": (0.0, 0.05), "spread": (0.02, 0.05), "collapsed": (0.9, 1.0)}
 
 _device = torch.device("cpu")
 
@@ -50,31 +50,36 @@ def class_count(rows: int) -> int:
     return rows // PER_CLASS
 
 
-def make_batch(kind: str, rows: int, width: int, gallery: int = 0, seed: int = 0) -> Batch:
-    """Rows of shuffled classes of PER_CLASS each, and the alpha that goes with them.
+def make_batch(kind: str, rows: int, width: int, gallery: int = 0, seed: int = 0, classes: int = 0) -> Batch:
+    """Rows of so many shuffled classes (0: of PER_CLASS each), and the alpha that goes with them.
 
     Args:
         kind: "dense", early in training: all rows point roughly the same way, and most negatives are nearer than RLL's
             default alpha. "sparse", late: classes are tight and far apart, but for one class in four that lies near
             another; most tiles have no active pair. "spread": rows without structure, and an alpha that one negative in
-            30 falls short of, wherever one looks; few pairs are active, and no tile is empty.
+            30 falls short of, wherever one looks; few pairs are active, and no tile is empty. "collapsed": all rows are
+            nearly the same one, so that every distance is computed as a difference.
     """
     generator = torch.Generator().manual_seed(seed)
-    classes = (gallery or rows) // PER_CLASS
+    classes = classes or class_count(gallery or rows)
     centres = normalize(torch.randn(classes, width, generator=generator), dim=1)
     confused = classes // 8
     centres[:confused] = normalize(0.55 * centres[confused : 2 * confused] + 0.835 * centres[:confused], dim=1)
 
     def draw(count: int) -> tuple[Tensor, Tensor]:
-        labels = (torch.arange(count) // PER_CLASS)[torch.randperm(count, generator=generator)]
+        labels = (torch.arange(count) * classes // (gallery or rows))[torch.randperm(count, generator=generator)]
         noise = torch.randn(count, width, generator=generator) / width**0.5
         if kind == "spread":
             return noise, labels
-        common, cosine = (centres[:1], 0.34) if kind == "dense" else (centres[labels], 0.84)
+        common, cosine = {
+            "dense": (centres[:1], 0.34),
+            "collapsed": (centres[:1], 0.998),
+            "sparse": (centres[labels], 0.84),
+        }[kind]
         return cosine**0.5 * common + (1 - cosine) ** 0.5 * noise, labels
 
     # A distance of random unit rows is about normal, of mean √2 and standard deviation 1/√(2D).
-    alpha = {"dense": 1.2, "sparse": 1.0, "spread": 2**0.5 - 1.95 / (2 * width) ** 0.5}[kind]
+    alpha = {"dense": 1.2, "collapsed": 1.2, "sparse": 1.0, "spread": 2**0.5 - 1.95 / (2 * width) ** 0.5}[kind]
     ref_emb, ref_labels = draw(gallery) if gallery else (None, None)
     return Batch(*draw(rows), ref_emb, ref_labels, alpha)
 

@@ -115,13 +115,15 @@ class Case(NamedTuple):
     memory: bool = True
     dtype: str = "float32"
     precision: Literal["ieee", "tf32"] = "ieee"  # of products of float32
+    classes: int = 0  # 0: of a few rows each
 
     @property
     def columns(self) -> int:
         return self.gallery or self.rows
 
     def batch(self, seed: int = 0) -> Batch:
-        batch, dtype = make_batch(self.kind, self.rows, self.width, self.gallery, seed), getattr(torch, self.dtype)
+        batch = make_batch(self.kind, self.rows, self.width, self.gallery, seed, self.classes)
+        dtype = getattr(torch, self.dtype)
         moved = Batch(batch.embeddings.to(device(), dtype), batch.labels.to(device()), None, None, batch.alpha)
         if batch.ref_emb is None or batch.ref_labels is None:
             return moved

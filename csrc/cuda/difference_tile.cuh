@@ -11,7 +11,7 @@ struct alignas(kPieceBytes) Piece {
   T at[kCount];
 };
 
-// N neighbours from shared memory; they begin at 16 bytes.
+// N neighbours, which begin at 16 bytes.
 template <int N, class T>
 DML_DEVICE void load_neighbours(const T* from, T (&to)[N]) {
 #pragma unroll

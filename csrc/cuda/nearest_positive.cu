@@ -2,8 +2,7 @@
 
 #include <limits>
 
-#include "cuda/contest.cuh"
-#include "cuda/difference_tile.cuh"
+#include "cuda/candidates.cuh"
 
 namespace dml {
 namespace {
@@ -23,33 +22,15 @@ DML_DEVICE int64_t first_place(const int64_t* values, int64_t n, int64_t key, bo
   return low;
 }
 
-// Whether a pair of this thread in the strip may matter, as its product is in the registers: whether it is nearer (or
-// farther) than `limits`, the best of the rows so far, or worse by so little of its norms that ties and
-// near-duplicates, which the product cannot judge, are among them.
-template <Product P, int Strips>
-DML_DEVICE bool may_win(PairBlock<P, Strips>& block, int strip, const typename ProductTypes<P>::Value* limits,
-                        bool farthest) {
-  using T = typename ProductTypes<P>::Value;
-  const auto& rows = block.facts.rows;
-  const int first = strip * kTile + PairTile<P>::first_col();
-  const T sign = farthest ? T(-1) : T(1), of_norm = sign - T(2 * kNear);
-  T inverse[kColSlots], norm[kColSlots];
-  load_neighbours(block.facts.cols.inverse + first, inverse);
-  load_neighbours(block.facts.cols.norm + first, norm);
-#pragma unroll
-  for (int c = 0; c < kColSlots; ++c) inverse[c] *= T(-2) * sign, norm[c] *= of_norm;
-  bool found = false;
-#pragma unroll
-  for (int r = 0; r < kRowSlots; ++r) {
-    const int row = PairTile<P>::row(r);
-    const T row_inverse = rows.inverse[row], row_norm = rows.norm[row] * of_norm, limit = limits[row] * sign;
-#pragma unroll
-    for (int c = 0; c < kColSlots; ++c) {
-      const T dot = block.tile.at(r, strip * kColSlots + c);
-      found |= fma(dot, row_inverse * inverse[c], row_norm + norm[c]) <= limit;
-    }
-  }
-  return found;
+// What two squared distances of a row may be off by, times the norms of the worse one. TF32 rounds the rows, of which
+// near-duplicates are then compared as they are. Others are told apart to a few bands of a tie (the norms of two rows
+// that are nearly as far differ by a few times at most); what tensor cores cut off of the long sums of 16-bit products
+// is no accident of rounding, but grows with the width.
+template <Product P, class E, class T>
+DML_DEVICE T error_of(const Contest<E, T>& contest) {
+  if (P == Product::tf32) return T(2 * kNear);
+  const T cut_off = sizeof(E) == 2 ? static_cast<T>(contest.width) * T(kEps<T> / 4) : T(0);
+  return T(8) * contest.share + cut_off;
 }
 
 // Four neighbouring lanes share a row of each half of the tile, as in the statistics of the losses.
@@ -61,7 +42,6 @@ select_kernel(PairProblem<P> p, Selection<typename ProductTypes<P>::Value> s,
   using T = typename ProductTypes<P>::Value;
   constexpr int kColumns = Strips * kTile;
   DML_SHARED(shared);
-  T* const limits = reinterpret_cast<T*>(shared + kPairShared<P, Strips>);
   const int64_t row_tile = blockIdx.x;
   int64_t first_tile = 0, end_tile = (p.b.count + kColumns - 1) / kColumns;
   if (s.positives) {
@@ -76,46 +56,36 @@ select_kernel(PairProblem<P> p, Selection<typename ProductTypes<P>::Value> s,
   PairBlock<P, Strips> block(p, shared, row_tile);
   const int thread = static_cast<int>(threadIdx.x), own_row = thread / 4;
   Best<T> found[2] = {nothing<T>(s.farthest), nothing<T>(s.farthest)};
-  if (thread < kTile) limits[thread] = found[0].squared;
+  const Candidates<P, Strips> candidates(block, error_of<P>(contest), s.farthest);
   for (int tile = begin; tile < end; ++tile) {
     block.enter(tile);
-    // Among negatives the pairs of a row's own class are the nearest ones, and hardly a strip has none of them.
-    bool wanted[Strips];
-#pragma unroll
-    for (int strip = 0; strip < Strips; ++strip)
-      wanted[strip] = !s.positives || __syncthreads_or(may_win(block, strip, limits, s.farthest)) != 0;
-    if (!wanted[0] && !wanted[Strips - 1]) continue;
 #pragma unroll 1
-    for (int strip = 0; strip < Strips; ++strip) {
-      if (!(strip == 0 ? wanted[0] : wanted[Strips - 1])) continue;
+    for (int part = 0; part < candidates.kParts; ++part) {
+      if (__syncthreads_or(candidates.mark(part)) == 0) continue;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const T* const scores = block.scores(half, strip);
         const int r = half * kHalf + own_row;
-#pragma unroll 1
-        for (int c = thread % 4; c < kTile; c += 4) {
-          const int col = strip * kTile + c;
+        const int64_t id = block.facts.rows.id[r], label = block.facts.rows.label[r];
+        candidates.visit(part, r, [&](int col, T dot) {
           const T both = block.norms(r, col);
-          T squared = product_form(block.similarity(scores[own_row * kScoreStride + c], r, col), both);
+          T squared = product_form(block.similarity(dot, r, col), both);
           const bool near = is_near(squared, both);
-          if (!near && !can_win(squared, found[half].squared, contest.share * both, s.farthest)) continue;
-          if (block.same_class(r, col) != s.positives || block.excluded(r, col)) continue;
+          if (!near && !can_win(squared, found[half].squared, contest.share * both, s.farthest)) return;
+          const auto& cols = block.facts.cols;
+          if ((cols.label[col] == label) != s.positives || cols.id[col] == id) return;
           if (near) squared = block.difference_form(r, col);
-          const int64_t i = block.facts.rows.index[r], j = block.facts.cols.index[col];
+          const int64_t i = block.facts.rows.index[r], j = cols.index[col];
           if (s.beyond == nullptr || contest.beyond(i, j, squared, s.beyond_index[i], s.beyond[i]))
             contest.offer(i, found[half], squared, j);
-        }
-      }
-      // What is clearly worse than the best of a row's lanes is not its best.
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
+        });
+        // What is clearly worse than the best of a row's lanes is not its best.
         T limit = found[half].squared;
 #pragma unroll
         for (int bits = 2; bits > 0; bits /= 2) {
           const T other = __shfl_xor_sync(kAllLanes, limit, bits);
           limit = s.farthest ? max(limit, other) : min(limit, other);
         }
-        if (thread % 4 == 0) limits[half * kHalf + own_row] = limit;
+        if (thread % 4 == 0) candidates.set_limit(r, limit);
       }
       __syncthreads();
     }
@@ -214,7 +184,7 @@ void select_pairs(Precision precision, const PairSides<T>& sides, const Selectio
     constexpr Product P = decltype(product)::value;
     constexpr int kStrips = kWideStrips<P>;
     launch(select_kernel<P, kStrips>, dim3(blocks_for(sides.a.count, kTile), static_cast<unsigned>(splits)), kThreads,
-           kPairShared<P, kStrips> + kTile * sizeof(T), stream, make_problem<P>(sides), selection,
+           kPairShared<P, kStrips> + Candidates<P, kStrips>::kBytes, stream, make_problem<P>(sides), selection,
            make_contest<typename ProductTypes<P>::Element, T>(sides, selection.farthest), best, best_index);
   });
 }

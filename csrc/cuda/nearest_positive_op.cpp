@@ -79,7 +79,7 @@ Selected listed_bwd_as(const Tensor& x, const std::optional<Tensor>& ref_emb, co
     finish_gradient<T>(precision,
                        FinishGradient<T>{rows.x.const_data_ptr(), rows.states(), nullptr, data<T>(rows.inverse),
                                          data<T>(sums), data<T>(weights), nullptr, 0, rows.x.size(0), d, rows.x.size(0),
-                                         1, 1, T(-1), T(0), normalize, false, grad.mutable_data_ptr()},
+                                         1, 1, T(-1), T(0), normalize, grad.mutable_data_ptr()},
                        device.stream);
     return grad;
   };

@@ -37,20 +37,28 @@ DML_DEVICE T store_weight(T weight, const Stripe& stripe, int64_t row, int64_t a
 
 // The same of a thread's columns in a row, which are neighbours; they begin at element `at` of the stripe.
 template <Product P, class T>
-DML_DEVICE void store_weights(const T (&weight)[kColSlots], const Stripe& stripe, int64_t at) {
+DML_DEVICE void store_weights(T (&weight)[kColSlots], const Stripe& stripe, int64_t at) {
+  using W = std::conditional_t<P == Product::bf16, BFloat16, T>;
+  W* const there = static_cast<W*>(stripe.weights) + at;
+  if (stripe.adds) {
+    // Another side has written 0 where this one has a pair.
+    W before[kColSlots];
+    load_neighbours(there, before);
+#pragma unroll
+    for (int c = 0; c < kColSlots; ++c) weight[c] += static_cast<T>(before[c]);
+  }
   if constexpr (P == Product::bf16) {
     Piece<uint32_t> packed;
 #pragma unroll
     for (int k = 0; k < kColSlots / 2; ++k) packed.at[k] = pack_bf16(weight[2 * k], weight[2 * k + 1]);
-    *reinterpret_cast<Piece<uint32_t>*>(static_cast<BFloat16*>(stripe.weights) + at) = packed;
+    *reinterpret_cast<Piece<uint32_t>*>(there) = packed;
   } else {
-    T* const to = static_cast<T*>(stripe.weights) + at;
 #pragma unroll
     for (int k = 0; k < kColSlots; k += Piece<T>::kCount) {
       Piece<T> piece;
 #pragma unroll
       for (int e = 0; e < Piece<T>::kCount; ++e) piece.at[e] = weight[k + e];
-      *reinterpret_cast<Piece<T>*>(to + k) = piece;
+      *reinterpret_cast<Piece<T>*>(there + k) = piece;
     }
   }
 }
@@ -114,7 +122,8 @@ weights_kernel(PairProblem<P> p, Loss loss, Stripe stripe, typename ProductTypes
   T sum = T(0);
 #pragma unroll
   for (int w = 0; w < kTile / kWarpCols; ++w) sum += sums[w][thread];
-  row_sums[blockIdx.y * rows + block.row0 + thread] = sum;
+  T& there = row_sums[blockIdx.y * rows + block.row0 + thread];
+  there = stripe.adds ? there + sum : sum;
 }
 
 template <Product P, class Loss>

@@ -106,13 +106,12 @@ inline int64_t rows_of_stripe(int64_t rows, int64_t row_bytes) {
 }
 
 // Gradient of `rows` (side a of the sides) from weights per pair with `others` (side b): sign * sum_j w_ij x_j, plus
-// the sums of the weights times f_i if `pulls`; added to `grad` if `adds`. order: the caller's row of each, or null.
+// the sums of the weights times f_i if `pulls`, to `grad`. order: the caller's row of each, or null.
 // write_weights(stripe, splits, weight_sums) launches the weights.
 template <class T, class WriteWeights>
-void add_pair_gradient(Precision precision, const RowsOnDevice<T>& rows, const RowsOnDevice<T>& others, T sign,
-                       bool pulls, bool normalize, const int32_t* others_non_finite, const ActiveTiles& active,
-                       const int64_t* order, Stream stream, const Tensor& grad, bool adds,
-                       const WriteWeights& write_weights) {
+void write_pair_gradient(Precision precision, const RowsOnDevice<T>& rows, const RowsOnDevice<T>& others, T sign,
+                         bool pulls, bool normalize, const int32_t* others_non_finite, const ActiveTiles& active,
+                         const int64_t* order, Stream stream, const Tensor& grad, const WriteWeights& write_weights) {
   const int64_t m = rows.x.size(0), n = others.x.size(0), d = rows.x.size(1);
   if (m == 0 || d == 0) return;
   const ScalarType value = compute_type(rows.x);
@@ -127,8 +126,8 @@ void add_pair_gradient(Precision precision, const RowsOnDevice<T>& rows, const R
                weights = empty(rows.x, {stripe_rows, padded}, element);
   const Tensor sums = empty(rows.x, {sum_splits, stripe_rows, d}, value),
                weight_sums = empty(rows.x, {splits, m}, value);
-  transpose_rows(precision, others.x.const_data_ptr(), others.states(), n, d, padded, transposed.mutable_data_ptr(),
-                 stream);
+  transpose_rows(precision, precision, others.x.const_data_ptr(), others.states(), n, d, padded,
+                 transposed.mutable_data_ptr(), stream);
   for (int64_t first = 0; first < m; first += stripe_rows) {
     const Stripe stripe{first, std::min(stripe_rows, m - first), padded, precision, weights.mutable_data_ptr(), active};
     write_weights(stripe, splits, data<T>(weight_sums));
@@ -137,7 +136,7 @@ void add_pair_gradient(Precision precision, const RowsOnDevice<T>& rows, const R
                        FinishGradient<T>{rows.x.const_data_ptr(), rows.states(), others_non_finite,
                                          data<T>(rows.inverse), data<T>(sums), pulls ? data<T>(weight_sums) : nullptr,
                                          order, first, stripe.count, d, m, splits, sum_splits, sign,
-                                         std::numeric_limits<T>::quiet_NaN(), normalize, adds, grad.mutable_data_ptr()},
+                                         std::numeric_limits<T>::quiet_NaN(), normalize, grad.mutable_data_ptr()},
                        stream);
   }
 }
@@ -147,8 +146,8 @@ Tensor pair_gradient(Precision precision, const RowsOnDevice<T>& rows, const Row
                      bool pulls, bool normalize, const int32_t* others_non_finite, Stream stream,
                      const WriteWeights& write_weights) {
   const Tensor grad = empty(rows.x, {rows.x.size(0), rows.x.size(1)}, rows.x.scalar_type());
-  add_pair_gradient<T>(precision, rows, others, sign, pulls, normalize, others_non_finite, ActiveTiles{}, nullptr,
-                       stream, grad, false, write_weights);
+  write_pair_gradient<T>(precision, rows, others, sign, pulls, normalize, others_non_finite, ActiveTiles{}, nullptr,
+                         stream, grad, write_weights);
   return grad;
 }
 

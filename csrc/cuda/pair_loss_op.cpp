@@ -125,20 +125,19 @@ std::tuple<Tensor, Tensor> backward_as(const operators::pair_loss_bwd& t) {
                             PairEnds ends, int64_t row_stride, int64_t col_stride, const std::optional<Tensor>& order) {
     const ActiveTiles active{data<unsigned char>(state.active), row_stride, col_stride, ends.row && ends.col};
     const Tensor grad = empty(rows.x, {rows.x.size(0), rows.x.size(1)}, rows.x.scalar_type());
-    const auto add = [&](const PairLossProblem& of_sides, bool adds) {
-      add_pair_gradient<T>(
-          pairs.precision, rows, others, T(pulls ? -1 : 1), pulls, a.normalize, pairs.gallery().flag(), active,
-          data<int64_t>(order), device.stream, grad, adds, [&](const Stripe& stripe, int64_t splits, T* weight_sums) {
+    write_pair_gradient<T>(
+        pairs.precision, rows, others, T(pulls ? -1 : 1), pulls, a.normalize, pairs.gallery().flag(), active,
+        data<int64_t>(order), device.stream, grad, [&](const Stripe& stripe, int64_t splits, T* weight_sums) {
+          const auto write = [&](const PairLossProblem& of_sides, bool adds) {
+            Stripe to = stripe;
+            to.adds = adds;
             pair_loss_weights<T>(pairs.precision, sides, of_sides, ends, data<T>(factors), padded,
-                                 data<T>(ordered.bounds), a.queries(), stripe, splits, weight_sums, device.stream);
-          });
-    };
-    if (!problem.mixed()) {
-      add(problem, false);
-    } else {
-      add(problem.only(true), false);
-      add(problem.only(false), true);
-    }
+                                 data<T>(ordered.bounds), a.queries(), to, splits, weight_sums, device.stream);
+          };
+          if (!problem.mixed()) return write(problem, false);
+          write(problem.only(true), false);
+          write(problem.only(false), true);
+        });
     return grad;
   };
   const Tensor grad_emb = gradient(pairs.sides, pairs.queries, pairs.gallery(), PairEnds{true, a.self() && o.both_ends},

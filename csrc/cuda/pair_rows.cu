@@ -108,15 +108,14 @@ finish_kernel(FinishGradient<T> p, bool keeps) {
   }
   for (int64_t k = lane_index(); k < p.width; k += kWarp) {
     const T tangential = (keeps ? kept[k] : entry(k)) - radial * (static_cast<T>(x[k]) * inverse);
-    const T before = p.adds ? static_cast<T>(out[k]) : T(0);
-    out[k] = static_cast<E>(before + (p.normalize ? tangential * outer : tangential));
+    out[k] = static_cast<E>(p.normalize ? tangential * outer : tangential);
   }
 }
 
 }  // namespace
 
-void transpose_rows(Precision precision, const void* x, const RowState* state, int64_t count, int64_t width,
-                    int64_t padded, void* out, Stream stream) {
+void transpose_rows(Precision precision, Precision weighted, const void* x, const RowState* state, int64_t count,
+                    int64_t width, int64_t padded, void* out, Stream stream) {
   const auto call = [&](auto element, auto weight) {
     using E = decltype(element);
     using W = decltype(weight);
@@ -128,7 +127,7 @@ void transpose_rows(Precision precision, const void* x, const RowState* state, i
     case Precision::float64:
       return call(double(), double());
     case Precision::bfloat16:
-      return call(BFloat16(), BFloat16());
+      return weighted == Precision::bfloat16 ? call(BFloat16(), BFloat16()) : call(BFloat16(), float());
     case Precision::float16:
       return call(Half(), float());
     default:

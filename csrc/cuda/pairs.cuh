@@ -115,7 +115,7 @@ struct TileFacts {
   TileSide<T, Strips * kTile> cols;
 };
 
-// Of kernels that select, the dot products of half a tile go through shared memory to the formulae of the pairs. Quads
+// Of some kernels the dot products of half a tile go through shared memory to the formulae of the pairs. Quads
 // of lanes read rows that are 4 banks apart.
 constexpr int kHalf = kTile / 2, kScoreStride = kTile + 4;
 template <class T>
@@ -154,19 +154,16 @@ struct PairBlock {
   }
   DML_DEVICE auto chunks() const { return DenseChunks<typename PairProblem<P>::E>{0, static_cast<int>(p.a.width)}; }
 
-  // Dot products of rows half * 64.. of a strip of the tile, (64, kScoreStride); every thread calls this, and may then
-  // read.
-  DML_DEVICE const T* scores(int half, int strip = 0) {
+  // Dot products of rows half * 64.. of the tile, (64, kScoreStride); every thread calls this, and may then read.
+  DML_DEVICE const T* scores(int half) {
+    static_assert(Strips == 1);
     T* const out = reinterpret_cast<T*>(shared);
     __syncthreads();  // the other half has been read, or the stages of the product
-#pragma unroll
-    for (int s = 0; s < Strips; ++s) {
-      if (s != strip || warp_index() / 4 != half) continue;
+    if (warp_index() / 4 == half) {
 #pragma unroll
       for (int r = 0; r < kRowSlots; ++r)
 #pragma unroll
-        for (int c = 0; c < kColSlots; ++c)
-          out[tile.row(r) % kHalf * kScoreStride + tile.col(c)] = tile.at(r, s * kColSlots + c);
+        for (int c = 0; c < kColSlots; ++c) out[tile.row(r) % kHalf * kScoreStride + tile.col(c)] = tile.at(r, c);
     }
     __syncthreads();
     return out;

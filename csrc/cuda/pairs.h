@@ -98,18 +98,19 @@ struct ActiveTiles {
 };
 
 // Weights of pairs for a stripe of rows, as the product takes them, rounded: (rows, padded), padded a multiple of the
-// tile. bfloat16 rows take bfloat16 weights, float16 rows two TF32 terms of a float32 one (small weights would
-// underflow in fp16). Tiles without an active pair are never written nor read.
+// tile. bfloat16 rows take bfloat16 weights (or TF32 ones), float16 rows two TF32 terms of a float32 one (small weights
+// would underflow in fp16). Tiles without an active pair are never written nor read.
 struct Stripe {
   int64_t first, count, padded;  // first is a multiple of the tile
   Precision precision;
   void* weights;
   ActiveTiles active;
+  bool adds = false;  // a tile at a time, to what another side has left there of other pairs
 };
 
-// x^T (width, padded) in the element of the weights; rows of x that do not count are 0.
-void transpose_rows(Precision precision, const void* x, const RowState* state, int64_t count, int64_t width,
-                    int64_t padded, void* out, Stream stream);
+// x^T (width, padded) in the element of the weights; rows of x that do not count are 0. weighted: their precision.
+void transpose_rows(Precision precision, Precision weighted, const void* x, const RowState* state, int64_t count,
+                    int64_t width, int64_t padded, void* out, Stream stream);
 
 // How many times 128 columns of its product a block takes: other products than these have no registers for two.
 constexpr int strips_of(Precision precision, int64_t width) {
@@ -134,7 +135,6 @@ struct FinishGradient {
   int64_t first, count, width, rows, splits, sum_splits;
   T sign, non_finite_value;  // the gradient of a non-finite row
   bool normalize;
-  bool adds;  // to what is there
   void* out;
 };
 template <class T>

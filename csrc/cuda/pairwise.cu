@@ -13,6 +13,21 @@ DML_DEVICE bool in_pieces(const void* matrix, int64_t row_stride) {
   return row_stride % Piece<E>::kCount == 0 && reinterpret_cast<uintptr_t>(matrix) % kPieceBytes == 0;
 }
 
+// What streams through the cache, from which it should not push the weights of a stripe.
+template <class V>
+DML_DEVICE V read_through(const V* from) {
+#if defined(DML_CUDA_HOST)
+  return *from;
+#else
+  using Bits =
+      std::conditional_t<sizeof(V) == 2, unsigned short,
+                         std::conditional_t<sizeof(V) == 4, float, std::conditional_t<sizeof(V) == 8, double, float4>>>;
+  static_assert(sizeof(Bits) == sizeof(V));
+  const Bits bits = __ldcs(reinterpret_cast<const Bits*>(from));
+  return reinterpret_cast<const V&>(bits);
+#endif
+}
+
 // The products of a strip of a tile as similarities, from their registers.
 template <Product P, int Strips>
 DML_DEVICE void write_similarities(PairBlock<P, Strips>& block, int strip, typename ProductTypes<P>::Element* out) {
@@ -128,7 +143,7 @@ struct PairwiseLoss {
 
  private:
   DML_DEVICE T given(int64_t i, int64_t j) const {
-    return static_cast<T>(static_cast<const E*>(grad.values)[i * grad.row_stride + j * grad.col_stride]);
+    return static_cast<T>(read_through(static_cast<const E*>(grad.values) + i * grad.row_stride + j * grad.col_stride));
   }
   // Of a row and a thread's columns; 0 beyond the matrix.
   DML_DEVICE void gradients(const PairBlock<P>& block, int r, T (&g)[kColSlots]) const {
@@ -136,10 +151,14 @@ struct PairwiseLoss {
     const bool here = i < block.p.a.count;
     if (here && grad.col_stride == 1 && j + kColSlots <= block.p.b.count &&
         in_pieces<E>(grad.values, grad.row_stride)) {
-      E values[kColSlots];
-      load_neighbours(static_cast<const E*>(grad.values) + i * grad.row_stride + j, values);
+      const auto* const row =
+          reinterpret_cast<const Piece<E>*>(static_cast<const E*>(grad.values) + i * grad.row_stride + j);
 #pragma unroll
-      for (int c = 0; c < kColSlots; ++c) g[c] = static_cast<T>(values[c]);
+      for (int c = 0; c < kColSlots; c += Piece<E>::kCount) {
+        const Piece<E> piece = read_through(row + c / Piece<E>::kCount);
+#pragma unroll
+        for (int e = 0; e < Piece<E>::kCount; ++e) g[c + e] = static_cast<T>(piece.at[e]);
+      }
     } else {
 #pragma unroll
       for (int c = 0; c < kColSlots; ++c) g[c] = here && j + c < block.p.b.count ? given(i, j + c) : T(0);

@@ -133,6 +133,7 @@ struct PairTile {
     const int col = col_slot % kColSlots;
     return value[col_slot / kColSlots][row_slot / 2][col / 2][row_slot % 2 * 2 + col % 2];
   }
+  DML_DEVICE T at(int row_slot, int col_slot) const { return const_cast<PairTile*>(this)->at(row_slot, col_slot); }
 
   // Dot products of rows row0.. of a with rows col0.. of b over the chunks. Beyond the last row of a side it repeats:
   // what is told of those pairs is not a number of the product. All threads of the block call this with

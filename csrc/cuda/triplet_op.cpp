@@ -98,7 +98,9 @@ std::tuple<Tensor, Tensor> backward_as(const PairArguments& a, const TripletOpti
   const RowsOnDevice<T>&queries = pairs.queries, &gallery = pairs.gallery();
   const Precision precision = pairs.precision;
   const ScalarType value = compute_type(a.embeddings);
-  const ScalarType element = precision == Precision::bfloat16 ? ScalarType::BFloat16 : value;
+  // A pair has one weight for each of its ends, and its positives have large ones that cancel: where the two are
+  // rounded apart, bfloat16 would show. The triplets, not the products, take the time.
+  const Precision weighted = precision == Precision::bfloat16 ? Precision::tf32 : precision;
   const int64_t d = a.embeddings.size(1), n = on_device.gallery, padded = on_device.padded;
   const int64_t col_tiles = problem.col_tiles;
   const int64_t rows_padded = (on_device.stripe_rows + kTile - 1) / kTile * kTile;
@@ -109,18 +111,18 @@ std::tuple<Tensor, Tensor> backward_as(const PairArguments& a, const TripletOpti
   if (need_grad_ref) own_gallery.emplace(*a.ref_emb, value);
   Sums<T>& of_gallery = own_gallery ? *own_gallery : of_queries;
   const Tensor weights = empty(a.embeddings, {on_device.stripe_rows, padded}, value);
-  const Tensor by_rows = empty(a.embeddings, {on_device.stripe_rows, padded}, element);
-  const Tensor by_columns = empty(a.embeddings, {columns ? n : 0, rows_padded}, element);
-  const Tensor others = empty(a.embeddings, {d, padded}, element), own = empty(a.embeddings, {d, rows_padded}, element);
+  const Tensor by_rows = empty(a.embeddings, {on_device.stripe_rows, padded}, value);
+  const Tensor by_columns = empty(a.embeddings, {columns ? n : 0, rows_padded}, value);
+  const Tensor others = empty(a.embeddings, {d, padded}, value), own = empty(a.embeddings, {d, rows_padded}, value);
   const Tensor product = empty(a.embeddings, {std::max(on_device.stripe_rows, columns ? n : 0), d}, value);
-  transpose_rows(precision, gallery.x.const_data_ptr(), gallery.states(), n, d, padded, others.mutable_data_ptr(),
-                 stream);
+  transpose_rows(precision, weighted, gallery.x.const_data_ptr(), gallery.states(), n, d, padded,
+                 others.mutable_data_ptr(), stream);
   on_device.for_each(true, [&](const TripletStripe<T>& s) {
     triplet_weights<T>(precision, pairs.sides, problem, s, o.semihard, data<T>(grad), data<T>(weights), stream);
     const Stripe rows{s.first,
                       s.count,
                       padded,
-                      precision,
+                      weighted,
                       by_rows.mutable_data_ptr(),
                       ActiveTiles{problem.active, col_tiles, 1, false}};
     triplet_round_rows<T>(problem, s, data<T>(weights), data<T>(gallery.inverse), rows, data<T>(of_queries.weights),
@@ -132,11 +134,11 @@ std::tuple<Tensor, Tensor> backward_as(const PairArguments& a, const TripletOpti
                           : precision == Precision::bfloat16 || precision == Precision::float16 ? 2
                                                                                                 : 4;
     const int64_t here = (s.count + kTile - 1) / kTile * kTile;
-    transpose_rows(precision, static_cast<const char*>(queries.x.const_data_ptr()) + s.first * d * bytes,
+    transpose_rows(precision, weighted, static_cast<const char*>(queries.x.const_data_ptr()) + s.first * d * bytes,
                    queries.states() + s.first, s.count, d, here, own.mutable_data_ptr(), stream);
     const unsigned char* const tiles =
         problem.active == nullptr ? nullptr : problem.active + s.first / kTile * col_tiles;
-    const Stripe turned{0, n, here, precision, by_columns.mutable_data_ptr(), ActiveTiles{tiles, 1, col_tiles, false}};
+    const Stripe turned{0, n, here, weighted, by_columns.mutable_data_ptr(), ActiveTiles{tiles, 1, col_tiles, false}};
     triplet_round_columns<T>(problem, s, data<T>(weights), data<T>(queries.inverse), turned,
                              data<T>(of_gallery.weights), stream);
     weighted_rows<T>(turned, own.const_data_ptr(), d, 1, data<T>(product), stream);
@@ -150,7 +152,7 @@ std::tuple<Tensor, Tensor> backward_as(const PairArguments& a, const TripletOpti
         precision,
         FinishGradient<T>{rows.x.const_data_ptr(), rows.states(), gallery.flag(), data<T>(rows.inverse),
                           data<T>(sums.rows), data<T>(sums.weights), nullptr, 0, count, d, count, 1, 1, T(-1),
-                          std::numeric_limits<T>::quiet_NaN(), a.normalize, false, out.mutable_data_ptr()},
+                          std::numeric_limits<T>::quiet_NaN(), a.normalize, out.mutable_data_ptr()},
         stream);
     return out;
   };

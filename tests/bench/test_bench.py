@@ -246,7 +246,7 @@ def test_launches_are_not_in_the_times_of_a_gpu(monkeypatch):
     assert (taken.forward, taken.total) == (1.0, 2.0)
 
 
-@pytest.mark.parametrize("kind", ["dense", "sparse", "spread"])
+@pytest.mark.parametrize("kind", batches.SHARE)
 @pytest.mark.parametrize("rows, width, gallery", [(512, 64, 0), (1024, 128, 0), (64, 64, 1024)])
 def test_data_is_what_it_is_called(kind, rows, width, gallery):
     batch = batches.make_batch(kind, rows, width, gallery)
@@ -255,7 +255,7 @@ def test_data_is_what_it_is_called(kind, rows, width, gallery):
     assert tiles == 1 or kind == "sparse"
     assert not torch.equal(batch.labels, batch.labels.sort().values)
     assert (torch.bincount(batch.labels) == batches.PER_CLASS).all()
-    wrong = {"dense": "sparse", "sparse": "dense", "spread": "dense"}[kind]
+    wrong = "sparse" if kind in ("dense", "collapsed") else "dense"
     with pytest.raises(AssertionError, match=f"{wrong} data"):
         batches.assert_share(wrong, pairs)
 

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 
 import pytest
+import torch
 
 from bench.report import machine_code, predict
 from bench.report.tables import RESULTS
@@ -55,6 +56,18 @@ def test_shared_memory():
     opcodes = Counter({"LDS.128": 2, "STS": 1, "LDSM.16.M88.4": 1, "LDGSTS.E.BYPASS.LTC128B.128": 1, "SHFL.BFLY": 1})
     assert predict.shared_bytes(opcodes) == 32 * (2 * 16 + 4 + 16 + 16 + 4)
 
+    assert predict.turns_as_bytes(opcodes) == 6 * 128
+
+
+@pytest.mark.parametrize("strip", [1, 2, 3, 8])
+def test_rounds_of_a_warp(strip):
+    """Columns drawn for eight rows: how many of the last strip beat all before it, each in a segment of its own."""
+    drawn = torch.rand(2000, 8, strip, predict.TILE, generator=torch.Generator().manual_seed(1))
+    before = drawn[:, :, :-1].flatten(2)
+    best = before.amin(2, keepdim=True) if strip > 1 else torch.ones(2000, 8, 1)
+    better = (drawn[:, :, -1] < best).sum(2).clamp_max(predict.TILE // predict.SEGMENT)
+    assert predict.rounds(strip) == pytest.approx(float(better.amax(1).double().mean()), rel=0.05)
+
 
 def test_what_takes_longest_is_the_time():
     work = predict.Work(rest=1e9, product=1e9, rest_shared=0, product_shared=0, special=0, tensor=1e-4, memory=0)
@@ -93,6 +106,5 @@ def test_what_is_over_budget(figures, sentence):
 def test_what_is_predicted_to_miss():
     """CI asks the same of the library that it built."""
     assert predict.misses(KEPT["rows"]) == []
-    row = next(row for row in KEPT["rows"] if row["row"] not in predict.MISSED)
-    assert {row["row"] for row in KEPT["rows"]} >= predict.MISSED
+    row = KEPT["rows"][0]
     assert len(predict.misses([row | {"predicted": [row["must"] + 0.01] * 3}])) == 1

@@ -12,7 +12,9 @@ from support.contract import assert_close, assert_identical, thinned
 from support.nearest_positive import CHOICES, check_selection, distances, exact_distances, masks, match, select
 from support.pairs import tensors
 
+from dmlkernels import _backend
 from dmlkernels import functional as F
+from dmlkernels.reference.pairwise import compute_dtype
 from dmlkernels.testing import (
     INTEGER_DTYPES,
     KINDS,
@@ -109,6 +111,36 @@ def test_a_class_of_many_tiles(kernel, device, dtype, choice, data):
     index = check_selection(choice, pairs)
     if data == "tied" and choice == "nearest":
         assert int(index[0, 0]) == 700
+
+
+@pytest.mark.parametrize("choice", ["nearest", "hard_hard"])
+def test_what_products_cannot_tell_apart(kernel, device, dtype, choice):
+    """Of rows nearly as near (or far) as an earlier one the best is chosen, wherever in the gallery it lies."""
+    queries, gallery, times, gap = 40, 500, *((1, 2e2) if choice == "nearest" else (-1, 5e3))
+    pairs = make_pairs("random", queries, gallery, 24, 1, dtype, device=device)
+    x, g = pairs.embeddings, pairs.ref_emb
+    aside = x.roll(1, 0) * x.norm(dim=1, keepdim=True) / x.norm(dim=1, keepdim=True).roll(1, 0)
+    eps = torch.finfo(compute_dtype(dtype)).eps
+    g[:queries], g[-queries:] = times * x + (1e-2 + gap * eps) * aside, times * x + 1e-2 * aside
+    found = select(choice, pairs)[1][0]
+    exact = exact_distances(pairs).square()
+    first, last = exact[:, :queries].diagonal(), exact[:, -queries:].diagonal()
+    told = (first - last).abs() > 8 * eps * torch.maximum(first, last)
+    later = (last < first) == (times > 0)
+    assert bool((told & later).any())
+    expected = torch.arange(queries, device=device) + (gallery - queries) * later
+    assert torch.equal(found[told], expected[told])
+
+
+def test_near_rows_in_tf32(kernel, device, monkeypatch):
+    """Their rounded rows say nothing of which is nearer: they are compared as they are."""
+    monkeypatch.setattr(_backend, "_precision", "tf32")
+    queries, gallery = 40, 500
+    pairs = make_pairs("random", queries, gallery, 24, 1, torch.float32, device=device)
+    x, g = pairs.embeddings, pairs.ref_emb
+    g[:queries], g[-queries:] = x + 1.001e-2 * x.roll(1, 0), x + 1e-2 * x.roll(1, 0)
+    found = F.nearest_positive(x, pairs.labels, g, pairs.ref_labels).index
+    assert found.tolist() == list(range(gallery - queries, gallery))
 
 
 @pytest.mark.parametrize("extra", ["ids", "ignore_index"])

@@ -11,11 +11,11 @@ from support.pairs import tensors
 from support.triplet import OPTIONS, by_hand, draw, found, loss, match
 
 import dmlkernels
-from dmlkernels import _checks, losses
+from dmlkernels import _checks, losses, use_backend
 from dmlkernels._contract import TILE
 from dmlkernels.reference.pairwise import distance
 from dmlkernels.reference.pairwise import rows as unit_rows
-from dmlkernels.testing import Pairs, evaluate, make_pairs
+from dmlkernels.testing import Pairs, evaluate, make_pairs, noise_like
 
 # Values and gradients.
 
@@ -54,6 +54,18 @@ def test_brute_force(backend, device, name, n, extra):
 def test_every_dtype(kernel, device, dtype, name, n):
     options = OPTIONS[name]
     match(draw("random", 60, n, 12, options, classes=14, dtype=dtype, seed=1, device=device), options, max_quiet=0.2)
+
+
+def test_weights_are_finer_than_rows_of_16_bits(kernel, device):
+    """The large pulls of few positives cancel: bfloat16 weights would show beside the rounding of the gradient."""
+    pairs = make_pairs("random", 60, None, 12, 14, torch.bfloat16, seed=1, device=device)
+    function = loss(pairs, **OPTIONS["all_soft"])
+    incoming = noise_like(pairs.labels.double(), 2)
+    with use_backend("reference"):
+        (true,) = evaluate(function, [pairs.embeddings.double()], incoming).grads
+    (got,) = evaluate(function, [pairs.embeddings], incoming.float()).grads
+    stored = (true.bfloat16().double() - true).norm()
+    assert float((got.double() - true).norm()) < 1.2 * float(stored)
 
 
 @pytest.mark.parametrize(

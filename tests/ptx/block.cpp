@@ -36,9 +36,11 @@ void check(const Launch& launch) {
 
 }  // namespace
 
-void run(const Launch& launch) {
+uint64_t run(const Launch& launch) {
   check(launch);
-  Block(launch).run_grid();
+  Block block(launch);
+  block.run_grid();
+  return block.instructions();
 }
 
 Block::Block(const Launch& launch)
@@ -61,6 +63,11 @@ void Block::run_grid() {
               static_cast<unsigned>(row / grid[1])};
     run_block();
   }
+}
+
+uint64_t Block::instructions() const {
+  return std::accumulate(warps_.begin(), warps_.end(), uint64_t{0},
+                         [](uint64_t sum, const auto& warp) { return sum + warp->instructions(); });
 }
 
 void Block::run_block() {

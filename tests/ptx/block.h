@@ -31,13 +31,15 @@ struct Launch {
   TensorCores tensor_cores;
 };
 
-void run(const Launch& launch);
+// How many instructions its threads have executed.
+uint64_t run(const Launch& launch);
 
 class Block {
  public:
   explicit Block(const Launch& launch);
 
   void run_grid();
+  uint64_t instructions() const;
 
   const Launch& launch() const { return launch_; }
   const Three& index() const { return index_; }

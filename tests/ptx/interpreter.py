@@ -32,6 +32,7 @@ def library() -> ctypes.CDLL:
         ("parameters", number, [pointer, text, pointer, pointer, number]),
         ("launch", number, [pointer, text, pointer, pointer, ctypes.c_size_t, pointer, ctypes.c_size_t]),
         ("launches", number, [pointer, text]),
+        ("instructions", ctypes.c_int64, [pointer, text]),
         ("seed", None, [ctypes.c_uint64]),
         ("tensor_cores", None, [number, number]),
         ("add_memory", None, [pointer, ctypes.c_size_t]),
@@ -89,6 +90,10 @@ class Module:
     def launches(self, entry: str) -> int:
         """How often an entry has been launched."""
         return _checked(library().dmlkernels_ptx_launches(self.handle, entry.encode()), -1)
+
+    def instructions(self, entry: str) -> int:
+        """How many its threads have executed, over all launches."""
+        return _checked(library().dmlkernels_ptx_instructions(self.handle, entry.encode()), -1)
 
 
 @functools.cache

@@ -42,8 +42,9 @@ TensorCores chosen_tensor_cores() {
 
 void launch(Module& module, const std::string& entry, Three grid, Three block, size_t dynamic_shared,
             std::vector<unsigned char> parameters) {
-  ++module.launches(entry);
-  run(Launch{module.program(entry), grid, block, dynamic_shared, std::move(parameters), seed, chosen_tensor_cores()});
+  ++module.tally(entry).launches;
+  module.tally(entry).instructions += run(
+      Launch{module.program(entry), grid, block, dynamic_shared, std::move(parameters), seed, chosen_tensor_cores()});
 }
 
 std::vector<unsigned char> parameters_of(const Program& program, const cuda_host::Launch& launch) {
@@ -106,7 +107,11 @@ int dmlkernels_ptx_launch(ptx::Module* module, const char* entry, const unsigned
 }
 
 int dmlkernels_ptx_launches(ptx::Module* module, const char* entry) {
-  return ptx::guarded(-1, [&] { return static_cast<int>(module->launches(entry)); });
+  return ptx::guarded(-1, [&] { return static_cast<int>(module->tally(entry).launches); });
+}
+
+int64_t dmlkernels_ptx_instructions(ptx::Module* module, const char* entry) {
+  return ptx::guarded(int64_t{-1}, [&] { return static_cast<int64_t>(module->tally(entry).instructions); });
 }
 
 void dmlkernels_ptx_seed(uint64_t seed) { ptx::seed = seed; }
@@ -137,6 +142,6 @@ bool dmlkernels_ptx_run_kernel(const cuda_host::Launch& launch) {
 
 bool dmlkernels_ptx_count_kernel(const cuda_host::Launch& launch) {
   const ptx::Bound kernel = ptx::bound(launch.kernel);
-  ++kernel.module->launches(kernel.entry);
+  ++kernel.module->tally(kernel.entry).launches;
   return false;
 }

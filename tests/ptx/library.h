@@ -28,6 +28,8 @@ DML_PTX_API int dmlkernels_ptx_launch(ptx::Module* module, const char* entry, co
                                       size_t parameter_bytes);
 // How often an entry has been launched.
 DML_PTX_API int dmlkernels_ptx_launches(ptx::Module* module, const char* entry);
+// The instructions that its threads have executed.
+DML_PTX_API int64_t dmlkernels_ptx_instructions(ptx::Module* module, const char* entry);
 
 // Of every launch from now on: the order of warps and blocks, and how tensor cores add (see TensorCores).
 DML_PTX_API void dmlkernels_ptx_seed(uint64_t seed);

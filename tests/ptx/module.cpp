@@ -75,7 +75,7 @@ Module::Entry& Module::entry(const std::string& name) {
   return found->second;
 }
 
-std::atomic<uint64_t>& Module::launches(const std::string& name) { return entry(name).launches; }
+Module::Tally& Module::tally(const std::string& name) { return entry(name).tally; }
 
 const Program& Module::program(const std::string& name) {
   Entry& asked = entry(name);

@@ -19,15 +19,18 @@ class Module {
 
   std::vector<std::string> entries() const;
   const Program& program(const std::string& entry);
-  // How often an entry has been launched; the launches count themselves.
-  std::atomic<uint64_t>& launches(const std::string& entry);
+  // Of an entry, as the launches themselves count it: how often it was launched, and the instructions of its threads.
+  struct Tally {
+    std::atomic<uint64_t> launches{0}, instructions{0};
+  };
+  Tally& tally(const std::string& entry);
 
  private:
   struct Entry {
     std::string_view head, body;
     int line = 0;
     std::unique_ptr<Program> program;
-    std::atomic<uint64_t> launches{0};
+    Tally tally;
   };
   struct Shared {
     size_t align = 1, bytes = 0;

@@ -15,6 +15,7 @@ from support.contract import assert_identical
 from bench.report import resources
 from bench.report.tables import RESULTS, read_json
 from dmlkernels import _backend, set_float32_precision, use_backend
+from dmlkernels import functional as F
 from dmlkernels.testing import assert_matches, make_pairs
 
 # One of each kind of kernels, in the dtype and precision of the products that differ most from one to the next.
@@ -101,6 +102,23 @@ def test_every_kernel_is_launched_by_a_call():
     kernels = {name.partition("<")[0] for name in resources.plain(launched).values()}
     for way in ("host", "ptx"):  # as docs/gpu-status.md has them
         assert kernels == set(read_json(RESULTS / "executed.json")[way]["cuda"])
+
+
+def test_a_selection_looks_at_few_pairs():
+    """Each row at its own: of four strips of a gallery in no particular order, at little more than the first one's."""
+    x = torch.randn(128, 16, generator=torch.Generator().manual_seed(1)).bfloat16()
+    g = torch.randn(512, 16, generator=torch.Generator().manual_seed(2)).bfloat16()
+    labels = torch.zeros(512, dtype=torch.int64)
+    module = backend.modules()["nearest_positive"]
+    entries = [entry for entry in module.entries if "select_kernel" in entry]
+
+    def instructions(gallery: int) -> int:
+        before = sum(map(module.instructions, entries))
+        with use_backend("cuda-ptx"), backend.interpreted():
+            F.nearest_positive(x, labels[:128], g[:gallery], labels[:gallery])
+        return sum(map(module.instructions, entries)) - before
+
+    assert instructions(512) < 2 * instructions(128)
 
 
 @pytest.mark.full

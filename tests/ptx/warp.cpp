@@ -150,6 +150,7 @@ void Warp::run(int quantum) {
         active &= instruction.negated ? ~guard : guard;
       }
       next_ = at_ + 1;
+      instructions_ += static_cast<unsigned>(__builtin_popcount(active));
       if (active != 0) instruction.run(*this, instruction, active);
       if (!regroup_) at_ = next_;
     }

@@ -34,6 +34,7 @@ class Warp {
   void start(unsigned index, Mask lanes);
   // Carries out so many instructions, or fewer where the warp ends or comes to a barrier.
   void run(int quantum);
+  uint64_t instructions() const { return instructions_; }  // of all its lanes so far
   bool runnable() const { return live_ != 0 && !at_barrier_; }
   Mask live() const { return live_; }
   Mask lanes() const { return lanes_; }
@@ -80,6 +81,7 @@ class Warp {
   bool at_barrier_ = false, regroup_ = false;
   uint32_t at_ = 0, next_ = 0;
   unsigned index_ = 0;
+  uint64_t instructions_ = 0;
   Extent last_;  // that an address lay in
 
   // Calls back with an unsigned number of a register's size.
