@@ -168,7 +168,12 @@ FAULTS = [
     Fault("csrc/cuda/nearest_positive.cu", "max(limit, other)", "min(limit, other)", NEAREST),
     Fault("csrc/cuda/nearest_positive.cu", "T(2 * kNear)", "T(0)", NEAREST),
     Fault("csrc/cuda/nearest_positive.cu", "T(8) * contest.share", "T(0)", NEAREST),
-    Fault("csrc/cuda/candidates.cuh", "sign * squared - block", "squared - block", NEAREST),
+    Fault(
+        "csrc/cuda/candidates.cuh",
+        "sign * squared - block.facts.rows.norm[row] * of_norm",
+        "squared - block.facts.rows.norm[row] * of_norm",
+        NEAREST,
+    ),
     Fault("csrc/cuda/candidates.cuh", "0x01010101u", "0x00010101u", NEAREST),
     Fault("csrc/cuda/candidates.cuh", "found |= 1u << r", "found |= r == 5 ? 0u : 1u << r", NEAREST),
     Fault("csrc/cuda/contest.cuh", "beyond_positive(exact(i, j), exact(i, to))", "true", TIES),
