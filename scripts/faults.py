@@ -149,7 +149,7 @@ FAULTS = [
     Fault(
         "csrc/cuda/pair_values.cuh",
         "upper && PairTile<P>::row(r) >= col",
-        "upper && PairTile<P>::row(r) > col",
+        "upper && PairTile<P>::row(r) > col + 1",
         PAIR_LOSS,
     ),
     Fault("csrc/cuda/pair_values.cuh", "rows.full && cols.full", "rows.full", PAIR_LOSS),
@@ -165,7 +165,6 @@ FAULTS = [
     Fault("csrc/cuda/pair_rows.cu", "radial * (static_cast<T>(x[k]) * inverse)", "T(0)", PAIRWISE),
     Fault("csrc/cuda/pair_rows.cu", "p.sign * sum", "sum", PAIRWISE),
     Fault("csrc/cuda/nearest_positive.cu", "bits < 4", "bits < 2", NEAREST),
-    Fault("csrc/cuda/nearest_positive.cu", "max(limit, other)", "min(limit, other)", NEAREST),
     Fault("csrc/cuda/nearest_positive.cu", "T(2 * kNear)", "T(0)", NEAREST),
     Fault("csrc/cuda/nearest_positive.cu", "T(8) * contest.share", "T(0)", NEAREST),
     Fault(

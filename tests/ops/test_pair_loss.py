@@ -148,6 +148,15 @@ def test_gradients_of_the_reference(kernel, device, name, n):
     assert_matches(differentiable(Case(pairs, options, bounds, {})), tensors(pairs), scale=200.0, exponent=steep)
 
 
+@pytest.mark.parametrize("normalize", [True, False])
+def test_sides_of_two_terms(kernel, device, normalize):
+    """Which a kernel computes one after the other: what the second one finds is what the first one left."""
+    for dtype, n in ((torch.float32, None), (torch.bfloat16, 70)):
+        pairs = make_pairs("random", 140, n, 9, 12, dtype, normalize=normalize, avoid=[0.5], device=device)
+        case = Case(pairs, OPTIONS["hinge_and_exp"], None, {"normalize": normalize})
+        assert_matches(differentiable(case), tensors(pairs), scale=200.0, exponent=200.0, normalize=normalize)
+
+
 @pytest.mark.parametrize("name", ["contrastive", "softmax"])
 def test_nothing_is_above_a_bound_that_is_nan(backend, device, name):
     """A loss that must be NaN then has it from the bound itself."""
@@ -190,9 +199,11 @@ PLAIN = (
 
 
 @pytest.mark.parametrize("deterministic", [False, True], ids=["mirrored", "by_rows"])
-@pytest.mark.parametrize("data", thinned(["unit", "with_zeros", "unnormalized", "exactly_unit", "near"], "unit"))
-@pytest.mark.parametrize("name", thinned(PLAIN, "ranked"))
-@pytest.mark.parametrize("dtype", thinned([torch.float32, torch.bfloat16, torch.float16], torch.float32), ids=str)
+@pytest.mark.parametrize("data", ["unit", "with_zeros", "unnormalized", "exactly_unit", "near"])
+@pytest.mark.parametrize("name", thinned(PLAIN, "ranked", "lifted", "nca", "contrastive"))
+@pytest.mark.parametrize(
+    "dtype", thinned([torch.float32, torch.bfloat16, torch.float16], torch.float32, torch.float16), ids=str
+)
 def test_tiles_of_negatives(kernel, device, dtype, name, data, deterministic):
     """Of which only totals are asked for: a kernel may add up a pair's part in the row of either end."""
     if (name, data) == ("circle", "unnormalized"):
