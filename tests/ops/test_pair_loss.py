@@ -235,6 +235,11 @@ def test_tiles_of_negatives(kernel, device, dtype, name, data, deterministic):
         assert_matches(function, [x], scale=400.0, exponent=200.0, normalize=normalize, pull=pull, max_quiet=1.0)
 
 
+def test_norms_that_are_not_one(kernel, device):
+    """Of rows of 16 bits those that are 1 need not be read."""
+    test_tiles_of_negatives(kernel, device, torch.float16, "contrastive", "unnormalized", True)
+
+
 @pytest.mark.parametrize("m, n, d", thinned([(140, None, 129), (130, 300, 300), (260, None, 256)], (140, None, 129)))
 @pytest.mark.parametrize("dtype", thinned([torch.float32, torch.bfloat16, torch.float16], torch.bfloat16), ids=str)
 def test_wide_rows(kernel, device, dtype, m, n, d):
