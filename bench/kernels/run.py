@@ -161,6 +161,7 @@ def described(case: Case, contenders: dict[str, dict]) -> dict:
         "rows": case.rows,
         "columns": case.columns if operation.pairs else None,
         "width": case.width,
+        "classes": case.classes or None,
         "numbers": case.numbers,
         "active_pairs": None,
         "active_tiles": None,

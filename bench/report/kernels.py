@@ -16,7 +16,7 @@ NAMES = {
     "logdet": "eager `torch.logdet`",
     "product": "one torch.mm (`t_gemm`)",
 }
-KINDS = {"dense": "dense", "sparse": "sparse", "spread": "sparse, no tile empty"}
+KINDS = {"dense": "dense", "sparse": "sparse", "spread": "sparse, no tile empty", "collapsed": "collapsed"}
 
 
 def _digits(value: float) -> str:
@@ -107,6 +107,8 @@ def _lines(row: dict, count: int) -> list[str]:
     sizes = [row[name] for name in ("rows", "columns", "width") if row[name] is not None]
     numbers = f", {row['numbers']}" if row.get("numbers") else ""
     lines = [row["operation"] + numbers, " × ".join(map(str, sizes))]
+    if classes := row.get("classes"):
+        lines[1] += f", {classes} {'class' if classes == 1 else 'classes'}"
     if row["active_pairs"] is not None:
         pairs, tiles = _percent(row["active_pairs"]), _percent(row["active_tiles"])
         lines[1] += f", {KINDS[row['kind']]}"

@@ -246,6 +246,14 @@ def test_launches_are_not_in_the_times_of_a_gpu(monkeypatch):
     assert (taken.forward, taken.total) == (1.0, 2.0)
 
 
+def test_what_a_row_is_about():
+    """Every kind of data has its words, and who names a number of classes is told apart."""
+    assert set(table.KINDS) == set(batches.SHARE)
+    case = cases.Case("two", "ranked_list", "collapsed", 512, 16, classes=2)
+    row = run.described(case, {}) | {"active_pairs": 0.5, "active_tiles": 1.0}
+    assert table._lines(row, 3)[1] == "512 × 512 × 16, 2 classes, collapsed"
+
+
 @pytest.mark.parametrize("kind", batches.SHARE)
 @pytest.mark.parametrize("rows, width, gallery", [(512, 64, 0), (1024, 128, 0), (64, 64, 1024)])
 def test_data_is_what_it_is_called(kind, rows, width, gallery):
