@@ -193,6 +193,8 @@ def start(step: Step, unit: Unit, results: Results) -> Running:
             stderr=subprocess.STDOUT,
             env=os.environ | step.environment,
             start_new_session=True,  # a group of its own, to be ended with its children
+            # A shell leaves interrupts ignored for what it runs in the background, and the children of that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
     return Running(unit, process, time.monotonic())
 

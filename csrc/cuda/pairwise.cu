@@ -2,6 +2,7 @@
 
 #include "cuda/pair_engine.cuh"
 #include "cuda/pairwise.h"
+#include "cuda/read_through.cuh"
 #include "cuda/tile_slots.cuh"
 
 namespace dml {
@@ -11,21 +12,6 @@ namespace {
 template <class E>
 DML_DEVICE bool in_pieces(const void* matrix, int64_t row_stride) {
   return row_stride % Piece<E>::kCount == 0 && reinterpret_cast<uintptr_t>(matrix) % kPieceBytes == 0;
-}
-
-// What streams through the cache, from which it should not push the weights of a stripe.
-template <class V>
-DML_DEVICE V read_through(const V* from) {
-#if defined(DML_CUDA_HOST)
-  return *from;
-#else
-  using Bits =
-      std::conditional_t<sizeof(V) == 2, unsigned short,
-                         std::conditional_t<sizeof(V) == 4, float, std::conditional_t<sizeof(V) == 8, double, float4>>>;
-  static_assert(sizeof(Bits) == sizeof(V));
-  const Bits bits = __ldcs(reinterpret_cast<const Bits*>(from));
-  return reinterpret_cast<const V&>(bits);
-#endif
 }
 
 // The products of a strip of a tile as similarities, from their registers.

@@ -39,6 +39,7 @@ def test_one_way_to_launch_and_to_share_memory():
 def test_assembly_has_its_twin_on_the_host():
     assembly = {"mma.cuh", "async.cuh", "approximate.cuh"}
     assert users(r"\basm\b|__cvta_generic") <= assembly
+    assembly |= {"read_through.cuh"}
     # And what these call a large batch or workspace is smaller there, so that tests of few rows see both.
     smaller = {"pair_loss_op.cpp", "distance_weighted_op.cpp", "triplet_op.cpp"}
     assert users(r"DML_CUDA_HOST") <= smaller | assembly | {"launch.cuh", "launcher.h"}
