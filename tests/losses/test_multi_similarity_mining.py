@@ -41,7 +41,7 @@ def test_extremes(backend, device, scale, lowest):
 
 def test_a_negative_as_near_as_the_positive_is_not_mined(backend, device):
     """Its similarity is the number that the margin begins at, to the last bit."""
-    x = torch.tensor([[1.0, 0.0], [1.0, 2.0], [1.0, 2.0]], device=device)
+    x = torch.tensor([[1.0, 1, 3, 7, 14], [14, 7, 3, 1, 1], [14, 7, 3, 1, 1]], device=device)  # of length 16: exact
     labels = torch.tensor([0, 0, 1], device=device)
     inputs = _checks.pair_inputs("test", x, labels)
     below, above = losses.MultiSimilarityLoss().bounds(Pairs("test", inputs, "all"), epsilon=0.0)
