@@ -177,9 +177,8 @@ def rates_and_gradients(arguments: tuple, constants: dict, slots: int, largest_s
     need_grad, d = constants.pop("NEED_GRAD"), constants["D"]
     work = torch.empty(2, m, d, dtype=rates.dtype, device=x.device)
     blocks = triton.cdiv(largest_side, BLOCK)
-    others_stages = (
-        2 if work.dtype == torch.float64 else 1
-    )  # a second one spills float32 on sm_120, none float64 on sm_80
+    # Of _others a second stage spills float32 on sm_120, and no second one float64 on sm_80.
+    others_stages = 2 if work.dtype == torch.float64 else 1
     launch(_gram, (slots, blocks))(x, scale, order, begin, end, work[0], m, gain, **constants)
     for step in range(blocks):
         spaces = (begin, end, work[step % 2], work[(step + 1) % 2])

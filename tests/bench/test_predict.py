@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 import torch
 
-from bench.report import machine_code, predict
+from bench.report import kernel_counts, machine_code, predict
 from bench.report.tables import RESULTS
 
 # A loop of two rounds inside another, a rare branch with a loop of its own, and the end.
@@ -54,19 +54,19 @@ def test_a_way_around_leaves_out_what_it_need_not_pass(kernel):
 
 def test_shared_memory():
     opcodes = Counter({"LDS.128": 2, "STS": 1, "LDSM.16.M88.4": 1, "LDGSTS.E.BYPASS.LTC128B.128": 1, "SHFL.BFLY": 1})
-    assert predict.shared_bytes(opcodes) == 32 * (2 * 16 + 4 + 16 + 16 + 4)
+    assert kernel_counts.shared_bytes(opcodes) == 32 * (2 * 16 + 4 + 16 + 16 + 4)
 
-    assert predict.turns_as_bytes(opcodes) == 6 * 128
+    assert kernel_counts.turns_as_bytes(opcodes) == 6 * 128
 
 
 @pytest.mark.parametrize("strip", [1, 2, 3, 8])
 def test_rounds_of_a_warp(strip):
     """Columns drawn for eight rows: how many of the last strip beat all before it, each in a segment of its own."""
-    drawn = torch.rand(2000, 8, strip, predict.TILE, generator=torch.Generator().manual_seed(1))
+    drawn = torch.rand(2000, 8, strip, kernel_counts.TILE, generator=torch.Generator().manual_seed(1))
     before = drawn[:, :, :-1].flatten(2)
     best = before.amin(2, keepdim=True) if strip > 1 else torch.ones(2000, 8, 1)
-    better = (drawn[:, :, -1] < best).sum(2).clamp_max(predict.TILE // predict.SEGMENT)
-    assert predict.rounds(strip) == pytest.approx(float(better.amax(1).double().mean()), rel=0.05)
+    better = (drawn[:, :, -1] < best).sum(2).clamp_max(kernel_counts.TILE // kernel_counts.SEGMENT)
+    assert kernel_counts.rounds(strip) == pytest.approx(float(better.amax(1).double().mean()), rel=0.05)
 
 
 def test_what_takes_longest_is_the_time():
@@ -83,9 +83,9 @@ KEPT = json.loads((RESULTS / "predicted.json").read_text(encoding="utf-8"))
 def test_budgets():
     """Of the machine code that was counted; CI counts again in the library that it built."""
     assert predict.over_budget(KEPT["kernels"]) == []
-    for spec in predict.SPECS.values():
+    for spec in kernel_counts.SPECS.values():
         for product in spec.products:
-            pattern = spec.pattern.format(predict.PRODUCTS[product])
+            pattern = spec.pattern.format(kernel_counts.PRODUCTS[product])
             assert any(re.match(pattern, name) for name in KEPT["kernels"])
 
 
